@@ -1,0 +1,1 @@
+//! Virtual disks: formats, chains and the I/O beneath them.

@@ -1,0 +1,3 @@
+//! Tests that every engine must pass, written against the traits only.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! The `omnivisor` program.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

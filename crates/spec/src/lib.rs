@@ -1,0 +1,3 @@
+//! VmSpec, the neutral description of one virtual machine, and its readers.
+
+#![forbid(unsafe_code)]
