@@ -1,0 +1,1 @@
+//! The keyboard controller, as far as it resets the machine.

@@ -1,0 +1,1 @@
+//! Token buckets that limit bytes and operations per second.

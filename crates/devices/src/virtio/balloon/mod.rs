@@ -1,0 +1,1 @@
+//! Memory given back to the host (VIRTIO 1.2 section 5.5).

@@ -1,0 +1,1 @@
+//! Disks (VIRTIO 1.2 section 5.2).

@@ -1,0 +1,1 @@
+//! Consoles (VIRTIO 1.2 section 5.3).

@@ -1,0 +1,1 @@
+//! Network cards (VIRTIO 1.2 section 5.1).

@@ -1,0 +1,1 @@
+//! Entropy (VIRTIO 1.2 section 5.4).

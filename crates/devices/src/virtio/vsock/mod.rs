@@ -1,0 +1,1 @@
+//! Sockets between guest and host (VIRTIO 1.2 section 5.10).
