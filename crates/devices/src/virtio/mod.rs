@@ -10,7 +10,10 @@ pub mod net;
 pub mod rng;
 pub mod vsock;
 
+#[cfg(test)]
+pub(crate) mod hostile;
 mod queue;
+pub(crate) mod serve;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -153,6 +153,12 @@ impl TestDriver {
         head
     }
 
+    /// Claims more available chains in queue `index` than it has places.
+    pub(crate) fn break_ring(&mut self, index: usize) {
+        let ring = self.queues[index].base + 0x1000;
+        self.memory.write_obj(QUEUE_SIZE + 1, GuestAddress(ring + 2)).unwrap();
+    }
+
     /// Rings the doorbell of queue `index`.
     pub(crate) fn kick(&self, index: usize) {
         self.queues[index].queue.ring();

@@ -1,0 +1,115 @@
+//! Serving queues from an event loop, as most devices do.
+
+use std::sync::Arc;
+
+use engine::GuestMemory;
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+
+use super::{DeviceSignal, VirtQueue};
+use crate::{EventHandler, EventLoopHandle, Registration, Result};
+
+/// Chains served in one go; what remains is looked at after the other descriptors of the loop.
+const BATCH: usize = 256;
+
+/// What became of a chain.
+pub(crate) enum Outcome {
+    /// It was used and so many bytes were written to it.
+    Used(u32),
+    /// It cannot be served now and stays in the queue.
+    Later,
+}
+
+/// Calls `handler` with the index of each queue whose doorbell rings, and rings each once, since the driver
+/// may have filled the queues before.
+pub(crate) fn watch_doorbells(
+    events: &EventLoopHandle,
+    queues: &[Option<Arc<VirtQueue>>],
+    handler: &Arc<dyn EventHandler>,
+) -> Result<Vec<Registration>> {
+    let watches = queues
+        .iter()
+        .enumerate()
+        .filter_map(|(index, queue)| Some((index as u64, queue.as_ref()?)))
+        .map(|(index, queue)| events.watch_event(queue.doorbell(), index, Arc::clone(handler)))
+        .collect::<Result<Vec<_>>>()?;
+    queues.iter().flatten().for_each(|queue| queue.ring());
+    Ok(watches)
+}
+
+/// Ends `watches`; on return none of their handlers is being called any more.
+pub(crate) fn unwatch(events: &EventLoopHandle, watches: Vec<Registration>) {
+    if !watches.is_empty() {
+        drop(watches);
+        events.barrier();
+    }
+}
+
+/// Hands each available chain of `queue` to `each` until it says [`Outcome::Later`], and tells the driver
+/// of what was used. A queue that breaks the rules makes the device need a reset.
+pub(crate) fn serve<'m>(
+    queue: &VirtQueue,
+    memory: &'m GuestMemory,
+    signal: &dyn DeviceSignal,
+    each: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Outcome,
+) {
+    let mut rings = queue.lock();
+    let mut batch = Batch { used: 0, full: false };
+    let served = batch.run(&mut rings, memory, each);
+    if batch.used > 0 {
+        queue.notify_driver(&mut rings, memory);
+    }
+    drop(rings);
+    if batch.full {
+        queue.ring();
+    }
+    if let Err(error) = served {
+        tracing::debug!(queue = queue.index(), %error, "the driver broke a virtqueue");
+        signal.needs_reset();
+    }
+}
+
+struct Batch {
+    used: usize,
+    full: bool,
+}
+
+impl Batch {
+    fn run<'m>(
+        &mut self,
+        rings: &mut Queue,
+        memory: &'m GuestMemory,
+        mut each: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Outcome,
+    ) -> std::result::Result<(), QueueError> {
+        loop {
+            let before = self.used;
+            rings.disable_notification(memory)?;
+            // Not one iterator for all: the ring is asked anew, so that what comes meanwhile is served.
+            while let Some(chain) = rings.iter(memory)?.next() {
+                if self.used == BATCH {
+                    self.full = true;
+                    rings.go_to_previous_position();
+                    return Ok(());
+                }
+                let head = chain.head_index();
+                match each(chain) {
+                    Outcome::Used(written) => rings.add_used(memory, head, written)?,
+                    Outcome::Later => {
+                        rings.go_to_previous_position();
+                        rings.enable_notification(memory)?;
+                        return Ok(());
+                    }
+                }
+                self.used += 1;
+            }
+            if !rings.enable_notification(memory)? {
+                return Ok(());
+            }
+            // Something is available and yet nothing could be taken.
+            if self.used == before && rings.iter(memory)?.next().is_none() {
+                return Err(QueueError::InvalidAvailRingIndex);
+            } else if self.used == before {
+                rings.go_to_previous_position();
+            }
+        }
+    }
+}
