@@ -30,3 +30,9 @@ pub trait MsiVector: Interrupt {
     /// The message to deliver from now on; `None` while the vector is masked.
     fn configure(&self, message: Option<MsiMessage>);
 }
+
+/// A level-triggered line, such as ACPI's SCI: it interrupts for as long as it is high.
+pub trait InterruptLine: Send + Sync {
+    /// Drives the line. Never blocks; setting the level that it has changes nothing.
+    fn set_level(&self, high: bool);
+}

@@ -18,5 +18,5 @@ pub mod serial;
 pub mod virtio;
 
 pub use event_loop::{EventHandler, EventLoop, EventLoopHandle, Interest, Registration};
-pub use interrupt::{Interrupt, MsiController, MsiVector};
+pub use interrupt::{Interrupt, InterruptLine, MsiController, MsiVector};
 pub use lifecycle::{Device, Error, Registers, Result, State};
