@@ -1,1 +1,117 @@
 //! Virtual disks: formats, chains and the I/O beneath them.
+//!
+//! A [`Disk`] is bytes that a guest reads and writes by offset, whatever the format and however many
+//! files it lies in. What only some disks can do is a capability that is asked for, such as
+//! [`Disk::direct_file`].
+//!
+//! # Formats
+//!
+//! Only [`RawDisk`] exists so far. A raw disk is never looked into: its first bytes are the guest's,
+//! which could write another format's header there and name any file of the host as its parent. So the
+//! format of a disk is stated or found out once, when the disk is taken into a virtual machine, and
+//! remembered with it; it is never found out anew from bytes that a guest has written.
+
+#![deny(unsafe_code)]
+
+mod error;
+mod extent;
+mod raw;
+#[allow(unsafe_code)]
+mod sys;
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+pub use error::{Error, Holder, Result};
+pub use extent::{Content, Extent, Extents, Location};
+pub use raw::{OpenOptions, RawDisk};
+
+/// Bytes in a sector, the unit of a disk's length.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// A virtual disk, shared by threads.
+///
+/// Offsets and lengths are in bytes of the guest's view. A range that passes the end is
+/// [`Error::OutOfRange`] and nothing of it is done. Concurrent calls are allowed; what overlapping ones
+/// leave behind is one or the other in each sector.
+pub trait Disk: Send + Sync {
+    /// Its length, a multiple of [`SECTOR_SIZE`]. It does not change.
+    fn len(&self) -> u64;
+
+    /// It has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every change is refused with [`Error::ReadOnly`].
+    fn is_read_only(&self) -> bool;
+
+    /// Fills `buffer` from `offset`.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes all of `buffer` at `offset`. It may be lost until the next [`flush`](Disk::flush).
+    fn write_at(&self, buffer: &[u8], offset: u64) -> Result<()>;
+
+    /// Returns when everything written so far would survive a loss of power.
+    fn flush(&self) -> Result<()>;
+
+    /// The guest does not need the bytes of `range` any more: what they read as afterwards is either
+    /// what they were or zeroes. A disk that cannot give back space does nothing.
+    fn discard(&self, range: Range<u64>) -> Result<()>;
+
+    /// Makes `range` read as zeroes; gives back its space where possible if `unmap`, and keeps it
+    /// reserved otherwise.
+    fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> Result<()>;
+
+    /// What lies at the start of `range`: an extent that begins there, is not empty unless `range` is,
+    /// and does not pass its end. [`Extents`] walks over a whole range.
+    fn map(&self, range: Range<u64>) -> Result<Extent<'_>>;
+
+    /// Block sizes that suit it.
+    fn geometry(&self) -> Geometry {
+        Geometry::default()
+    }
+
+    /// Capability: the whole disk lies unchanged in one file.
+    fn direct_file(&self) -> Option<&dyn DirectFile> {
+        None
+    }
+}
+
+/// A disk whose every guest offset is the same offset of one file, so that a device may let the
+/// kernel move data between that file and guest memory.
+///
+/// Whoever uses the file answers for what [`Disk`] promises: ranges within its length, and no change to
+/// a read-only disk.
+pub trait DirectFile: Send + Sync {
+    /// The file, opened for writing unless the disk is read-only.
+    fn file(&self) -> BorrowedFd<'_>;
+
+    /// What addresses of buffers must be multiples of: 1 but for O_DIRECT. A power of two.
+    fn memory_alignment(&self) -> u32;
+
+    /// What offsets and lengths must be multiples of: 1 but for O_DIRECT. A power of two. Requests that
+    /// are not go through [`Disk`].
+    fn offset_alignment(&self) -> u32;
+
+    /// `fallocate` punches holes into the file, and that is all that discarding takes.
+    fn punches_holes(&self) -> bool;
+}
+
+/// Block sizes in bytes, all powers of two, each at least the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Smallest unit that can be addressed.
+    pub logical_block: u32,
+    /// Smallest unit that can be written without reading first.
+    pub physical_block: u32,
+    /// Unit in which space is given back.
+    pub discard_granularity: u32,
+}
+
+impl Default for Geometry {
+    fn default() -> Self {
+        let sector = SECTOR_SIZE as u32;
+        Self { logical_block: sector, physical_block: sector, discard_granularity: sector }
+    }
+}

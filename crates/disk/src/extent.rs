@@ -1,0 +1,64 @@
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use crate::{Disk, Result};
+
+/// A part of a disk whose bytes are all of one kind.
+#[derive(Clone, Debug)]
+pub struct Extent<'a> {
+    /// Where it lies, in bytes of the guest's view.
+    pub range: Range<u64>,
+    /// What it holds.
+    pub content: Content<'a>,
+}
+
+/// What an extent holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// Bytes that must be read to be known; where they lie, unless they are compressed or otherwise
+    /// not the guest's bytes one by one.
+    Data(Option<Location<'a>>),
+    /// Zeroes, although this layer says so itself or keeps space for them.
+    Zero,
+    /// Nothing is stored in this layer: what its parent has, or zeroes without a parent.
+    Hole,
+}
+
+/// Where an extent's bytes lie on the host, one by one.
+#[derive(Clone, Copy, Debug)]
+pub struct Location<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Offset of the extent's first byte in it.
+    pub offset: u64,
+}
+
+/// Walks over the extents of a range; ends after an error.
+pub struct Extents<'a> {
+    disk: &'a dyn Disk,
+    rest: Range<u64>,
+}
+
+impl<'a> Extents<'a> {
+    /// The extents of `range`, in order and without gaps.
+    pub fn new(disk: &'a dyn Disk, range: Range<u64>) -> Self {
+        Self { disk, rest: range }
+    }
+}
+
+impl<'a> Iterator for Extents<'a> {
+    type Item = Result<Extent<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let found = self.disk.map(self.rest.clone());
+        match &found {
+            // An extent that does not advance would be walked over for ever.
+            Ok(extent) if extent.range.end > self.rest.start => self.rest.start = extent.range.end,
+            _ => self.rest.start = self.rest.end,
+        }
+        Some(found)
+    }
+}

@@ -1,0 +1,73 @@
+//! The system calls that no safe wrapper here has.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What an open file description claims of a range of bytes (fcntl(2), "Open file description locks").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lock {
+    Shared,
+    Exclusive,
+}
+
+/// A range of bytes from `start`; up to the end of every possible file where `length` is 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LockRange {
+    pub start: i64,
+    pub length: i64,
+}
+
+/// Takes a lock that lasts until the description is closed; `false` if another description's lock
+/// excludes it.
+pub(crate) fn try_lock(file: BorrowedFd<'_>, lock: Lock, range: LockRange) -> io::Result<bool> {
+    match ofd_lock(file, libc::F_OFD_SETLK, lock, range) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether another description's lock would exclude this one.
+pub(crate) fn would_conflict(
+    file: BorrowedFd<'_>,
+    lock: Lock,
+    range: LockRange,
+) -> io::Result<bool> {
+    let found = ofd_lock(file, libc::F_OFD_GETLK, lock, range)?;
+    Ok(found.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+fn ofd_lock(
+    file: BorrowedFd<'_>,
+    command: libc::c_int,
+    lock: Lock,
+    range: LockRange,
+) -> io::Result<libc::flock> {
+    let mut flock = libc::flock {
+        l_type: match lock {
+            Lock::Shared => libc::F_RDLCK as libc::c_short,
+            Lock::Exclusive => libc::F_WRLCK as libc::c_short,
+        },
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: range.start,
+        l_len: range.length,
+        // The kernel demands 0 here for locks of descriptions.
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open while it is borrowed, and both commands read and write exactly the
+    // one `flock` that the pointer leads to.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut flock) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(flock) }
+}
+
+/// Tells a block device that a range is not needed any more (BLKDISCARD of linux/fs.h).
+pub(crate) fn block_discard(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);
+    let range = [offset, length];
+    // SAFETY: the descriptor is open while it is borrowed, and BLKDISCARD reads the two integers of 64
+    // bits that the pointer leads to.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
