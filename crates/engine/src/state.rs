@@ -264,6 +264,7 @@ pub struct PitChannel {
     pub mode: u8,
     pub bcd: bool,
     pub gate: bool,
-    /// Nanoseconds on the engine's clock at which the count was loaded.
-    pub count_load_time: i64,
+    /// Nanoseconds since the count was loaded, when the state was saved: an age, because a point in
+    /// time on one host's clock means nothing on another.
+    pub loaded_nanoseconds_ago: u64,
 }
