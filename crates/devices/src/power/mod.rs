@@ -137,6 +137,10 @@ impl Device for Power {
         &self.name
     }
 
+    fn start(&self) -> Result<()> {
+        self.resume()
+    }
+
     fn resume(&self) -> Result<()> {
         // After a restore the line may not have the level that the block drives.
         self.drive(&self.lock());
