@@ -10,18 +10,22 @@ pub mod net;
 pub mod rng;
 pub mod vsock;
 
+pub(crate) mod buffer;
 #[cfg(test)]
 pub(crate) mod hostile;
 mod queue;
 pub(crate) mod serve;
+pub(crate) mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transport;
 
 use std::sync::Arc;
 
 use engine::GuestMemory;
 
 pub use queue::{SavedQueue, VirtQueue};
+pub use transport::VirtioPci;
 
 use crate::{Interrupt, Result, State};
 
