@@ -1,3 +1,135 @@
 //! Tests that every engine must pass, written against the traits only.
+//!
+//! Each test builds a virtual machine, runs a guest of a few instructions in it and compares what came
+//! out with what the architecture says. They are plain functions, so that the same list runs under
+//! `cargo test`, and as a program on a computer (or in a lab) where the engine works.
 
 #![forbid(unsafe_code)]
+
+mod asm;
+mod board;
+mod guest;
+
+mod io;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use engine::Engine;
+
+/// One property of an engine.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// What an engine that passes does, as a sentence.
+    pub name: &'static str,
+    body: fn(&dyn Engine) -> Outcome,
+}
+
+impl Test {
+    /// Runs it; the error says what was seen instead.
+    pub fn run(&self, engine: &dyn Engine) -> Result<(), String> {
+        match catch_unwind(AssertUnwindSafe(|| (self.body)(engine))) {
+            Ok(outcome) => outcome.map_err(|failure| failure.0),
+            Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
+        }
+    }
+}
+
+/// All tests.
+pub fn tests() -> Vec<Test> {
+    [io::TESTS].concat()
+}
+
+/// Runs all tests.
+pub fn run_all(engine: &dyn Engine) -> Report {
+    let run = |test: Test| (test.name, test.run(engine));
+    Report { results: tests().into_iter().map(run).collect() }
+}
+
+/// What came out of [`run_all`].
+#[derive(Default)]
+pub struct Report {
+    /// Each test's name and result.
+    pub results: Vec<(&'static str, Result<(), String>)>,
+}
+
+impl Report {
+    /// Whether every test passed.
+    pub fn passed(&self) -> bool {
+        self.failures() == 0
+    }
+
+    /// The last result in words.
+    pub fn last_line(&self) -> Option<String> {
+        self.results.last().map(line)
+    }
+
+    /// How many tests passed and failed.
+    pub fn sum(&self) -> String {
+        let failures = self.failures();
+        format!("{} passed, {failures} failed", self.results.len() - failures)
+    }
+
+    fn failures(&self) -> usize {
+        self.results.iter().filter(|(_, result)| result.is_err()).count()
+    }
+}
+
+/// One line a test, and a line with the sum.
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for result in &self.results {
+            writeln!(formatter, "{}", line(result))?;
+        }
+        write!(formatter, "{}", self.sum())
+    }
+}
+
+fn line((name, result): &(&'static str, Result<(), String>)) -> String {
+    match result {
+        Ok(()) => format!("ok    {name}"),
+        Err(why) => format!("FAIL  {name}\n      {why}"),
+    }
+}
+
+/// What a test returns.
+type Outcome = Result<(), Failure>;
+
+/// Why a test failed.
+struct Failure(String);
+
+impl From<engine::Error> for Failure {
+    fn from(error: engine::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            text += &format!(": {next}");
+            cause = next.source();
+        }
+        Self(text)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Fails unless two values are the same.
+fn equal<T: PartialEq + fmt::Debug>(what: &str, seen: T, expected: T) -> Outcome {
+    if seen == expected {
+        return Ok(());
+    }
+    Err(Failure(format!("{what}: saw {seen:x?}, expected {expected:x?}")))
+}
+
+/// Fails with `what` unless `condition` holds.
+fn ensure(condition: bool, what: impl Into<String>) -> Outcome {
+    if condition { Ok(()) } else { Err(Failure(what.into())) }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+}

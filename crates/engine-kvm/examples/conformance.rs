@@ -1,0 +1,30 @@
+//! Runs the engines' conformance tests on this computer's KVM: `conformance [WORD...]` runs those whose
+//! names hold one of the words.
+
+use std::process::ExitCode;
+
+use engine_conformance::{Report, tests};
+use engine_kvm::KvmEngine;
+
+fn main() -> ExitCode {
+    let engine = match KvmEngine::new() {
+        Ok(engine) => engine,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    let mut report = Report::default();
+    for test in tests().into_iter().filter(|test| wanted(test.name)) {
+        let result = test.run(&engine);
+        report.results.push((test.name, result));
+        // At once, so that a test that takes this process down is the one after the last line.
+        if let Some(line) = report.last_line() {
+            println!("{line}");
+        }
+    }
+    println!("{}", report.sum());
+    if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
