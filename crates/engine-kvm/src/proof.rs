@@ -1,8 +1,9 @@
 //! Proof that KVM runs guest code, and how fast.
 //!
-//! `/dev/kvm` can be there, pass every API check, and still interpret kernel code one instruction at a time (`kvm_pvm`
-//! does). Only running something tells. This module builds a VM of its own, of one vCPU and a few pages, and times the same
-//! counting loop in ring 0 and in ring 3. It judges nothing: it returns instructions and nanoseconds.
+//! `/dev/kvm` can be there, pass every API check, and still interpret kernel code one instruction
+//! at a time (`kvm_pvm` does). Only running something tells. This module builds a VM of its own, of
+//! one vCPU and a few pages, and times the same counting loop in ring 0 and in ring 3. It judges
+//! nothing: it returns instructions and nanoseconds.
 
 use std::io;
 use std::sync::mpsc;
@@ -33,7 +34,8 @@ pub struct Measurement {
     pub nanoseconds: u64,
 }
 
-/// Why no guest could be built. The causes are system errors, so that the caller can choose the repair by their number.
+/// Why no guest could be built. The causes are system errors, so that the caller can choose the
+/// repair by their number.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// `/dev/kvm` cannot be opened.
@@ -85,8 +87,8 @@ impl From<ProofError> for LoopError {
 
 /// Runs the loops and returns what they took: a few milliseconds each.
 ///
-/// The work is done in a thread of its own, so that a KVM that never returns costs one thread and not the program. Such a
-/// thread ends with the process.
+/// The work is done in a thread of its own, so that a KVM that never returns costs one thread and
+/// not the program. Such a thread ends with the process.
 pub fn prove() -> Result<Proof, ProofError> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
@@ -103,18 +105,21 @@ pub fn prove() -> Result<Proof, ProofError> {
 const LONGEST: Duration = Duration::from_secs(2);
 /// Long enough that entering and leaving the guest does not count.
 const ENOUGH: Duration = Duration::from_millis(3);
-/// Few enough for an interpreter of a million instructions per second to finish in about a millisecond.
+/// Few enough for an interpreter of a million instructions per second to finish in about a
+/// millisecond.
 const FIRST_ITERATIONS: u64 = 500;
 /// One slow round is an accident.
 const FEWEST_ROUNDS: u32 = 4;
-/// Rounds stop here, so that both loops and the making of the VM stay well under a tenth of a second.
+/// Rounds stop here, so that both loops and the making of the VM stay well under a tenth of a
+/// second.
 const LOOP_BUDGET: Duration = Duration::from_millis(30);
 /// Iterations per round never exceed this, whatever the clock says.
 const MOST_ITERATIONS: u64 = 1 << 32;
 /// `dec rcx` and `jnz`.
 const INSTRUCTIONS_PER_ITERATION: u64 = 2;
 
-/// The port that ends the loop; 0x80 is the diagnostic port of the PC, which no in-kernel device claims.
+/// The port that ends the loop; 0x80 is the diagnostic port of the PC, which no in-kernel device
+/// claims.
 const PORT: u16 = 0x80;
 
 const PML4: u64 = 0x1000;
@@ -131,7 +136,8 @@ const MEMORY: u64 = 0x8000;
 ///        out 0x80, al
 ///        jmp again
 /// ```
-/// Execution starts at the `jmp`, because the first entry and the entry after an `out` then look the same.
+/// Execution starts at the `jmp`, because the first entry and the entry after an `out` then look
+/// the same.
 const LOOP: [u8; 9] = [0x48, 0xff, 0xc9, 0x75, 0xfb, 0xe6, PORT as u8, 0xeb, 0xf7];
 const LOOP_ENTRY: u64 = CODE + 7;
 
@@ -158,7 +164,8 @@ fn measure_both() -> Result<Proof, ProofError> {
     let api_version = kvm.get_api_version();
     let memory = guest_memory()?;
     let vm = create_vm(&kvm)?;
-    // Processors without "unrestricted guest" need three pages for real mode; the address is the one that QEMU uses.
+    // Processors without "unrestricted guest" need three pages for real mode; the address is the
+    // one that QEMU uses.
     vm.set_tss_address(0xfffb_d000).map_err(request("KVM_SET_TSS_ADDR"))?;
     let host_address = memory
         .get_host_address(GuestAddress(0))
@@ -170,8 +177,8 @@ fn measure_both() -> Result<Proof, ProofError> {
         memory_size: MEMORY,
         userspace_addr: host_address as u64,
     };
-    // SAFETY: the region is exactly the mapping of `memory`, which is declared before the VM and so outlives it and its
-    // vCPU; nobody else uses this VM.
+    // SAFETY: the region is exactly the mapping of `memory`, which is declared before the VM and so
+    // outlives it and its vCPU; nobody else uses this VM.
     unsafe { vm.set_user_memory_region(region) }.map_err(request("KVM_SET_USER_MEMORY_REGION"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(request("KVM_CREATE_VCPU"))?;
     let cpuid = kvm
@@ -184,7 +191,8 @@ fn measure_both() -> Result<Proof, ProofError> {
     Ok(Proof { api_version, ring0, ring3 })
 }
 
-/// `KVM_CREATE_VM` is interrupted by any signal while it waits for other processors, so it is tried again.
+/// `KVM_CREATE_VM` is interrupted by any signal while it waits for other processors, so it is tried
+/// again.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, ProofError> {
     for _ in 0..100 {
         match kvm.create_vm() {
@@ -199,7 +207,8 @@ fn request(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> ProofError {
     move |error| ProofError::Request { request: name, source: error.into() }
 }
 
-/// Memory with the page tables (the first 2 MiB, one to one, open to ring 3), the descriptor table and the loop.
+/// Memory with the page tables (the first 2 MiB, one to one, open to ring 3), the descriptor table
+/// and the loop.
 fn guest_memory() -> Result<GuestMemoryMmap, ProofError> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)])
         .map_err(|error| ProofError::Memory(io::Error::other(error)))?;
@@ -219,8 +228,8 @@ fn guest_memory() -> Result<GuestMemoryMmap, ProofError> {
     Ok(memory)
 }
 
-/// Doubles the iterations until a round takes long enough, and returns the fastest round: other programs, and the first
-/// touch of the pages, can only make a round slower.
+/// Doubles the iterations until a round takes long enough, and returns the fastest round: other
+/// programs, and the first touch of the pages, can only make a round slower.
 fn measure(vcpu: &mut VcpuFd, ring: Ring) -> Result<Measurement, LoopError> {
     enter_long_mode(vcpu, ring)?;
     let started = Instant::now();
@@ -271,7 +280,8 @@ fn round(vcpu: &mut VcpuFd, iterations: u64) -> Result<Duration, LoopError> {
     }
 }
 
-/// 64-bit mode with flat segments of the ring; I/O privilege 3, so that ring 3 may end its loop by the same port write.
+/// 64-bit mode with flat segments of the ring; I/O privilege 3, so that ring 3 may end its loop by
+/// the same port write.
 fn enter_long_mode(vcpu: &mut VcpuFd, ring: Ring) -> Result<(), LoopError> {
     const CR0_PE_MP_ET_NE_WP_PG: u64 = 0x8001_0033;
     const CR4_PAE: u64 = 0x20;
@@ -330,7 +340,8 @@ fn enter_long_mode(vcpu: &mut VcpuFd, ring: Ring) -> Result<(), LoopError> {
 mod tests {
     use super::*;
 
-    /// The guest that the module builds is right on every KVM that lets itself be opened, native or not.
+    /// The guest that the module builds is right on every KVM that lets itself be opened, native or
+    /// not.
     #[test]
     fn both_loops_finish_where_kvm_can_be_opened() {
         let proof = match prove() {

@@ -1,0 +1,200 @@
+//! The report for people.
+
+use comfy_table::{Cell, ContentArrangement, Table, presets};
+use host::{
+    Candidate, Confidence, Extension, FirmwareState, Layer, LoopResult, Presence, Repair, Report,
+    Role, Usability,
+};
+
+/// The whole report as text with this many columns.
+pub(super) fn render(report: &Report, width: u16, colour: bool) -> String {
+    let mut text = String::new();
+    for part in [facts(report, width), verdicts(report, width), repairs(report), choice(report)] {
+        text.push_str(&part);
+        text.push('\n');
+    }
+    if !report.root_would_add.is_empty() {
+        text.push_str("As root it would also know\n");
+        for hidden in &report.root_would_add {
+            text.push_str(&format!("  {hidden}\n"));
+        }
+        text.push('\n');
+    }
+    let text = text.trim_end().lines().map(str::trim_end).collect::<Vec<_>>().join("\n") + "\n";
+    if colour { paint(&text) } else { text }
+}
+
+/// Words that get a colour, after all widths are settled. Each is distinct enough not to occur in running text.
+const COLOURS: [(&str, &str); 5] = [
+    ("✔ usable", "32"),
+    ("✘ not usable", "31"),
+    ("- absent", "2"),
+    ("To change it", "1"),
+    ("`omnivisor run` would use", "1"),
+];
+
+fn paint(text: &str) -> String {
+    COLOURS.iter().fold(text.to_owned(), |text, (word, code)| {
+        text.replace(word, &format!("\x1b[{code}m{word}\x1b[0m"))
+    })
+}
+
+fn table(width: u16, preset: &str) -> Table {
+    let mut table = Table::new();
+    table.load_preset(preset).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    table
+}
+
+/// What there is: processor, what is around us, KVM.
+fn facts(report: &Report, width: u16) -> String {
+    let mut rows: Vec<(String, String)> = Vec::new();
+    let cpu = &report.cpu;
+    rows.push(("Processor".into(), format!("{} ({})", cpu.model, cpu.vendor)));
+    rows.push((String::new(), cpu.extensions.iter().map(extension).collect::<Vec<_>>().join(", ")));
+    if let Some(firmware) = firmware(report) {
+        rows.push(("Firmware".into(), firmware));
+    }
+    let mut title = "Inside of";
+    for layer in &report.inside {
+        rows.push((title.into(), self::layer(layer)));
+        title = "";
+    }
+    if report.inside.is_empty() {
+        rows.push((title.into(), "nothing: bare metal".into()));
+    }
+    rows.push(("KVM".into(), kvm(report)));
+    let held: Vec<String> = report
+        .holders
+        .iter()
+        .map(|holder| format!("{} ({})", holder.id, if holder.holds { "holds it" } else { "idle" }))
+        .collect();
+    if held.len() > 1 {
+        rows.push(("Contenders".into(), held.join(", ")));
+    }
+    let mut table = table(width, presets::NOTHING);
+    for (title, value) in rows {
+        table.add_row([title, value]);
+    }
+    format!("{table}\n")
+}
+
+fn extension(extension: &Extension) -> String {
+    let state = match extension.state {
+        Presence::Present => "yes",
+        Presence::Off => "off",
+        Presence::Absent => "no",
+        Presence::Unknown => "?",
+    };
+    format!("{}: {state}", extension.name)
+}
+
+fn firmware(report: &Report) -> Option<String> {
+    let firmware = &report.cpu.firmware;
+    let state = match firmware.state {
+        FirmwareState::Enabled => "lets it be used",
+        FirmwareState::LockedOff => "has locked it off",
+        FirmwareState::Unknown => "unknown",
+        FirmwareState::NotApplicable => return None,
+    };
+    let evidence = firmware.evidence.first();
+    let because = evidence.map_or(String::new(), |said| format!(" ({}: {})", said.source, said.says));
+    Some(format!("{state}{because}"))
+}
+
+fn layer(layer: &Layer) -> String {
+    let monitor = layer.monitor.as_ref().map_or(String::new(), |monitor| format!(" by {monitor}"));
+    let role = if layer.role == Role::BareMetal { ", bare metal" } else { "" };
+    let confidence = match layer.confidence {
+        Confidence::Certain => "certain",
+        Confidence::Likely => "likely",
+        Confidence::Possible => "possible",
+    };
+    let evidence: Vec<String> =
+        layer.evidence.iter().map(|said| format!("{}: {}", said.source, said.says)).collect();
+    let note = layer.note.as_ref().map_or(String::new(), |note| format!("\n  {note}"));
+    format!("{}{monitor}{role}, {confidence} ({}){note}", layer.name, evidence.join("; "))
+}
+
+fn kvm(report: &Report) -> String {
+    let kvm = &report.kvm;
+    let mut parts = Vec::new();
+    match &kvm.node {
+        None => parts.push("no /dev/kvm".to_owned()),
+        Some(node) => parts.push(format!("/dev/kvm (group {}, mode {:04o})", node.group, node.mode)),
+    }
+    if let Some(module) = &kvm.module {
+        parts.push(module.clone());
+    }
+    if let Some(proof) = &kvm.proof {
+        if let Some(version) = proof.api_version {
+            parts.push(format!("API {version}"));
+        }
+        parts.push(format!("ring 0 {}", loop_result(&proof.ring0)));
+        parts.push(format!("ring 3 {}", loop_result(&proof.ring3)));
+    }
+    parts.join(", ")
+}
+
+fn loop_result(result: &LoopResult) -> String {
+    let speed = |mips: f64| if mips < 100.0 { format!("{mips:.1}") } else { format!("{mips:.0}") };
+    match result {
+        LoopResult::Native { mips } => format!("native ({} M instructions/s)", speed(*mips)),
+        LoopResult::Emulated { mips } => format!("emulated ({} M instructions/s)", speed(*mips)),
+        LoopResult::Fails { reason, .. } => format!("fails ({reason})"),
+    }
+}
+
+/// Usable or not, and why.
+fn verdicts(report: &Report, width: u16) -> String {
+    let mut table = table(width, presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["", "verdict", "because"]);
+    for (kind, list) in [("engine", &report.engines), ("platform", &report.platforms)] {
+        for candidate in list {
+            let verdict = match candidate.state {
+                Usability::Usable => "✔ usable",
+                Usability::Unusable => "✘ not usable",
+                Usability::Absent => "- absent",
+            };
+            table.add_row([
+                Cell::new(format!("{kind} {}", candidate.id)),
+                Cell::new(verdict),
+                Cell::new(&candidate.reason),
+            ]);
+        }
+    }
+    format!("{table}\n")
+}
+
+/// The commands stand outside of the table, so that they can be copied whole.
+fn repairs(report: &Report) -> String {
+    let broken: Vec<&Candidate> = report
+        .engines
+        .iter()
+        .chain(&report.platforms)
+        .filter(|candidate| candidate.state != Usability::Usable && !candidate.repair.is_empty())
+        .collect();
+    if broken.is_empty() {
+        return String::new();
+    }
+    let mut text = "To change it\n".to_owned();
+    for candidate in broken {
+        for (index, repair) in candidate.repair.iter().enumerate() {
+            let id = if index == 0 { candidate.id.as_str() } else { "" };
+            text.push_str(&format!("  {id:<11} {}\n", self::repair(repair)));
+        }
+    }
+    text
+}
+
+fn repair(repair: &Repair) -> String {
+    let Some(command) = &repair.command else { return repair.explain.clone() };
+    let command: Vec<String> = command.lines().map(|line| format!("\n{:18}{line}", "")).collect();
+    format!("{}:{}", repair.explain, command.concat())
+}
+
+fn choice(report: &Report) -> String {
+    match &report.choice.engine {
+        Some(engine) => format!("`omnivisor run` would use {engine}: {}\n", report.choice.reason),
+        None => format!("`omnivisor run` would use nothing: {}\n", report.choice.reason),
+    }
+}
