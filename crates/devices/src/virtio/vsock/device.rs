@@ -58,9 +58,8 @@ struct Idle {
     next_port: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-#[derive(Default)]
 struct Saved {
     /// The guest may have connections, which end by the restore.
     transport_reset: bool,
