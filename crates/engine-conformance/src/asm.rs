@@ -8,7 +8,6 @@ pub enum Reg {
     Rcx = 1,
     Rdx = 2,
     Rbx = 3,
-    Rsp = 4,
     Rsi = 6,
     Rdi = 7,
 }

@@ -8,7 +8,7 @@ use engine::{Bus, Kicker};
 /// A write to this port ends the guest's work.
 pub const DONE: u8 = 0xf4;
 
-/// Writes to these ports run the test's hook and are not remembered.
+/// Accesses to these ports run the test's hook; writes are not remembered.
 pub const HOOKS: std::ops::Range<u16> = 0x80..0x90;
 
 /// Loads from these two pages are answered with [`pattern`]; elsewhere with all ones.
@@ -45,7 +45,7 @@ impl Board {
         lock(&self.kickers).push(kicker);
     }
 
-    /// What to do when the guest writes to a port of [`HOOKS`].
+    /// What to do when the guest accesses a port of [`HOOKS`].
     pub fn set_hook(&self, hook: impl Fn(u16) + Send + Sync + 'static) {
         *lock(&self.hook) = Some(Box::new(hook));
     }
@@ -70,6 +70,14 @@ impl Board {
         self.done.swap(false, Ordering::SeqCst)
     }
 
+    fn run_hook(&self, port: u16) {
+        if HOOKS.contains(&port)
+            && let Some(hook) = &*lock(&self.hook)
+        {
+            hook(port);
+        }
+    }
+
     fn remember(&self, access: Access) {
         let mut accesses = lock(&self.accesses);
         // A guest gone wild must not fill the host's memory.
@@ -86,6 +94,7 @@ pub fn pattern(address: u64) -> u8 {
 
 impl Bus for Board {
     fn pio_read(&self, port: u16, data: &mut [u8]) {
+        self.run_hook(port);
         let mut answers = lock(&self.answers);
         for byte in &mut *data {
             *byte = if answers.is_empty() { 0xff } else { answers.remove(0) };
@@ -98,9 +107,7 @@ impl Bus for Board {
             self.done.store(true, Ordering::SeqCst);
             lock(&self.kickers).iter().for_each(|kicker| kicker.kick());
         } else if HOOKS.contains(&port) {
-            if let Some(hook) = &*lock(&self.hook) {
-                hook(port);
-            }
+            self.run_hook(port);
         } else {
             self.remember(Access::Out { port, size: data.len(), value: number(data) });
         }

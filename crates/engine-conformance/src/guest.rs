@@ -219,6 +219,8 @@ impl Guest {
             self.write_u64(place::GDT + 8 * index, descriptor)?;
         }
         self.write(place::TSS + 4, &place::RING0_STACK.to_le_bytes())?;
+        // No I/O permission bitmap: ring 3 may use no port.
+        self.write(place::TSS + 0x66, &0x68_u16.to_le_bytes())?;
         let table = PRESENT | WRITABLE | USER;
         self.write_u64(place::PML4, place::PDPT | table)?;
         for gigabyte in 0..4 {

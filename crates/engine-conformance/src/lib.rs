@@ -10,7 +10,13 @@ mod asm;
 mod board;
 mod guest;
 
+mod cpu;
+mod interrupts;
 mod io;
+mod kick;
+mod memory;
+mod processors;
+mod state;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +43,16 @@ impl Test {
 
 /// All tests.
 pub fn tests() -> Vec<Test> {
-    [io::TESTS].concat()
+    [
+        io::TESTS,
+        cpu::TESTS,
+        memory::TESTS,
+        interrupts::TESTS,
+        processors::TESTS,
+        kick::TESTS,
+        state::TESTS,
+    ]
+    .concat()
 }
 
 /// Runs all tests.

@@ -166,8 +166,7 @@ fn channel_from_kvm(from: &kvm_pit_channel_state, now: Duration) -> PitChannel {
 }
 
 fn channel_to_kvm(from: &PitChannel, now: Duration) -> Result<kvm_pit_channel_state> {
-    // The kernel divides by the count; a programmed 0 counts from 65536.
-    if from.count > 0x1_0000 || from.mode > 7 {
+    if from.count > LARGEST_COUNT || (from.mode > 7 && from.mode != NOT_PROGRAMMED) {
         return Err(Error::Invalid(format!(
             "An 8254 has no mode {} with a count of {}",
             from.mode, from.count
@@ -175,7 +174,8 @@ fn channel_to_kvm(from: &PitChannel, now: Duration) -> Result<kvm_pit_channel_st
     }
     let loaded = now.saturating_sub(Duration::from_nanos(from.loaded_nanoseconds_ago));
     Ok(kvm_pit_channel_state {
-        count: from.count,
+        // The kernel divides by it.
+        count: if from.count == 0 { LARGEST_COUNT } else { from.count },
         latched_count: from.latched_count,
         count_latched: from.count_latched,
         status_latched: from.status_latched.into(),
@@ -190,6 +190,12 @@ fn channel_to_kvm(from: &PitChannel, now: Duration) -> Result<kvm_pit_channel_st
         count_load_time: i64::try_from(nanoseconds(loaded)).unwrap_or(i64::MAX),
     })
 }
+
+/// What a programmed 0 means.
+const LARGEST_COUNT: u32 = 0x1_0000;
+
+/// Mode of a channel after a reset.
+const NOT_PROGRAMMED: u8 = 0xff;
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

@@ -261,6 +261,7 @@ pub struct PitChannel {
     pub write_state: u8,
     pub write_latch: u8,
     pub rw_mode: u8,
+    /// 0 to 5 (6 and 7 are other words for 2 and 3), or 255 until it is programmed.
     pub mode: u8,
     pub bcd: bool,
     pub gate: bool,
