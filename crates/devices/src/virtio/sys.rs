@@ -55,15 +55,16 @@ pub(crate) fn send(fd: BorrowedFd<'_>, from: &[Slice<'_>]) -> io::Result<usize> 
     checked(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
 }
 
-/// Gives the pages of private memory back to the host, as madvise(2) MADV_DONTNEED; they read as zeroes.
-pub(crate) fn discard_private(memory: &Slice<'_>) -> io::Result<()> {
+/// Gives the pages of `memory` back to the host, as madvise(2). Anonymous memory reads as zeroes then, a
+/// private mapping of a file as the file. The pages of a `shared` mapping are taken from all who
+/// map it.
+pub(crate) fn discard(memory: &Slice<'_>, shared: bool) -> io::Result<()> {
+    let advice =
+        if shared { rustix::mm::Advice::LinuxRemove } else { rustix::mm::Advice::LinuxDontNeed };
     let guard = memory.ptr_guard_mut();
     // SAFETY: the range is guest memory, which this process only accesses as volatile, so that
-    // it may become zeroes at any time; `memory` keeps it mapped.
-    unsafe {
-        rustix::mm::madvise(guard.as_ptr().cast(), memory.len(), rustix::mm::Advice::LinuxDontNeed)
-    }
-    .map_err(Into::into)
+    // its content may change at any time; `memory` keeps it mapped.
+    unsafe { rustix::mm::madvise(guard.as_ptr().cast(), memory.len(), advice) }.map_err(Into::into)
 }
 
 /// Vectors of the kernel, with what keeps their memory mapped.
