@@ -1,3 +1,18 @@
 //! Builds and runs a machine from a VmSpec, a boot plan and an engine.
 
 #![forbid(unsafe_code)]
+
+pub mod acpi;
+mod board;
+pub mod boot;
+pub mod bus;
+mod cpu;
+mod error;
+mod interrupts;
+pub mod layout;
+mod machine;
+pub mod memory;
+
+pub use board::Board;
+pub use error::{Error, Result};
+pub use machine::{Config, Control, Finished, MAX_CPUS, Machine, Outcome};

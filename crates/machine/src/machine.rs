@@ -1,0 +1,310 @@
+//! A running virtual machine: processors on their threads, devices on the event loop.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use devices::power::{Actions, Power};
+use devices::{Device, EventLoop, EventLoopHandle};
+use engine::{Engine, Exit, GuestMemory, Kicker, Statistics, Vcpu, VcpuConfig, Vm, VmConfig};
+
+use crate::acpi::{self, AcpiConfig};
+use crate::board::{Board, POWER_PORTS, SCI};
+use crate::boot::{self, BootPlan};
+use crate::bus::AddressSpaces;
+use crate::memory::{self, MemoryConfig};
+use crate::{Error, Result, cpu};
+
+/// Most processors: 8-bit APIC IDs with room to spare.
+pub const MAX_CPUS: u32 = 64;
+
+/// What a machine is made of, but for its devices.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MemoryConfig,
+    /// What it boots.
+    pub boot: BootPlan,
+}
+
+/// Why a machine stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A processor shut down after a triple fault.
+    TripleFault,
+    /// The engine could not go on; the text says why.
+    Failed(String),
+    /// [`Control::stop`] was called.
+    Stopped,
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    events: EventLoop,
+    control: Control,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    spaces: Arc<AddressSpaces>,
+    devices: Vec<Arc<dyn Device>>,
+    memory: GuestMemory,
+    /// Last, so that it outlives what uses it.
+    _vm: Arc<dyn Vm>,
+}
+
+/// Steers a machine from any thread.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+    events: EventLoopHandle,
+    power: Arc<Power>,
+}
+
+struct Shared {
+    /// What the processors should do, read by them after each kick.
+    wanted: AtomicU8,
+    state: Mutex<SharedState>,
+    changed: Condvar,
+    kickers: Vec<Kicker>,
+}
+
+#[derive(Default)]
+struct SharedState {
+    outcome: Option<Outcome>,
+    parked: usize,
+    running: usize,
+}
+
+const RUN: u8 = 0;
+const PAUSE: u8 = 1;
+const STOP: u8 = 2;
+
+impl Machine {
+    /// Builds a machine on `engine`: `plug` adds the devices that the board does not have anyway.
+    pub fn new(
+        engine: &dyn Engine,
+        config: &Config,
+        plug: impl FnOnce(&mut Board) -> Result<()>,
+    ) -> Result<Self> {
+        let capabilities = engine.capabilities();
+        let maximum = capabilities.max_vcpus.min(MAX_CPUS);
+        if !(1..=maximum).contains(&config.cpus) {
+            return Err(Error::Processors { asked: config.cpus, maximum });
+        }
+        let memory = memory::allocate(&config.memory)?;
+        let acpi = AcpiConfig { cpus: config.cpus, power_ports: POWER_PORTS, sci: SCI };
+        let rsdp = acpi::write(&memory, &acpi)?;
+        let entry = boot::load(&memory, &config.boot, rsdp)?;
+
+        let vm = engine.create_vm(&VmConfig { vcpus: config.cpus })?;
+        memory::map(&memory, &*vm)?;
+        let mut vcpus = (0..config.cpus)
+            .map(|index| {
+                let cpuid = cpu::cpuid(capabilities, index, config.cpus);
+                vm.create_vcpu(&VcpuConfig { index, cpuid })
+            })
+            .collect::<engine::Result<Vec<_>>>()?;
+        let mut state = vcpus[0].state()?;
+        cpu::enter(&mut state, &memory, entry)?;
+        vcpus[0].set_state(&state)?;
+
+        let events = EventLoop::new()?;
+        let shared = Arc::new(Shared {
+            wanted: AtomicU8::new(RUN),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            kickers: vcpus.iter().map(|vcpu| vcpu.kicker()).collect(),
+        });
+        let end_with = |outcome: Outcome| -> Arc<dyn Fn() + Send + Sync> {
+            let (shared, events) = (Arc::clone(&shared), events.handle());
+            Arc::new(move || shared.end(outcome.clone(), &events))
+        };
+        let actions =
+            Actions { power_off: end_with(Outcome::PowerOff), reset: end_with(Outcome::Reset) };
+        let mut board = Board::new(Arc::clone(&vm), memory.clone(), events.handle(), actions);
+        plug(&mut board)?;
+        let board = board.close();
+        let control = Control { shared, events: events.handle(), power: board.power };
+        Ok(Self {
+            events,
+            control,
+            vcpus,
+            spaces: Arc::new(board.spaces),
+            devices: board.devices,
+            memory,
+            _vm: vm,
+        })
+    }
+
+    /// To steer the machine while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Runs the guest until it ends; the calling thread serves the devices meanwhile.
+    pub fn run(mut self) -> Result<Finished> {
+        for device in &self.devices {
+            device.start()?;
+        }
+        let threads = self.start_vcpus();
+        let served = threads.and_then(|threads| {
+            let served = self.events.run();
+            self.control.shared.want(STOP);
+            let statistics =
+                threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect();
+            served?;
+            Ok(statistics)
+        });
+        // The devices stop whatever happened, for they may hold what the guest has flushed.
+        for device in self.devices.iter().rev() {
+            device.stop();
+        }
+        let outcome = self.control.shared.lock().outcome.clone().unwrap_or(Outcome::Stopped);
+        Ok(Finished { outcome, statistics: served? })
+    }
+
+    /// Starts the processors' threads; if one cannot be started, those that were end again.
+    fn start_vcpus(&mut self) -> Result<Vec<JoinHandle<Statistics>>> {
+        let mut threads = Vec::new();
+        let vcpus = std::mem::take(&mut self.vcpus);
+        self.control.shared.lock().running = vcpus.len();
+        for (vcpu, index) in vcpus.into_iter().zip(0..) {
+            let (control, spaces) = (self.control.clone(), Arc::clone(&self.spaces));
+            let started = Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(256 << 10)
+                .spawn(move || run_vcpu(vcpu, &spaces, &control));
+            match started {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    self.control.shared.want(STOP);
+                    for thread in threads {
+                        let _: Statistics = thread.join().unwrap_or_default();
+                    }
+                    return Err(Error::Thread(error));
+                }
+            }
+        }
+        Ok(threads)
+    }
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Why.
+    pub outcome: Outcome,
+    /// Counters of each processor.
+    pub statistics: Vec<Statistics>,
+}
+
+impl Control {
+    /// Ends the machine without asking the guest.
+    pub fn stop(&self) {
+        self.shared.end(Outcome::Stopped, &self.events);
+    }
+
+    /// Presses the power button; whether the guest listens to it.
+    pub fn press_power_button(&self) -> bool {
+        let listens = self.power.listens();
+        self.power.press_power_button();
+        listens
+    }
+
+    /// Returns when no processor executes guest instructions any more.
+    pub fn pause_processors(&self) {
+        self.shared.want(PAUSE);
+        let mut state = self.shared.lock();
+        while state.parked < state.running {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets the processors go on.
+    pub fn resume_processors(&self) {
+        self.shared.want(RUN);
+    }
+}
+
+impl Shared {
+    /// Ends the machine with the first outcome that comes.
+    fn end(&self, outcome: Outcome, events: &EventLoopHandle) {
+        self.lock().outcome.get_or_insert(outcome);
+        events.stop();
+    }
+
+    fn want(&self, wanted: u8) {
+        // Nothing comes after a stop.
+        let _ = self.wanted.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| {
+            (before != STOP).then_some(wanted)
+        });
+        drop(self.lock());
+        self.changed.notify_all();
+        for kicker in &self.kickers {
+            kicker.kick();
+        }
+    }
+
+    /// Waits while a pause is wanted; whether to go on.
+    fn may_run(&self) -> bool {
+        if self.wanted.load(Ordering::Acquire) == RUN {
+            return true;
+        }
+        let mut state = self.lock();
+        state.parked += 1;
+        self.changed.notify_all();
+        while self.wanted.load(Ordering::Acquire) == PAUSE {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        self.wanted.load(Ordering::Acquire) == RUN
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SharedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A processor's thread.
+fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) -> Statistics {
+    let outcome = loop {
+        if !control.shared.may_run() {
+            break None;
+        }
+        match vcpu.run(spaces) {
+            Ok(Exit::Kicked) => {}
+            Ok(Exit::Shutdown) => break Some(Outcome::TripleFault),
+            Ok(Exit::Failed(reason)) => break Some(Outcome::Failed(reason)),
+            Err(error) => break Some(Outcome::Failed(describe(&error))),
+        }
+    };
+    if let Some(outcome) = outcome {
+        control.shared.end(outcome, &control.events);
+    }
+    let mut state = control.shared.lock();
+    state.running -= 1;
+    drop(state);
+    control.shared.changed.notify_all();
+    vcpu.statistics()
+}
+
+/// An error with everything behind it, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
