@@ -1,3 +1,31 @@
 //! VmSpec, the neutral description of one virtual machine, and its readers.
+//!
+//! One set of serde structs is the schema of the TOML file, of the command line's options
+//! ([`option`](mod@option)) and of the JSON Schema ([`schema`]). Reading checks the form; [`VmSpec::validate`] checks
+//! what the values say. Nothing here looks at the host.
 
 #![forbid(unsafe_code)]
+
+mod check;
+mod devices;
+mod error;
+mod file;
+mod network;
+mod shorthand;
+mod size;
+mod suggest;
+mod vm;
+
+pub mod option;
+
+pub use check::Problem;
+pub use devices::{Disk, Nic, NicKind, Rate, Share, Vsock};
+pub use error::{Error, Place, Result};
+pub use network::{Forward, ForwardError, MacAddress, MacAddressError, Protocol};
+pub use size::{Size, SizeError};
+pub use vm::{Boot, Console, Cpus, HOST_KERNEL, MAX_CPUS, Memory, VmSpec};
+
+/// The JSON Schema of [`VmSpec`].
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(VmSpec).to_value()
+}
