@@ -243,3 +243,63 @@ proptest! {
         }
     }
 }
+
+/// A loop device over a file, which ends with the value.
+struct LoopDevice {
+    path: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl LoopDevice {
+    /// `None` where we may not make one.
+    fn new() -> Option<Self> {
+        let file = scratch(LENGTH);
+        let output = std::process::Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file.path())
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
+        let path = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        Some(Self { path, _file: file })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
+#[test]
+fn block_devices_are_disks_too() {
+    let Some(device) = LoopDevice::new() else {
+        eprintln!("skipped: loop devices need root");
+        return;
+    };
+    for direct in [false, true] {
+        let options = OpenOptions { read_only: false, direct };
+        let disk = RawDisk::open(&device.path, &options).unwrap();
+        assert_eq!(disk.len(), LENGTH);
+        assert!(!disk.punches_holes());
+        let bytes = vec![7; LENGTH as usize];
+        disk.write_at(&bytes, 0).unwrap();
+        disk.write_at(b"odd", 1001).unwrap();
+        disk.write_zeroes(4096..8192, true).unwrap();
+        disk.write_zeroes(8192..9216, false).unwrap();
+        disk.discard(1 << 20..2 << 20).unwrap();
+        disk.discard(700..701).unwrap();
+        disk.flush().unwrap();
+        let mut model = bytes;
+        model[1001..1004].copy_from_slice(b"odd");
+        model[4096..9216].fill(0);
+        let content = content(&disk);
+        assert!(content[..1 << 20] == model[..1 << 20]);
+        assert!(content[2 << 20..] == model[2 << 20..]);
+        assert!(matches!(disk.write_at(&[0; 2], LENGTH - 1), Err(Error::OutOfRange { .. })));
+        match RawDisk::open(&device.path, &OpenOptions::default()) {
+            Err(Error::InUse { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -11,7 +11,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::control::{Control, Wanted};
-use super::request::{ID_LENGTH, Limits, MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENTS};
+use super::request::{ID_LENGTH, Limits, MAX_DISCARD, MAX_SEGMENTS, MAX_WRITE_ZEROES};
 use super::worker::{Shared, Worker};
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::virtio::{
@@ -339,11 +339,11 @@ impl Config {
             writeback: 1,
             unused0: 0,
             num_queues: U16::new(queues),
-            max_discard_sectors: U32::new(MAX_RANGE_SECTORS),
-            max_discard_seg: U32::new(MAX_RANGES),
+            max_discard_sectors: U32::new(MAX_DISCARD.sectors),
+            max_discard_seg: U32::new(MAX_DISCARD.ranges),
             discard_sector_alignment: sectors(geometry.discard_granularity),
-            max_write_zeroes_sectors: U32::new(MAX_RANGE_SECTORS),
-            max_write_zeroes_seg: U32::new(MAX_RANGES),
+            max_write_zeroes_sectors: U32::new(MAX_WRITE_ZEROES.sectors),
+            max_write_zeroes_seg: U32::new(MAX_WRITE_ZEROES.ranges),
             write_zeroes_may_unmap: 1,
             unused1: [0; 3],
         }

@@ -16,10 +16,11 @@ pub(super) const STATUS_UNSUPPORTED: u8 = 2;
 
 /// Most data buffers of a request, which is also what one system call takes.
 pub(super) const MAX_SEGMENTS: usize = 1024;
-/// Most ranges of a discard or write-zeroes request.
-pub(super) const MAX_RANGES: u32 = 32;
-/// Most sectors of one such range: 1 GiB, so that one request does not take for ever.
-pub(super) const MAX_RANGE_SECTORS: u32 = 2 << 20;
+/// Most ranges of a discard request, and sectors in each: 1 GiB.
+pub(super) const MAX_DISCARD: RangeLimits = RangeLimits { ranges: 32, sectors: 2 << 20 };
+/// Most ranges of a write-zeroes request, and sectors in each: 256 MiB, because a file system may know
+/// no better way than to write them, and a pause waits for the request.
+pub(super) const MAX_WRITE_ZEROES: RangeLimits = RangeLimits { ranges: 1, sectors: 512 << 10 };
 /// Length of a disk's name as GET_ID tells it.
 pub(super) const ID_LENGTH: usize = 20;
 
@@ -33,6 +34,13 @@ const TYPE_WRITE_ZEROES: u64 = 13;
 const HEADER_LENGTH: usize = 16;
 const RANGE_LENGTH: usize = 16;
 const FLAG_UNMAP: u64 = 1;
+
+/// How much one request may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RangeLimits {
+    pub ranges: u32,
+    pub sectors: u32,
+}
 
 /// A part of guest memory, which is not checked to exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +151,7 @@ fn request(
         TYPE_FLUSH => Ok((Operation::Flush, Vec::new())),
         TYPE_GET_ID => Ok((Operation::GetId, chain.writable)),
         TYPE_DISCARD => {
-            let ranges = ranges(memory, &chain.readable, changing(limits)?)?;
+            let ranges = ranges(memory, &chain.readable, MAX_DISCARD, changing(limits)?)?;
             // A discard has no unmap flag (section 5.2.6.2).
             if ranges.iter().any(|range| range.unmap) {
                 return Err(STATUS_UNSUPPORTED);
@@ -152,7 +160,7 @@ fn request(
             Ok((Operation::Discard(ranges), Vec::new()))
         }
         TYPE_WRITE_ZEROES => {
-            let ranges = ranges(memory, &chain.readable, changing(limits)?)?;
+            let ranges = ranges(memory, &chain.readable, MAX_WRITE_ZEROES, changing(limits)?)?;
             Ok((Operation::WriteZeroes(ranges), Vec::new()))
         }
         _ => Err(STATUS_UNSUPPORTED),
@@ -179,13 +187,19 @@ fn range(sector: u64, length: u64, limits: Limits) -> Result<Range<u64>, u8> {
 }
 
 /// The ranges of a discard or write-zeroes request.
-fn ranges(memory: &GuestMemory, data: &[Segment], limits: Limits) -> Result<Vec<ZeroRange>, u8> {
+fn ranges(
+    memory: &GuestMemory,
+    data: &[Segment],
+    most: RangeLimits,
+    limits: Limits,
+) -> Result<Vec<ZeroRange>, u8> {
+    const { assert!(MAX_WRITE_ZEROES.ranges <= MAX_DISCARD.ranges) };
     let length = total(data);
     let count = length / RANGE_LENGTH as u64;
-    if !length.is_multiple_of(RANGE_LENGTH as u64) || count == 0 || count > MAX_RANGES.into() {
+    if !length.is_multiple_of(RANGE_LENGTH as u64) || count == 0 || count > most.ranges.into() {
         return Err(STATUS_IO_ERROR);
     }
-    let mut bytes = [0; RANGE_LENGTH * MAX_RANGES as usize];
+    let mut bytes = [0; RANGE_LENGTH * MAX_DISCARD.ranges as usize];
     let bytes = &mut bytes[..length as usize];
     gather(memory, data, bytes).ok_or(STATUS_IO_ERROR)?;
     let (entries, _) = bytes.as_chunks::<RANGE_LENGTH>();
@@ -197,7 +211,7 @@ fn ranges(memory: &GuestMemory, data: &[Segment], limits: Limits) -> Result<Vec<
             if flags & !FLAG_UNMAP != 0 {
                 return Err(STATUS_UNSUPPORTED);
             }
-            if count > MAX_RANGE_SECTORS.into() {
+            if count > most.sectors.into() {
                 return Err(STATUS_IO_ERROR);
             }
             let range = range(sector, count * SECTOR_SIZE, limits)?;
