@@ -1,0 +1,1 @@
+//! Real taps and a real passt.
