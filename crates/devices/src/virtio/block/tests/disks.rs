@@ -1,12 +1,13 @@
 //! Disks that misbehave or keep a record.
 
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use disk::{Content, Disk, Error, Extent, Result};
+use disk::{Content, DirectFile, Disk, Error, Extent, Result};
 
-/// A disk in memory that counts flushes, fails and waits as it is told to; it has no file.
+/// A disk in memory that counts flushes, fails and waits as it is told to.
 #[derive(Default)]
 pub(super) struct MemoryDisk {
     pub bytes: Mutex<Vec<u8>>,
@@ -16,6 +17,8 @@ pub(super) struct MemoryDisk {
     /// Writes wait until this is not set any more.
     pub gate: Mutex<bool>,
     pub gate_changed: Condvar,
+    /// In the place of its file: a pipe, where a read waits for bytes.
+    pub pipe: Option<OwnedFd>,
     /// Writes that have begun.
     pub writes: AtomicUsize,
 }
@@ -78,5 +81,27 @@ impl Disk for MemoryDisk {
 
     fn map(&self, range: Range<u64>) -> Result<Extent<'_>> {
         Ok(Extent { range, content: Content::Data(None) })
+    }
+
+    fn direct_file(&self) -> Option<&dyn DirectFile> {
+        self.pipe.is_some().then_some(self)
+    }
+}
+
+impl DirectFile for MemoryDisk {
+    fn file(&self) -> BorrowedFd<'_> {
+        self.pipe.as_ref().unwrap().as_fd()
+    }
+
+    fn memory_alignment(&self) -> u32 {
+        1
+    }
+
+    fn offset_alignment(&self) -> u32 {
+        1
+    }
+
+    fn punches_holes(&self) -> bool {
+        false
     }
 }

@@ -1,5 +1,6 @@
 //! Pausing, saving and stopping in the middle of work.
 
+use std::io::Write;
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -134,6 +135,37 @@ fn pausing_waits_for_what_was_begun() {
     });
     // It was answered before the device was paused.
     assert_eq!(driver.used(0).map(|used| used.0), Some(request.head));
+}
+
+#[test]
+fn pausing_waits_for_the_ring_which_reads_piece_by_piece() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let disk = MemoryDisk { pipe: Some(reader.into()), ..MemoryDisk::new(DISK) };
+    let device = Block::new("test", config(Arc::new(disk), false)).unwrap();
+    let mut driver = TestDriver::new(1);
+    if io_uring::IoUring::new(4).is_err() {
+        eprintln!("skipped: there is no io_uring");
+        return;
+    }
+    device.activate(driver.activation(device.features())).unwrap();
+    let chain = driver.push(0, &[&header(IN, 0)], &[100, 300, 600, 24, 1]);
+    let request = pending(&driver, 0, chain);
+    driver.kick(0);
+    let bytes = pattern(1024, 4);
+    std::thread::scope(|scope| {
+        let pausing = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(10));
+            device.pause().unwrap();
+        });
+        for piece in [&bytes[..50], &bytes[50..400], &bytes[400..401], &bytes[401..]] {
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!pausing.is_finished());
+            writer.write_all(piece).unwrap();
+        }
+    });
+    let (head, used) = driver.used(0).expect("it was answered before the device was paused");
+    assert_eq!(head, request.head);
+    assert_eq!(done(&driver, &request, used), Done { status: OK, data: bytes, used: 1025 });
 }
 
 #[test]
