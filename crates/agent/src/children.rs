@@ -1,7 +1,11 @@
 //! Who waits for which child process. In an ordinary process each command's owner does. PID 1 inherits every orphan
 //! of the guest as well: there [`reap`] takes whatever ends and keeps the exit statuses that somebody will ask for.
+//!
+//! Every thread of PID 1 keeps the signals that it waits for blocked: a thread that does not would be chosen to take
+//! them, and drop them.
 
 use crate::wire::Exit;
+use nix::sys::signal::SigSet;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,8 +14,8 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 struct State {
-    /// Whether [`reap`] does the waiting.
-    reaping: bool,
+    /// The signals that are blocked in this process, if [`reap`] does the waiting.
+    reaping: Option<SigSet>,
     /// Children whose exit status somebody will collect.
     awaited: BTreeSet<u32>,
     /// Exit statuses that the reaper holds for them.
@@ -19,18 +23,27 @@ struct State {
 }
 
 static STATE: Mutex<State> =
-    Mutex::new(State { reaping: false, awaited: BTreeSet::new(), ended: BTreeMap::new() });
+    Mutex::new(State { reaping: None, awaited: BTreeSet::new(), ended: BTreeMap::new() });
 static CHANGED: Condvar = Condvar::new();
 
 /// Starts a child whose exit status the caller will [`collect`].
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
     // Held across the spawn, so that the reaper never sees a child before it is entered here.
     let mut state = lock();
-    let child = command.spawn()?;
-    if state.reaping {
+    let Some(signals) = state.reaping else {
+        drop(state);
+        return command.spawn();
+    };
+    // A child inherits the mask. What ends in the meantime ends unnoticed, so that is looked for.
+    signals.thread_unblock()?;
+    let child = command.spawn();
+    signals.thread_block()?;
+    if let Ok(child) = &child {
         state.awaited.insert(child.id());
     }
-    Ok(child)
+    drop(state);
+    reap();
+    child
 }
 
 /// How the child ended: waits for it, or with `block` false looks whether it has.
@@ -52,10 +65,12 @@ pub fn collect(child: &mut Child, block: bool) -> io::Result<Option<Exit>> {
     }
 }
 
-/// Makes this process reap whatever ends in it, by calling [`reap`] at every SIGCHLD: what PID 1 has to do. It is
-/// called before the first [`spawn`].
-pub fn take_over() {
-    lock().reaping = true;
+/// Makes this process wait for whatever ends in it, by calling [`reap`] at every SIGCHLD: what PID 1 has to do.
+/// `signals` are what it waits for; all threads to come have them blocked. To be called before the first [`spawn`].
+pub fn take_over(signals: SigSet) -> io::Result<()> {
+    signals.thread_block()?;
+    lock().reaping = Some(signals);
+    Ok(())
 }
 
 /// Reaps what has ended, without waiting.

@@ -9,7 +9,8 @@ use init::transport::Transport;
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
-const USAGE: &str = "Usage: omnivisor-agent --serve vsock:PORT|port:NAME";
+const USAGE: &str = "Usage: omnivisor-agent --serve [vsock:PORT|port:NAME]
+Without an argument, omnivisor.serve= of the kernel command line says where the host is.";
 
 fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
@@ -41,7 +42,11 @@ fn on_tty(argv: &[OsString]) -> ExitCode {
 }
 
 fn serve(transport: Option<&str>) -> ExitCode {
-    let Some(transport) = transport.and_then(Transport::parse) else {
+    let transport = match transport {
+        Some(text) => Transport::parse(text),
+        None => init::settings::Settings::of_kernel().serve,
+    };
+    let Some(transport) = transport else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };

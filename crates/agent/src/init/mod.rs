@@ -4,7 +4,7 @@ mod console;
 mod modules;
 pub mod net;
 mod root;
-mod settings;
+pub mod settings;
 pub mod transport;
 
 use agent::{Ended, ServeOptions, children};
@@ -25,8 +25,7 @@ pub const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Runs the guest; switches it off, or restarts it, in the end.
 pub fn run() -> ! {
     mount_basics();
-    let text = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let settings = Settings::parse(&text);
+    let settings = Settings::of_kernel();
     modules::load_listed();
     if let Some(name) = &settings.hostname {
         let _ = rustix::system::sethostname(name.as_bytes());
@@ -39,16 +38,14 @@ pub fn run() -> ! {
         }
         shut_down(RebootCommand::PowerOff);
     }
-    // Signals for PID 1 are queued only while its first thread blocks them; commands must not inherit that, so they
-    // are started by a second thread.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM] {
         signals.add(signal);
     }
-    let _ = signals.thread_block();
-    children::take_over();
+    if let Err(error) = children::take_over(signals) {
+        complain(&error);
+    }
     let worker = thread::Builder::new().name("serve".into()).spawn(move || {
-        let _ = signals.thread_unblock();
         if let Err(error) = work(&settings) {
             complain(&*error);
         }

@@ -1,15 +1,16 @@
 //! Leaving the initramfs for a real root, and the host's folders.
 
 use super::settings::{Root, Settings, Share};
+use agent::children;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::{CStr, CString};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
 /// How long a device may take to appear.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest name of a device.
+const MAX_DEVICE_NAME: u64 = 256;
 /// Deepest folder of the initramfs that is looked into when it is emptied.
 const MAX_DEPTH: u32 = 32;
 
@@ -170,13 +173,13 @@ fn find_device(device: &str) -> Option<String> {
     if device.starts_with('/') {
         return Path::new(device).exists().then(|| device.to_owned());
     }
-    let output = Command::new("/bin/busybox").args(["findfs", device]).output().ok()?;
-    let path = String::from_utf8(output.stdout).ok()?;
-    output
-        .status
-        .success()
-        .then(|| path.trim_end().to_owned())
-        .filter(|path| path.starts_with("/dev/"))
+    let mut command = Command::new("/bin/busybox");
+    command.args(["findfs", device]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = children::spawn(&mut command).ok()?;
+    let mut path = String::new();
+    child.stdout.take()?.take(MAX_DEVICE_NAME).read_to_string(&mut path).ok()?;
+    children::collect(&mut child, true).ok()?;
+    path.starts_with("/dev/").then(|| path.trim_end().to_owned())
 }
 
 /// The kernel's file systems that live on block devices.

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 pub struct Settings {
     /// `omnivisor.agent=`: serve the host over this.
     pub agent: Option<Transport>,
+    /// `omnivisor.serve=`: where the agent serves the host as a service of the root's own init.
+    pub serve: Option<Transport>,
     /// `omnivisor.hostname=`
     pub hostname: Option<String>,
     /// `omnivisor.ip=`, which may be given several times.
@@ -84,6 +86,11 @@ pub struct Network {
 }
 
 impl Settings {
+    /// Those that the guest was started with.
+    pub fn of_kernel() -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
+    }
+
     /// Reads what it knows and passes over the rest, as the kernel does.
     pub fn parse(text: &str) -> Self {
         let mut settings = Self::default();
@@ -98,6 +105,7 @@ impl Settings {
             };
             match name {
                 "omnivisor.agent" => settings.agent = Transport::parse(value),
+                "omnivisor.serve" => settings.serve = Transport::parse(value),
                 "omnivisor.hostname" => settings.hostname = Some(value.into()),
                 "omnivisor.ip" if value == "none" => settings.networks = Networks::None,
                 "omnivisor.ip" => networks.extend(Network::parse(value)),

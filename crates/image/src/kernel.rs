@@ -1,0 +1,147 @@
+//! A guest's kernel: where it and its modules are.
+
+use crate::apt;
+use crate::cache::Cache;
+use crate::error::{About, Error};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A kernel that can be booted.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Its release, as of `uname -r`.
+    pub release: String,
+    /// The file as it is distributed: a bzImage.
+    pub image: PathBuf,
+    /// Where the unpacked ELF file is kept once somebody has unpacked it.
+    pub vmlinux: PathBuf,
+    /// Its folder of modules; there may be none.
+    pub modules: PathBuf,
+    /// Tells it from other kernels, also of the same release; fit for a file name.
+    pub(crate) key: String,
+}
+
+impl Kernel {
+    /// The kernel in a Debian package, or in the package that a meta package depends on.
+    pub fn from_debian(
+        cache: &Cache,
+        package: &str,
+        progress: &dyn Fn(&str),
+    ) -> Result<Self, Error> {
+        let package = apt::resolve(cache, package, Some("linux-image-"))?;
+        let key = package.key();
+        let folder = cache.entry(&format!("kernel-{key}"), |path| {
+            apt::unpack(&package, path, progress)?;
+            let release = find_release(path).ok_or(Error::NotAKernel(package.name.clone()))?;
+            tidy(path, &release)
+        })?;
+        let release =
+            fs::read_to_string(folder.join("release")).about("read", folder.join("release"))?;
+        Ok(Self {
+            image: folder.join("vmlinuz"),
+            vmlinux: folder.join("vmlinux"),
+            modules: folder.join("modules"),
+            release,
+            key,
+        })
+    }
+
+    /// The kernel that the host runs.
+    pub fn of_host(cache: &Cache) -> Result<Self, Error> {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let image = Path::new("/boot").join(format!("vmlinuz-{release}"));
+        let modules = Path::new("/lib/modules").join(&release);
+        Self::from_files(cache, release, image, modules)
+    }
+
+    /// A kernel that is somewhere on the host.
+    pub fn from_files(
+        cache: &Cache,
+        release: String,
+        image: PathBuf,
+        modules: PathBuf,
+    ) -> Result<Self, Error> {
+        let data = match fs::File::open(&image).and_then(|file| file.metadata()) {
+            Ok(data) => data,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NoHostKernel(image));
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::HostKernelMode(image));
+            }
+            Err(error) => return Err(error).about("read", image),
+        };
+        // Kernels are rebuilt without a new release.
+        let mut hasher = DefaultHasher::new();
+        (&image, &modules, &release, data.len(), data.modified().ok()).hash(&mut hasher);
+        let key = format!("host-{:016x}", hasher.finish());
+        Ok(Self { release, image, vmlinux: cache.path(&format!("vmlinux-{key}")), modules, key })
+    }
+}
+
+/// The release of the kernel in an unpacked package.
+fn find_release(folder: &Path) -> Option<String> {
+    let names = fs::read_dir(folder.join("boot"))
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+        .find(|release| !release.is_empty())
+}
+
+/// Keeps the kernel and its modules, and writes down the release.
+fn tidy(folder: &Path, release: &str) -> Result<(), Error> {
+    let rename =
+        |from: PathBuf, to: &str| fs::rename(&from, folder.join(to)).about("renamed", from);
+    rename(folder.join("boot").join(format!("vmlinuz-{release}")), "vmlinuz")?;
+    // Merged-/usr releases ship modules there.
+    for library in ["lib", "usr/lib"] {
+        let modules = folder.join(library).join("modules").join(release);
+        if modules.is_dir() {
+            rename(modules, "modules")?;
+            break;
+        }
+    }
+    for rest in ["boot", "lib", "usr", "etc"] {
+        let rest = folder.join(rest);
+        if rest.exists() {
+            fs::remove_dir_all(&rest).about("removed", rest)?;
+        }
+    }
+    fs::write(folder.join("release"), release).about("written", folder.join("release"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_without_a_kernel_is_not_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(find_release(folder.path()), None);
+        fs::create_dir(folder.path().join("boot")).unwrap();
+        fs::write(folder.path().join("boot/config-6.1"), "").unwrap();
+        assert_eq!(find_release(folder.path()), None);
+        fs::write(folder.path().join("boot/vmlinuz-6.1"), "").unwrap();
+        assert_eq!(find_release(folder.path()).as_deref(), Some("6.1"));
+    }
+
+    #[test]
+    fn a_kernel_on_the_host_is_known_by_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(&folder.path().join("cache")).unwrap();
+        let image = folder.path().join("vmlinuz");
+        let open = || {
+            Kernel::from_files(&cache, "6.1".into(), image.clone(), folder.path().join("modules"))
+        };
+        assert!(matches!(open(), Err(Error::NoHostKernel(_))));
+        fs::write(&image, "one").unwrap();
+        let one = open().unwrap();
+        assert_eq!(one.key, open().unwrap().key);
+        fs::write(&image, "other").unwrap();
+        assert_ne!(one.key, open().unwrap().key);
+    }
+}
