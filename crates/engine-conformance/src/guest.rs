@@ -155,7 +155,7 @@ impl Guest {
         let (exit, timed_out) = watched(cpu.kicker(), || cpu.run(&*self.board));
         if timed_out {
             let state = cpu.state()?;
-            return Err(Failure(format!(
+            return Err(Failure::new(format!(
                 "the processor did not stop within {DEADLINE:?}: {:?}, {:x?}",
                 state.activity, state.registers
             )));
@@ -171,7 +171,7 @@ impl Guest {
             return Ok(());
         }
         let state = cpu.state()?;
-        Err(Failure(format!(
+        Err(Failure::new(format!(
             "the guest stopped with {exit:?} before its work was done, with {:x?}",
             state.registers
         )))
@@ -257,10 +257,10 @@ pub fn watched<T>(kicker: Kicker, job: impl FnOnce() -> T) -> (T, bool) {
 /// Anonymous memory at a guest-physical address.
 pub fn region(address: u64, length: u64) -> Result<Arc<GuestRegion>, Failure> {
     let mapping = MmapRegion::new(length as usize)
-        .map_err(|error| Failure(format!("cannot map memory: {error}")))?;
+        .map_err(|error| Failure::new(format!("cannot map memory: {error}")))?;
     GuestRegion::new(mapping, GuestAddress(address))
         .map(Arc::new)
-        .ok_or_else(|| Failure("the memory region overflows".into()))
+        .ok_or_else(|| Failure::new("the memory region overflows"))
 }
 
 /// `table` for the processor with this number: its APIC ID stands in several leaves. The bits that show
@@ -311,5 +311,5 @@ pub fn enter_long_mode(state: &mut VcpuState, rip: u64) {
 }
 
 fn memory_failure(error: vm_memory::GuestMemoryError) -> Failure {
-    Failure(format!("guest memory: {error}"))
+    Failure::new(format!("guest memory: {error}"))
 }

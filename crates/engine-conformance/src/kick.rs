@@ -103,7 +103,7 @@ fn change_thread(engine: &dyn Engine) -> Outcome {
             kicker.kick();
             runner.join()
         });
-        let exit = exit.map_err(|_| crate::Failure("the processor's thread panicked".into()))?;
+        let exit = exit.map_err(|_| crate::Failure::new("the processor's thread panicked"))?;
         equal("exit", exit?, Exit::Kicked)?;
     }
     Ok(())
@@ -138,7 +138,7 @@ fn storm(engine: &dyn Engine) -> Outcome {
                 match cpu.run(&*guest.board) {
                     Ok(Exit::Kicked) if guest.board.take_done() => break Ok(()),
                     Ok(Exit::Kicked) if std::time::Instant::now() < deadline => {}
-                    Ok(exit) => break Err(crate::Failure(format!("stopped with {exit:?}"))),
+                    Ok(exit) => break Err(crate::Failure::new(format!("stopped with {exit:?}"))),
                     Err(error) => break Err(error.into()),
                 }
             };

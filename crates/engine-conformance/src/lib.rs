@@ -32,13 +32,26 @@ pub struct Test {
 }
 
 impl Test {
-    /// Runs it; the error says what was seen instead.
-    pub fn run(&self, engine: &dyn Engine) -> Result<(), String> {
+    /// Runs it.
+    pub fn run(&self, engine: &dyn Engine) -> Verdict {
         match catch_unwind(AssertUnwindSafe(|| (self.body)(engine))) {
-            Ok(outcome) => outcome.map_err(|failure| failure.0),
-            Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
+            Ok(Ok(())) => Verdict::Passed,
+            Ok(Err(Failure::Lacking(ability))) => Verdict::Skipped(ability),
+            Ok(Err(Failure::Seen(text))) => Verdict::Failed(text),
+            Err(panic) => Verdict::Failed(format!("panicked: {}", panic_text(&*panic))),
         }
     }
+}
+
+/// What came out of one test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The engine does it.
+    Passed,
+    /// The engine does not offer this ability on this computer.
+    Skipped(&'static str),
+    /// What was seen instead.
+    Failed(String),
 }
 
 /// All tests.
@@ -65,13 +78,13 @@ pub fn run_all(engine: &dyn Engine) -> Report {
 #[derive(Default)]
 pub struct Report {
     /// Each test's name and result.
-    pub results: Vec<(&'static str, Result<(), String>)>,
+    pub results: Vec<(&'static str, Verdict)>,
 }
 
 impl Report {
     /// Whether every test passed.
     pub fn passed(&self) -> bool {
-        self.failures() == 0
+        self.count(|verdict| matches!(verdict, Verdict::Failed(_))) == 0
     }
 
     /// The last result in words.
@@ -79,14 +92,16 @@ impl Report {
         self.results.last().map(line)
     }
 
-    /// How many tests passed and failed.
+    /// How many tests passed, were skipped and failed.
     pub fn sum(&self) -> String {
-        let failures = self.failures();
-        format!("{} passed, {failures} failed", self.results.len() - failures)
+        let passed = self.count(|verdict| *verdict == Verdict::Passed);
+        let skipped = self.count(|verdict| matches!(verdict, Verdict::Skipped(_)));
+        let failed = self.results.len() - passed - skipped;
+        format!("{passed} passed, {skipped} skipped, {failed} failed")
     }
 
-    fn failures(&self) -> usize {
-        self.results.iter().filter(|(_, result)| result.is_err()).count()
+    fn count(&self, wanted: impl Fn(&Verdict) -> bool) -> usize {
+        self.results.iter().filter(|(_, verdict)| wanted(verdict)).count()
     }
 }
 
@@ -100,18 +115,30 @@ impl fmt::Display for Report {
     }
 }
 
-fn line((name, result): &(&'static str, Result<(), String>)) -> String {
-    match result {
-        Ok(()) => format!("ok    {name}"),
-        Err(why) => format!("FAIL  {name}\n      {why}"),
+fn line((name, verdict): &(&'static str, Verdict)) -> String {
+    match verdict {
+        Verdict::Passed => format!("ok    {name}"),
+        Verdict::Skipped(ability) => format!("skip  {name} (the engine has no {ability})"),
+        Verdict::Failed(why) => format!("FAIL  {name}\n      {why}"),
     }
 }
 
 /// What a test returns.
 type Outcome = Result<(), Failure>;
 
-/// Why a test failed.
-struct Failure(String);
+/// Why a test did not pass.
+enum Failure {
+    /// The engine does not offer this.
+    Lacking(&'static str),
+    /// What was seen instead.
+    Seen(String),
+}
+
+impl Failure {
+    fn new(text: impl Into<String>) -> Self {
+        Self::Seen(text.into())
+    }
+}
 
 impl From<engine::Error> for Failure {
     fn from(error: engine::Error) -> Self {
@@ -121,13 +148,13 @@ impl From<engine::Error> for Failure {
             text += &format!(": {next}");
             cause = next.source();
         }
-        Self(text)
+        Self::Seen(text)
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self(error.to_string())
+        Self::Seen(error.to_string())
     }
 }
 
@@ -136,12 +163,12 @@ fn equal<T: PartialEq + fmt::Debug>(what: &str, seen: T, expected: T) -> Outcome
     if seen == expected {
         return Ok(());
     }
-    Err(Failure(format!("{what}: saw {seen:x?}, expected {expected:x?}")))
+    Err(Failure::new(format!("{what}: saw {seen:x?}, expected {expected:x?}")))
 }
 
 /// Fails with `what` unless `condition` holds.
 fn ensure(condition: bool, what: impl Into<String>) -> Outcome {
-    if condition { Ok(()) } else { Err(Failure(what.into())) }
+    if condition { Ok(()) } else { Err(Failure::new(what)) }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

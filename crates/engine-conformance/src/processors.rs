@@ -35,7 +35,7 @@ fn run_both(guest: &Guest, first: &mut dyn Vcpu, second: &mut dyn Vcpu) -> Outco
         // It was kicked by the board unless the first failed.
         other.kick();
         let (exit, _) =
-            runner.join().map_err(|_| Failure("the second processor's thread panicked".into()))?;
+            runner.join().map_err(|_| Failure::new("the second processor's thread panicked"))?;
         outcome?;
         equal("exit of the second processor", exit?, Exit::Kicked)
     })
@@ -152,16 +152,16 @@ fn wake_other(engine: &dyn Engine) -> Outcome {
     equal("interrupts", guest.result(0)?, 3)
 }
 
-/// Whether guests may have an x2APIC.
-fn offers_x2apic(engine: &dyn Engine) -> bool {
-    engine.capabilities().cpuid.get(1, 0).is_some_and(|leaf| leaf.ecx & 1 << 21 != 0)
+fn need_x2apic(engine: &dyn Engine) -> Outcome {
+    match engine.capabilities().cpuid.get(1, 0) {
+        Some(leaf) if leaf.ecx & 1 << 21 != 0 => Ok(()),
+        _ => Err(Failure::Lacking("x2APIC")),
+    }
 }
 
 fn x2apic_identity(engine: &dyn Engine) -> Outcome {
     const X2APIC_ID: u32 = 0x802;
-    if !offers_x2apic(engine) {
-        return Ok(());
-    }
+    need_x2apic(engine)?;
     let guest = Guest::with_vcpus(engine, 2)?;
     let _first = guest.cpu(0)?;
     let mut code = Asm::at(place::CODE);
@@ -179,8 +179,9 @@ fn large_identity(engine: &dyn Engine) -> Outcome {
     const LARGE: u32 = 300;
     const X2APIC_SPURIOUS: u32 = 0x80f;
     const X2APIC_EOI: u32 = 0x80b;
-    if !offers_x2apic(engine) || engine.capabilities().max_vcpus <= LARGE {
-        return Ok(());
+    need_x2apic(engine)?;
+    if engine.capabilities().max_vcpus <= LARGE {
+        return Err(Failure::Lacking("301 processors"));
     }
     let guest = Guest::with_vcpus(engine, LARGE + 1)?;
     let _first = guest.cpu(0)?;

@@ -85,6 +85,10 @@ impl KvmVcpu {
                 self.unfinished = false;
                 return Ok(Next::Interrupted);
             }
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                let text = format!("the host cannot provide guest memory ({error})");
+                return Ok(Next::Leave(self.failed(text)));
+            }
             Err(error) => return Err(Error::backend("run the virtual processor")(error)),
         }
         let stop = self.page.stop();
@@ -137,7 +141,11 @@ impl KvmVcpu {
             }
             Stop::Other(reason) => format!("KVM returned with the unexpected exit reason {reason}"),
         };
-        Ok(Next::Leave(Exit::Failed(format!("{failure}, {}", self.place()))))
+        Ok(Next::Leave(self.failed(failure)))
+    }
+
+    fn failed(&self, why: String) -> Exit {
+        Exit::Failed(format!("{why}, {}", self.place()))
     }
 
     /// Where the guest is, for an error message.
