@@ -9,6 +9,7 @@ use crate::facts::{
     Availability, ContainerFacts, Cpuinfo, Distribution, Dmi, Facts, IommuFacts, Kernel, Module,
     XenFacts,
 };
+use crate::inside::made_by_container_engine;
 use crate::msr;
 use crate::root::Root;
 
@@ -376,8 +377,8 @@ fn container(root: &Root<'_>) -> ContainerFacts {
         })
         .is_some_and(|map| !map.is_empty() && map != "0 0 4294967295");
     let cgroup = root.read_part("/proc/self/cgroup", |text| {
-        let paths =
-            text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect::<BTreeSet<_>>();
+        let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+        let paths: BTreeSet<_> = paths.filter(|path| made_by_container_engine(path)).collect();
         paths.into_iter().map(|path| format!("0::{path}\n")).collect()
     });
     ContainerFacts {

@@ -97,7 +97,14 @@ const ENODEV: i32 = 19;
 fn find_trouble<'p>(facts: &Facts, proof: Option<&'p ProofResult>) -> Option<Trouble<'p>> {
     let Some(node) = facts.nodes.get(NODE) else { return Some(Trouble::NodeMissing) };
     if let Some(errno) = node.errno {
-        return Some(Trouble::Open(errno));
+        // Permission would not help: what is behind the node interprets.
+        let interprets = vendor_module(facts) == Some("kvm_pvm") && !cpu::has_extension(facts);
+        let refused = matches!(errno, EACCES | EPERM);
+        return Some(if refused && interprets {
+            Trouble::Emulated(None)
+        } else {
+            Trouble::Open(errno)
+        });
     }
     let Some(proof) = proof else { return unproven(facts) };
     match (&proof.ring0, &proof.ring3) {
@@ -348,9 +355,10 @@ impl Scene<'_> {
         let place = format!("/dev/kvm (group {}, mode {:04o})", node.group, node.mode);
         let container = self.container();
         let by_group = node.mode & 0o060 == 0o060;
-        let allowed_by_mode = caller.euid == 0
-            || caller.groups.contains(&node.group) && by_group
-            || node.mode & 0o006 == 0o006;
+        // Root of a user namespace is nobody outside of it.
+        let root = caller.euid == 0 && !facts.container.user_namespace;
+        let allowed_by_mode =
+            root || caller.groups.contains(&node.group) && by_group || node.mode & 0o006 == 0o006;
         if allowed_by_mode {
             let (who, repair) = match container {
                 Some(container) => (

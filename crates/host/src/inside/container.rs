@@ -32,6 +32,11 @@ const ENGINES: [(&str, &str, &[&str]); 8] = [
     ("garden", "Garden", &["/garden/"]),
 ];
 
+/// Whether a control group path was made by a container engine. Others are nobody's business.
+pub(crate) fn made_by_container_engine(path: &str) -> bool {
+    ENGINES.iter().any(|(.., pieces)| pieces.iter().any(|piece| path.contains(piece)))
+}
+
 fn engine(facts: &Facts) -> Option<Layer> {
     let traces = &facts.container;
     let mut evidence = Vec::new();

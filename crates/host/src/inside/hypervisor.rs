@@ -95,6 +95,11 @@ impl<'f> Witness<'f> {
         add("/sys/hypervisor/version", &traces.version);
         add("/sys/hypervisor/guest_type", &traces.guest_type);
         add("/proc/xen/capabilities", &traces.capabilities);
+        let mut confidence = Confidence::Certain;
+        if evidence.is_empty() {
+            evidence.push(Evidence::new("/proc/xen", "there"));
+            confidence = Confidence::Likely;
+        }
         let initial_domain =
             traces.features.is_some_and(|features| features & (1 << XENFEAT_DOM0) != 0);
         if initial_domain {
@@ -114,7 +119,7 @@ impl<'f> Witness<'f> {
             _ if base.is_none() => ("Xen (PV guest)", Role::ParavirtualGuest),
             _ => ("Xen (HVM guest)", Role::Guest),
         };
-        let mut layer = layer(XEN, role, Confidence::Certain, evidence);
+        let mut layer = layer(XEN, role, confidence, evidence);
         layer.name = name.into();
         if self.base_of(HYPER_V).is_some_and(|hyper_v| base.is_some_and(|xen| hyper_v < xen)) {
             layer.note = Some(ENLIGHTENED.into());
@@ -150,7 +155,9 @@ impl<'f> Witness<'f> {
             }
             who => {
                 evidence.extend(self.product_evidence(who));
-                layer(who, Role::Guest, Confidence::Certain, evidence)
+                let mut known = layer(who, Role::Guest, Confidence::Certain, evidence);
+                self.add_monitor(&mut known);
+                known
             }
         };
         match imitates {

@@ -5,6 +5,8 @@ mod container;
 mod hypervisor;
 mod names;
 
+pub(crate) use container::made_by_container_engine;
+
 use crate::facts::Facts;
 use crate::report::Layer;
 

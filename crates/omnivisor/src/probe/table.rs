@@ -1,6 +1,6 @@
 //! The report for people.
 
-use comfy_table::{Cell, ContentArrangement, Table, presets};
+use comfy_table::{Cell, ContentArrangement, LineStyle, Table, TableStyle, presets};
 use host::{
     Candidate, Confidence, Extension, FirmwareState, Layer, LoopResult, Presence, Repair, Report,
     Role, Usability,
@@ -9,7 +9,7 @@ use host::{
 /// The whole report as text with this many columns.
 pub(super) fn render(report: &Report, width: u16, colour: bool) -> String {
     let mut text = String::new();
-    for part in [facts(report, width), verdicts(report, width), repairs(report), choice(report)] {
+    for part in [facts(report, width), verdicts(report, width), repairs(report, width), choice(report)] {
         text.push_str(&part);
         text.push('\n');
     }
@@ -39,9 +39,9 @@ fn paint(text: &str) -> String {
     })
 }
 
-fn table(width: u16, preset: &str) -> Table {
+fn table(width: u16, preset: TableStyle) -> Table {
     let mut table = Table::new();
-    table.load_preset(preset).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    table.load_style(preset).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table
 }
 
@@ -115,6 +115,18 @@ fn layer(layer: &Layer) -> String {
     format!("{}{monitor}{role}, {confidence} ({}){note}", layer.name, evidence.join("; "))
 }
 
+/// Parameters that decide what guests can do; JSON has all.
+const TELLING: [&str; 8] = [
+    ".nested",
+    ".ept",
+    ".unrestricted_guest",
+    ".npt",
+    ".avic",
+    ".enable_apicv",
+    ".enable_virt_at_load",
+    ".pvm_native",
+];
+
 fn kvm(report: &Report) -> String {
     let kvm = &report.kvm;
     let mut parts = Vec::new();
@@ -123,7 +135,14 @@ fn kvm(report: &Report) -> String {
         Some(node) => parts.push(format!("/dev/kvm (group {}, mode {:04o})", node.group, node.mode)),
     }
     if let Some(module) = &kvm.module {
-        parts.push(module.clone());
+        let shown = |name: &&String| TELLING.iter().any(|telling| name.ends_with(telling));
+        let parameters: Vec<String> = kvm
+            .parameters
+            .iter()
+            .filter(|(name, _)| shown(name))
+            .map(|(name, value)| format!("{}={value}", name.rsplit('.').next().unwrap_or(name)))
+            .collect();
+        parts.push(format!("{module} {}", parameters.join(" ")).trim_end().to_owned());
     }
     if let Some(proof) = &kvm.proof {
         if let Some(version) = proof.api_version {
@@ -146,9 +165,10 @@ fn loop_result(result: &LoopResult) -> String {
 
 /// Usable or not, and why.
 fn verdicts(report: &Report, width: u16) -> String {
-    let mut table = table(width, presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["", "verdict", "because"]);
-    for (kind, list) in [("engine", &report.engines), ("platform", &report.platforms)] {
+    let line = LineStyle::none().fill('─').junction('─');
+    let mut table = table(width, presets::NOTHING.header_separator(line));
+    table.set_header(["Engine or platform", "Verdict", "Because"]);
+    for list in [&report.engines, &report.platforms] {
         for candidate in list {
             let verdict = match candidate.state {
                 Usability::Usable => "✔ usable",
@@ -156,7 +176,7 @@ fn verdicts(report: &Report, width: u16) -> String {
                 Usability::Absent => "- absent",
             };
             table.add_row([
-                Cell::new(format!("{kind} {}", candidate.id)),
+                Cell::new(&candidate.id),
                 Cell::new(verdict),
                 Cell::new(&candidate.reason),
             ]);
@@ -166,7 +186,7 @@ fn verdicts(report: &Report, width: u16) -> String {
 }
 
 /// The commands stand outside of the table, so that they can be copied whole.
-fn repairs(report: &Report) -> String {
+fn repairs(report: &Report, width: u16) -> String {
     let broken: Vec<&Candidate> = report
         .engines
         .iter()
@@ -180,14 +200,19 @@ fn repairs(report: &Report) -> String {
     for candidate in broken {
         for (index, repair) in candidate.repair.iter().enumerate() {
             let id = if index == 0 { candidate.id.as_str() } else { "" };
-            text.push_str(&format!("  {id:<11} {}\n", self::repair(repair)));
+            text.push_str(&format!("  {id:<11} {}\n", self::repair(repair, width)));
         }
     }
     text
 }
 
-fn repair(repair: &Repair) -> String {
+/// A command that would be broken by the edge of the terminal gets a line of its own.
+fn repair(repair: &Repair, width: u16) -> String {
     let Some(command) = &repair.command else { return repair.explain.clone() };
+    let length = 16 + repair.explain.chars().count() + command.chars().count();
+    if !command.contains('\n') && length <= usize::from(width) {
+        return format!("{}: {command}", repair.explain);
+    }
     let command: Vec<String> = command.lines().map(|line| format!("\n{:18}{line}", "")).collect();
     format!("{}:{}", repair.explain, command.concat())
 }
