@@ -1,5 +1,8 @@
 //! Saving and restoring a virtual processor. What is restored is an outsider's word: the kernel checks
 //! values, this module lengths.
+//!
+//! Not saved: system-management mode (no board here has it), a nested guest's state, and a triple fault
+//! that was not yet reported.
 
 use engine::state::{DebugRegisters, VcpuState};
 use engine::{Error, Result};
