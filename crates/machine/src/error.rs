@@ -72,6 +72,9 @@ pub enum Error {
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] engine::Error),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
     /// A device refused.
     #[error(transparent)]
     Device(#[from] devices::Error),

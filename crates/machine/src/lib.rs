@@ -12,7 +12,9 @@ mod interrupts;
 pub mod layout;
 mod machine;
 pub mod memory;
+mod plug;
 
 pub use board::Board;
 pub use error::{Error, Result};
 pub use machine::{Config, Control, Finished, MAX_CPUS, Machine, Outcome};
+pub use plug::plug;

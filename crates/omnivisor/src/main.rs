@@ -1,5 +1,37 @@
-//! The `omnivisor` program.
+//! The `omnivisor` program: the command line. What its verbs do is in the crates below.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+mod documents;
+mod failure;
+mod probe;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let result = match cli.verb {
+        Verb::Run(args) => run::run(*args, cli.verbose > 0),
+        Verb::Probe(args) => Ok(probe::run(&args, &probe::kvm_proof)),
+        Verb::Schema => documents::schema(),
+        Verb::Completions { shell } => documents::completions(shell),
+        Verb::Man { folder } => documents::man(&folder),
+    };
+    result.unwrap_or_else(|failure| failure.report())
+}

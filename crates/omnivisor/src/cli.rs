@@ -1,0 +1,148 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::probe::ProbeArgs;
+
+/// Runs any hypervisor's virtual machine on the fastest hypervisor the machine has
+#[derive(Debug, Parser)]
+#[command(name = "omnivisor", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Say more on stderr: the guest's console with `run -- COMMAND`, and what is done; twice for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a virtual machine
+    Run(Box<RunArgs>),
+    /// Tell what this computer's virtualization can do, and how to repair what it cannot
+    Probe(ProbeArgs),
+    /// Print the JSON Schema of --config files
+    Schema,
+    /// Print a script that completes this command line in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Into this folder
+        folder: PathBuf,
+    },
+}
+
+/// Options of `omnivisor run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omnivisor run debian                      a shell in a Debian kernel with busybox
+  omnivisor run debian -- uname -a          one command; its output, its exit code
+  omnivisor run host -- ls /etc             this host's kernel and files, read-only
+  omnivisor run --kernel vmlinux --initrd initrd.img --disk root.img --memory 2G --cpus 2
+
+On a terminal, Ctrl-] or Ctrl-a x leaves the console and ends the machine.")]
+pub struct RunArgs {
+    /// What runs the guest's instructions
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineChoice,
+
+    /// Number of processors [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<spec::Cpus>,
+
+    /// Memory, with K, M, G or T; then ,hugepages ,prealloc ,shared [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<spec::Memory>,
+
+    /// Kernel: an ELF vmlinux, a bzImage, or `host` for the one this host runs
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "WORDS")]
+    pub cmdline: Option<String>,
+
+    /// A disk image (raw) or block device, then ,readonly ,direct ,serial=TEXT ,queues=N; repeatable
+    #[arg(long, value_name = "FILE[,OPTION]...")]
+    pub disk: Vec<spec::Disk>,
+
+    /// A network card: user[,forward=8080:80], tap=NAME, or none; repeatable
+    /// [default: user where passt is installed]
+    #[arg(long, value_name = "user|tap=NAME|none")]
+    pub net: Vec<String>,
+
+    /// A folder of the host for the guest to see, then ,readonly; repeatable
+    #[arg(long, value_name = "DIR[:TAG]")]
+    pub share: Vec<spec::Share>,
+
+    /// Unix socket by which the host reaches the guest's vsock ports, then ,cid=N
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<spec::Vsock>,
+
+    /// Where the guest's console is [default: serial]
+    #[arg(long, value_enum)]
+    pub console: Option<ConsoleChoice>,
+
+    /// The machine's name
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// Boot a full Debian root (systemd, apt) on a disk of this size instead of busybox
+    #[arg(long, value_name = "SIZE", requires = "image")]
+    pub disk_size: Option<spec::Size>,
+
+    /// End instead of starting again when the guest reboots
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// Read the description from a TOML file; what is given here counts more
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Fetch and build what is needed, print what would run, and end
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Print what each processor did, as JSON on stderr, at the end
+    #[arg(long)]
+    pub statistics: bool,
+
+    /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host
+    pub image: Option<String>,
+
+    /// A command to run in the guest; its exit code becomes ours
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `--engine`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum EngineChoice {
+    /// The fastest that is usable here
+    #[default]
+    Auto,
+    /// Linux's KVM
+    Kvm,
+}
+
+/// `--console`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleChoice {
+    /// The serial port, ttyS0
+    Serial,
+    /// A virtio console, hvc0
+    Virtio,
+}

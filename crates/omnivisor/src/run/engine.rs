@@ -1,0 +1,59 @@
+//! Which engine runs the guest.
+
+use std::path::Path;
+
+use engine::Engine;
+use engine_kvm::{KvmEngine, OpenError};
+use host::Facts;
+
+use crate::cli::EngineChoice;
+use crate::failure::{Failure, NOT_STARTED};
+use crate::probe;
+
+/// The engine that was asked for, or the fastest that is usable.
+pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
+    // With one engine, both choices come to the same; `auto` will look further once there are more.
+    match choice {
+        EngineChoice::Auto | EngineChoice::Kvm => kvm(),
+    }
+}
+
+fn kvm() -> Result<Box<dyn Engine>, Failure> {
+    let engine = KvmEngine::new().map_err(|error| unusable(&error))?;
+    if !runs_on_hardware() {
+        let facts = Facts::of_this_machine();
+        let proof = probe::kvm_proof();
+        if let Some(advice) = host::kvm_advice(&facts, Some(&proof)) {
+            return Err(failure(advice));
+        }
+    }
+    Ok(Box::new(engine))
+}
+
+/// Whether the modules that drive VT-x or AMD-V are loaded. Then nothing need be proved, which would
+/// take longer than the rest of the start; elsewhere KVM may be there and only emulate.
+fn runs_on_hardware() -> bool {
+    ["kvm_intel", "kvm_amd"].iter().any(|module| Path::new("/sys/module").join(module).exists())
+}
+
+fn unusable(error: &OpenError) -> Failure {
+    match host::kvm_advice(&Facts::of_this_machine(), None) {
+        Some(advice) => failure(advice),
+        None => Failure::new(NOT_STARTED, format!("KVM cannot be used: {error}")),
+    }
+}
+
+fn failure(advice: host::Advice) -> Failure {
+    let repairs: Vec<String> = advice
+        .repair
+        .iter()
+        .map(|repair| match &repair.command {
+            Some(command) => format!("{}: {command}", repair.explain),
+            None => repair.explain.clone(),
+        })
+        .collect();
+    let help =
+        if repairs.is_empty() { "see `omnivisor probe`".to_owned() } else { repairs.join("\n") };
+    Failure::new(NOT_STARTED, format!("No engine can run this guest here: {}", advice.sentence))
+        .help(help)
+}

@@ -1,0 +1,77 @@
+//! `omnivisor run`.
+
+mod command;
+mod console;
+mod engine;
+mod plan;
+mod terminal;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use machine::{Finished, Machine, Outcome};
+
+use crate::cli::RunArgs;
+use crate::failure::{FAILED, Failure};
+use crate::run::command::Command;
+use crate::run::console::Attachment;
+use crate::run::plan::Plan;
+
+/// Runs the machine that `args` describe until its guest ends; the exit code is that of the command in the
+/// guest, if there is one.
+pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
+    let plan = Plan::new(&args)?;
+    if args.dry_run {
+        return plan.print();
+    }
+    let engine = engine::choose(args.engine)?;
+    let command =
+        plan.agent.as_ref().map(|agent| Command::listen(agent, &plan.command)).transpose()?;
+    let interactive = command.is_none() && std::io::stdin().is_terminal();
+    loop {
+        let started = Instant::now();
+        let attachment = Arc::new(Attachment::new(interactive, command.is_some() && !verbose));
+        let machine = Machine::new(&*engine, &plan.config, |board| {
+            machine::plug(board, &plan.spec)?;
+            attachment.plug(board, plan.spec.console.unwrap_or_default())
+        })
+        .map_err(plan::explain)?;
+        let control = machine.control();
+        attachment.attach(&control)?;
+        let pending = command.as_ref().map(|command| command.serve(&control)).transpose()?;
+        tracing::info!(engine = engine.name(), "machine built in {:.1?}", started.elapsed());
+        let finished = machine.run()?;
+        attachment.detach();
+        if args.statistics {
+            print_statistics(&finished);
+        }
+        if let Some(pending) = pending {
+            return pending.finish(&finished, &attachment);
+        }
+        match finished.outcome {
+            Outcome::Reset if !args.no_reboot => {}
+            outcome => return end(outcome),
+        }
+    }
+}
+
+fn end(outcome: Outcome) -> Result<ExitCode, Failure> {
+    match outcome {
+        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => Ok(ExitCode::SUCCESS),
+        Outcome::TripleFault => Err(Failure::new(
+            FAILED,
+            "The guest crashed: a processor shut down after a triple fault",
+        )),
+        Outcome::Failed(reason) => {
+            Err(Failure::new(FAILED, format!("The guest cannot go on: {reason}")))
+        }
+    }
+}
+
+fn print_statistics(finished: &Finished) {
+    if let Ok(text) = serde_json::to_string(&finished.statistics) {
+        eprintln!("{text}");
+    }
+}

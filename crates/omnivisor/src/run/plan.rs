@@ -1,0 +1,281 @@
+//! From the command line, the file and the image to what the machine is made of.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use image::{Features, ImageRef, Options, Prepared};
+use machine::Config;
+use machine::boot::{self, BootPlan, KernelError};
+use machine::memory::MemoryConfig;
+use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
+use tempfile::TempDir;
+
+use crate::cli::{ConsoleChoice, RunArgs};
+use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
+use crate::run::terminal;
+
+/// Everything that is decided before a machine is built.
+pub struct Plan {
+    /// The whole description.
+    pub spec: VmSpec,
+    /// What the machine is made of but for its devices.
+    pub config: Config,
+    /// How the guest's agent reaches us, if a command is to be run.
+    pub agent: Option<AgentSocket>,
+    /// That command.
+    pub command: Vec<OsString>,
+}
+
+/// The Unix socket at which the guest's agent arrives.
+pub struct AgentSocket {
+    /// The socket of its port.
+    pub path: PathBuf,
+    /// The folder made for it, which goes with it.
+    _folder: Option<TempDir>,
+}
+
+/// What Linux need not look for on this board. `noearly`: the scan of PCI for early quirks by ports, about 200
+/// exits; `nr_uarts`: three more serial ports.
+const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1";
+
+impl Plan {
+    /// Reads the file, lays the command line over it, and fetches what is missing.
+    pub fn new(args: &RunArgs) -> Result<Self, Failure> {
+        let mut spec = describe(args)?;
+        let image = image_of(&spec)?;
+        if !args.command.is_empty() && image.is_none() {
+            return Err(Failure::new(
+                USAGE,
+                "A command needs the guest agent, which only images have",
+            )
+            .help("say `omnivisor run debian -- COMMAND`, or `--kernel host`"));
+        }
+        if spec.nics.is_none() {
+            let user = Nic { kind: Some(NicKind::User), ..Nic::default() };
+            spec.nics = Some(if passt_is_installed() { vec![user] } else { Vec::new() });
+        }
+        if image == Some(ImageRef::Host) {
+            let root =
+                Share { dir: "/".into(), tag: Some(image::HOST_ROOT_TAG.into()), readonly: true };
+            spec.shares.insert(0, root);
+        }
+        let agent = if args.command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
+        spec.validate()?;
+        let boot = match &image {
+            Some(image) => boot_image(image, &spec, args, agent.is_some())?,
+            None => boot_files(&spec)?,
+        };
+        let memory = MemoryConfig {
+            size: spec.memory.size().0,
+            hugepages: spec.memory.hugepages(),
+            prealloc: spec.memory.prealloc(),
+            shared: spec.memory.shared(),
+        };
+        let config = Config { cpus: spec.cpus.count(), memory, boot };
+        Ok(Self { spec, config, agent, command: args.command.clone() })
+    }
+
+    /// Prints the description in the form of a --config file, with kernel, initrd and the whole command line.
+    pub fn print(&self) -> Result<ExitCode, Failure> {
+        let BootPlan { kernel, initrd, cmdline } = &self.config.boot;
+        let mut spec = self.spec.clone();
+        spec.image = None;
+        spec.boot.kernel = Some(kernel.clone());
+        spec.boot.initrd.clone_from(initrd);
+        spec.boot.cmdline = Some(cmdline.clone());
+        print!("{}", spec.to_toml()?);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The description in the file with the command line laid over it.
+fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
+    let mut over = VmSpec {
+        name: args.name.clone(),
+        image: args.image.clone(),
+        console: args.console.map(|choice| match choice {
+            ConsoleChoice::Serial => Console::Serial,
+            ConsoleChoice::Virtio => Console::Virtio,
+        }),
+        cpus: args.cpus.clone().unwrap_or_default(),
+        memory: args.memory.clone().unwrap_or_default(),
+        vsock: args.vsock.clone(),
+        disks: args.disk.clone(),
+        shares: args.share.clone(),
+        ..VmSpec::default()
+    };
+    over.boot.kernel.clone_from(&args.kernel);
+    over.boot.initrd.clone_from(&args.initrd);
+    over.boot.cmdline.clone_from(&args.cmdline);
+    if !args.net.is_empty() {
+        let nics = args.net.iter().filter(|text| *text != "none").map(|text| text.parse::<Nic>());
+        over.nics = Some(nics.collect::<spec::Result<_>>()?);
+    }
+    let Some(path) = &args.config else { return Ok(over) };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::new(NOT_FOUND, format!("Cannot read {}: {error}", path.display()))
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let file = VmSpec::from_toml(&text, &path.display().to_string())?.relative_to(folder);
+    Ok(file.merge(over))
+}
+
+fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {
+    match (&spec.image, &spec.boot.kernel) {
+        (None, Some(_)) if spec.boot.is_host_kernel() => Ok(Some(ImageRef::Host)),
+        (None, Some(_)) => Ok(None),
+        (Some(image), Some(_)) => Err(Failure::new(
+            USAGE,
+            format!("The image {image} brings its own kernel: leave out --kernel"),
+        )),
+        (Some(image), None) => {
+            let known = image.parse::<ImageRef>();
+            known.map(Some).map_err(|error| Failure::from_error(NOT_FOUND, error))
+        }
+        (None, None) => Err(Failure::new(USAGE, "There is nothing to boot")
+            .help("name an image, as in `omnivisor run debian`, or a kernel with `--kernel FILE`")),
+    }
+}
+
+fn boot_files(spec: &VmSpec) -> Result<BootPlan, Failure> {
+    let kernel = spec.boot.kernel.clone().unwrap_or_default();
+    if !kernel.exists() {
+        return Err(Failure::new(NOT_FOUND, format!("There is no kernel {}", kernel.display())));
+    }
+    let cmdline = match &spec.boot.cmdline {
+        Some(words) => words.clone(),
+        None => format!("console={} {BOARD_WORDS}", console_device(spec)),
+    };
+    Ok(BootPlan { kernel, initrd: spec.boot.initrd.clone(), cmdline })
+}
+
+fn boot_image(
+    image: &ImageRef,
+    spec: &VmSpec,
+    args: &RunArgs,
+    agent: bool,
+) -> Result<BootPlan, Failure> {
+    let features = Features {
+        net: spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()),
+        blk: !spec.disks.is_empty(),
+        vsock: spec.vsock.is_some(),
+        fs: !spec.shares.is_empty(),
+        balloon: spec.balloon.unwrap_or(true),
+        rng: spec.rng.unwrap_or(true),
+        console: spec.console == Some(Console::Virtio),
+        overlay: false,
+    };
+    let options = Options { features, full_root: args.disk_size.is_some() };
+    let prepared = image::prepare(image, &options, &progress)?;
+    let kernel = unpacked(&prepared)?;
+    let mut words = vec![format!("console={}", console_device(spec)), BOARD_WORDS.to_owned()];
+    words.push(if agent { "quiet loglevel=1 panic=-1".into() } else { "quiet".into() });
+    words.extend((!prepared.cmdline_extra.is_empty()).then(|| prepared.cmdline_extra.clone()));
+    if agent {
+        words.push(format!("omnivisor.agent=vsock:{}", agent::DEFAULT_PORT));
+    } else if let Some((columns, rows)) = terminal::size() {
+        words.push(format!("omnivisor.window={columns}x{rows}"));
+        let term = std::env::var("TERM")
+            .ok()
+            .filter(|term| term.chars().all(|c| c.is_ascii_alphanumeric() || "-+._".contains(c)));
+        words.extend(term.map(|term| format!("omnivisor.term={term}")));
+    }
+    if let Some(name) = &spec.name {
+        words.push(format!("omnivisor.hostname={name}"));
+    }
+    for share in spec.shares.iter().filter(|share| share.tag() != image::HOST_ROOT_TAG) {
+        let read_only = if share.readonly { ":ro" } else { "" };
+        words.push(format!("omnivisor.share={0}:/mnt/{0}{read_only}", share.tag()));
+    }
+    words.extend(spec.boot.cmdline.clone());
+    Ok(BootPlan { kernel, initrd: Some(prepared.initrd), cmdline: words.join(" ") })
+}
+
+/// The kernel as an ELF file, unpacked once and kept.
+fn unpacked(prepared: &Prepared) -> Result<PathBuf, Failure> {
+    if prepared.vmlinux.exists() {
+        return Ok(prepared.vmlinux.clone());
+    }
+    let begun = Instant::now();
+    let cannot = |error: KernelError| {
+        Failure::from_error(
+            NOT_STARTED,
+            machine::Error::Kernel { path: prepared.kernel.clone(), source: error },
+        )
+    };
+    let Some(bytes) = boot::unpack(&prepared.kernel).map_err(cannot)? else {
+        return Ok(prepared.kernel.clone());
+    };
+    let keep = || -> std::io::Result<()> {
+        let folder = prepared.vmlinux.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(&prepared.vmlinux)?;
+        Ok(())
+    };
+    tracing::info!("kernel unpacked in {:.1?}", begun.elapsed());
+    match keep() {
+        Ok(()) => Ok(prepared.vmlinux.clone()),
+        // A cache that cannot be written costs time, no more.
+        Err(error) => {
+            tracing::warn!(%error, "the unpacked kernel could not be kept in {}", prepared.vmlinux.display());
+            Ok(prepared.kernel.clone())
+        }
+    }
+}
+
+/// A socket in a folder of our own, or beside the one that was asked for.
+fn agent_socket(spec: &mut VmSpec) -> Result<AgentSocket, Failure> {
+    let mut folder = None;
+    if spec.vsock.is_none() {
+        let made = tempfile::Builder::new()
+            .prefix("omnivisor-")
+            .tempdir()
+            .map_err(|error| Failure::from_error(FAILED, error))?;
+        spec.vsock = Some(Vsock { path: made.path().join("vsock"), cid: None });
+        folder = Some(made);
+    }
+    let base = spec.vsock.as_ref().map(|vsock| vsock.path.clone()).unwrap_or_default();
+    let mut path = base.into_os_string();
+    path.push(format!("_{}", agent::DEFAULT_PORT));
+    Ok(AgentSocket { path: path.into(), _folder: folder })
+}
+
+fn console_device(spec: &VmSpec) -> &'static str {
+    match spec.console.unwrap_or_default() {
+        Console::Serial => "ttyS0",
+        Console::Virtio => "hvc0",
+    }
+}
+
+fn passt_is_installed() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join("passt").is_file())
+}
+
+/// What takes time is told on a terminal.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("{text}");
+    }
+}
+
+/// Adds the repair to errors that have one.
+pub fn explain(error: machine::Error) -> Failure {
+    let help = match &error {
+        machine::Error::MemoryAllocation { .. } => Some(
+            "give it less with --memory, or reserve huge pages with `sysctl vm.nr_hugepages=N`",
+        ),
+        machine::Error::InitrdTooLarge { .. } => Some("say --memory 1G"),
+        _ => None,
+    };
+    let failure = Failure::from(error);
+    match help {
+        Some(help) => failure.help(help),
+        None => failure,
+    }
+}
