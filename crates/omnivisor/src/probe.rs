@@ -104,7 +104,8 @@ fn print(report: &Report, format: ProbeFormat) -> io::Result<()> {
             let terminal = out.is_terminal();
             let size = terminal.then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten();
             let width = size.map(|size| size.ws_col).filter(|&width| width > 0).unwrap_or(WIDTH);
-            let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let colour =
+                terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             out.write_all(table::render(report, width, colour).as_bytes())?;
         }
     }

@@ -9,7 +9,9 @@ use host::{
 /// The whole report as text with this many columns.
 pub(super) fn render(report: &Report, width: u16, colour: bool) -> String {
     let mut text = String::new();
-    for part in [facts(report, width), verdicts(report, width), repairs(report, width), choice(report)] {
+    for part in
+        [facts(report, width), verdicts(report, width), repairs(report, width), choice(report)]
+    {
         text.push_str(&part);
         text.push('\n');
     }
@@ -97,7 +99,8 @@ fn firmware(report: &Report) -> Option<String> {
         FirmwareState::NotApplicable => return None,
     };
     let evidence = firmware.evidence.first();
-    let because = evidence.map_or(String::new(), |said| format!(" ({}: {})", said.source, said.says));
+    let because =
+        evidence.map_or(String::new(), |said| format!(" ({}: {})", said.source, said.says));
     Some(format!("{state}{because}"))
 }
 
@@ -132,7 +135,9 @@ fn kvm(report: &Report) -> String {
     let mut parts = Vec::new();
     match &kvm.node {
         None => parts.push("no /dev/kvm".to_owned()),
-        Some(node) => parts.push(format!("/dev/kvm (group {}, mode {:04o})", node.group, node.mode)),
+        Some(node) => {
+            parts.push(format!("/dev/kvm (group {}, mode {:04o})", node.group, node.mode))
+        }
     }
     if let Some(module) = &kvm.module {
         let shown = |name: &&String| TELLING.iter().any(|telling| name.ends_with(telling));
@@ -221,5 +226,65 @@ fn choice(report: &Report) -> String {
     match &report.choice.engine {
         Some(engine) => format!("`omnivisor run` would use {engine}: {}\n", report.choice.reason),
         None => format!("`omnivisor run` would use nothing: {}\n", report.choice.reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host::{Caller, Facts, Measurement, Module, Node, ProofResult};
+
+    use super::*;
+
+    /// A computer whose user may not open `/dev/kvm`.
+    fn refused() -> Report {
+        let mut facts =
+            Facts { caller: Caller { euid: 1000, ..Caller::default() }, ..Facts::default() };
+        let node = Node { mode: 0o600, owner: 0, group: "root".into(), errno: Some(13) };
+        facts.nodes.insert("/dev/kvm".into(), node);
+        facts.modules.insert("kvm_intel".into(), Module::default());
+        host::report(&facts, None)
+    }
+
+    fn usable() -> Report {
+        let mut facts = Facts::default();
+        facts.nodes.insert("/dev/kvm".into(), Node { mode: 0o666, ..Node::default() });
+        let ring = || Ok(Measurement { instructions: 7_000_000, nanoseconds: 1_000_000 });
+        host::report(&facts, Some(&ProofResult::judge(Some(12), ring(), ring())))
+    }
+
+    #[test]
+    fn commands_are_never_broken_by_the_edge_of_the_terminal() {
+        let report = refused();
+        for width in [20, 40, 80, 200] {
+            let text = render(&report, width, false);
+            for repair in report.engines.iter().flat_map(|engine| &engine.repair) {
+                for line in repair.command.iter().flat_map(|command| command.lines()) {
+                    assert!(text.lines().any(|printed| printed.ends_with(line)), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn colour_is_only_for_terminals() {
+        assert!(!render(&refused(), 80, false).contains('\x1b'));
+        let coloured = render(&refused(), 80, true);
+        assert!(coloured.contains("\x1b[31m✘ not usable\x1b[0m"), "{coloured}");
+    }
+
+    #[test]
+    fn the_verdict_the_proof_and_the_choice_are_on_the_page() {
+        let text = render(&usable(), 100, false);
+        for words in [
+            "✔ usable",
+            "API 12, ring 0 native (7000 M instructions/s)",
+            "`omnivisor run` would use kvm",
+            "nothing: bare metal",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        let text = render(&refused(), 100, false);
+        assert!(text.contains("`omnivisor run` would use nothing"), "{text}");
+        assert!(text.contains("As root it would also know"), "{text}");
     }
 }
