@@ -33,6 +33,11 @@ impl<'m> GuestBuffer<'m> {
         Self::collect(memory, pieces, Permissions::Write)
     }
 
+    /// `length` bytes at `address`.
+    pub(crate) fn of_range(memory: &'m GuestMemory, address: u64, length: u32) -> Option<Self> {
+        Self::collect(memory, std::iter::once((GuestAddress(address), length)), Permissions::Write)
+    }
+
     fn collect(
         memory: &'m GuestMemory,
         pieces: impl Iterator<Item = (GuestAddress, u32)>,

@@ -52,28 +52,52 @@ pub(crate) fn serve<'m>(
     signal: &dyn DeviceSignal,
     each: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Outcome,
 ) {
-    let mut rings = queue.lock();
-    let mut batch = Batch { used: 0, full: false };
-    let served = batch.run(&mut rings, memory, each);
-    if batch.used > 0 {
-        queue.notify_driver(&mut rings, memory);
-    }
-    drop(rings);
-    if batch.full {
-        queue.ring();
-    }
-    if let Err(error) = served {
-        tracing::debug!(queue = queue.index(), %error, "the driver broke a virtqueue");
-        signal.needs_reset();
-    }
+    let batch = Batch { queue, used: 0, full: false, prompt: false };
+    batch.serve(memory, signal, each);
 }
 
-struct Batch {
+/// As [`serve`], telling the driver of each chain at once rather than of all together: for requests that
+/// take longer than an interrupt.
+pub(crate) fn serve_promptly<'m>(
+    queue: &VirtQueue,
+    memory: &'m GuestMemory,
+    signal: &dyn DeviceSignal,
+    each: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Outcome,
+) {
+    let batch = Batch { queue, used: 0, full: false, prompt: true };
+    batch.serve(memory, signal, each);
+}
+
+struct Batch<'q> {
+    queue: &'q VirtQueue,
     used: usize,
     full: bool,
+    prompt: bool,
 }
 
-impl Batch {
+impl Batch<'_> {
+    fn serve<'m>(
+        mut self,
+        memory: &'m GuestMemory,
+        signal: &dyn DeviceSignal,
+        each: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Outcome,
+    ) {
+        let queue = self.queue;
+        let mut rings = queue.lock();
+        let served = self.run(&mut rings, memory, each);
+        if self.used > 0 && !self.prompt {
+            queue.notify_driver(&mut rings, memory);
+        }
+        drop(rings);
+        if self.full {
+            queue.ring();
+        }
+        if let Err(error) = served {
+            tracing::debug!(queue = queue.index(), %error, "the driver broke a virtqueue");
+            signal.needs_reset();
+        }
+    }
+
     fn run<'m>(
         &mut self,
         rings: &mut Queue,
@@ -100,6 +124,9 @@ impl Batch {
                     }
                 }
                 self.used += 1;
+                if self.prompt {
+                    self.queue.notify_driver(rings, memory);
+                }
             }
             if !rings.enable_notification(memory)? {
                 return Ok(());
