@@ -106,7 +106,8 @@ pub(crate) fn firmware(facts: &Facts, inside: &[Layer]) -> Firmware {
             enabled(Evidence::new("/proc/cpuinfo", says))
         } else {
             let says = format!(
-                "CPUID has {}, but Linux {} cleared the flag `{flag}`, which it does where firmware has locked it off",
+                "CPUID has {}, but Linux {} cleared the flag `{flag}`, which it does where \
+                 firmware has locked it off",
                 maker.extension(),
                 facts.kernel.release
             );
@@ -207,7 +208,8 @@ fn setup_repair(facts: &Facts, maker: Maker, inside: &[Layer]) -> Vec<Repair> {
     ];
     let place = by_maker.iter().find(|(name, ..)| maker_of_board.contains(name)).map_or(
         if intel {
-            "Intel Virtualization Technology (VT-x, VMX or Vanderpool), usually under Advanced or Security > CPU Configuration"
+            "Intel Virtualization Technology (VT-x, VMX or Vanderpool), usually under Advanced \
+             or Security > CPU Configuration"
         } else {
             "SVM Mode (AMD-V), usually under Advanced > CPU Configuration"
         },

@@ -195,7 +195,8 @@ impl fmt::Display for CpuidDump {
         for ((leaf, subleaf), Registers { eax, ebx, ecx, edx }) in &self.leaves {
             writeln!(
                 f,
-                "{leaf:#010x} {subleaf:#04x}: eax={eax:#010x} ebx={ebx:#010x} ecx={ecx:#010x} edx={edx:#010x}"
+                "{leaf:#010x} {subleaf:#04x}: eax={eax:#010x} ebx={ebx:#010x} ecx={ecx:#010x} \
+                 edx={edx:#010x}"
             )?;
         }
         Ok(())
@@ -245,7 +246,8 @@ fn hexadecimal(value: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const KVM: &str = "CPU:\n   0x00000000 0x00: eax=0x00000001 ebx=0x756e6547 ecx=0x6c65746e edx=0x49656e69\n\
+    const KVM: &str = "CPU:\n   0x00000000 0x00: eax=0x00000001 ebx=0x756e6547 ecx=0x6c65746e \
+     edx=0x49656e69\n\
         0x00000001 0x00: eax=0x000306c3 ebx=0x00000000 ecx=0x80000020 edx=0x00000000\n\
         0x40000000 0x00: eax=0x00000000 ebx=0x4b4d564b ecx=0x564b4d56 edx=0x0000004d\n";
 

@@ -182,7 +182,8 @@ impl Scene<'_> {
             Trouble::Emulated(speeds) => self.emulated(speeds),
             Trouble::Doubtful => {
                 let advice = Repair::command("Measure it", "omnivisor probe");
-                ("/dev/kvm opens, but neither its module nor the processor speak for it; it may emulate kernel code".into(), vec![advice])
+                ("/dev/kvm opens, but neither its module nor the processor speak for it; it may \
+                 emulate kernel code".into(), vec![advice])
             }
         }
     }
@@ -207,7 +208,8 @@ impl Scene<'_> {
         if let Some(manager) = inside.iter().find(|layer| layer.role == Role::Manager) {
             let repair = match manager.id.as_str() {
                 "xen" => Repair::advice(
-                    "To use KVM instead of Xen, reboot and choose the entry without Xen in GRUB's menu",
+                    "To use KVM instead of Xen, reboot and choose the entry without Xen in \
+                     GRUB's menu",
                 ),
                 _ => Repair::advice(
                     "To use KVM instead of Hyper-V, boot Linux without the hypervisor",
@@ -215,7 +217,8 @@ impl Scene<'_> {
             };
             return (
                 format!(
-                    "{what}: this system is {}, and the hypervisor below keeps {extension} for itself",
+                    "{what}: this system is {}, and the hypervisor below keeps {extension} for \
+                     itself",
                     manager.name
                 ),
                 vec![repair],
@@ -268,7 +271,8 @@ impl Scene<'_> {
         };
         if let Some(word) = kernel.parameters.iter().find(|word| blacklists(word, module)) {
             let repair = Repair::advice(format!(
-                "Remove `{word}` from the kernel's command line (GRUB_CMDLINE_LINUX in /etc/default/grub), then update GRUB and restart"
+                "Remove `{word}` from the kernel's command line (GRUB_CMDLINE_LINUX in \
+                 /etc/default/grub), then update GRUB and restart"
             ));
             return (
                 format!("the kernel parameter `{word}` forbids the module {module}"),
@@ -276,7 +280,12 @@ impl Scene<'_> {
             );
         }
         if kernel.modules_disabled {
-            return ("loading kernel modules was forbidden (kernel.modules_disabled = 1) until the next restart".into(), vec![reboot()]);
+            return (
+                "loading kernel modules was forbidden (kernel.modules_disabled = 1) until \
+             the next restart"
+                    .into(),
+                vec![reboot()],
+            );
         }
         if let Some(line) = kernel.modprobe.iter().find(concerns) {
             let file = line.split(": ").next().unwrap_or_default();
@@ -393,7 +402,8 @@ impl Scene<'_> {
             format!("sudo usermod -aG {} $USER", if by_group { &node.group } else { "kvm" }),
         );
         if !by_group || node.group == "root" {
-            let rule = "echo 'KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", OPTIONS+=\"static_node=kvm\"' | sudo tee /etc/udev/rules.d/65-kvm.rules \
+            let rule = "echo 'KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\", \
+             OPTIONS+=\"static_node=kvm\"' | sudo tee /etc/udev/rules.d/65-kvm.rules \
                         && sudo udevadm control --reload && sudo udevadm trigger --name-match=kvm";
             let rule = Repair::command("Open the device to the group kvm", rule);
             return (format!("Only root may open {place}"), vec![rule, join]);
@@ -544,7 +554,8 @@ fn into_container(container: &Layer) -> Repair {
             "systemd-nspawn --bind=/dev/kvm --property=DeviceAllow='/dev/kvm rw' ...",
         ),
         "kubernetes" | "containerd" | "cri-o" => Repair::advice(
-            "Use a device plugin that offers /dev/kvm (for example KubeVirt's), or a privileged pod with a hostPath volume",
+            "Use a device plugin that offers /dev/kvm (for example KubeVirt's), or a privileged \
+             pod with a hostPath volume",
         ),
         "docker" => Repair::command(explain, "docker run --device /dev/kvm ..."),
         _ => Repair::advice("Ask whoever starts the container to give it /dev/kvm"),

@@ -13,7 +13,8 @@ pub(crate) fn repair(inside: &[Layer]) -> Vec<Repair> {
     }
     if inside.iter().any(|layer| layer.id == "wsl2") {
         return vec![Repair::command(
-            "In Windows (11, or 10 with a processor of 2018 or later) write this into %UserProfile%\\.wslconfig, then run `wsl --shutdown`",
+            "In Windows (11, or 10 with a processor of 2018 or later) write this into \
+             %UserProfile%\\.wslconfig, then run `wsl --shutdown`",
             "[wsl2]\nnestedVirtualization=true",
         )];
     }
@@ -32,14 +33,18 @@ pub(crate) fn innermost_hypervisor(inside: &[Layer]) -> Option<&Layer> {
 fn in_cloud(cloud: &str) -> Option<Repair> {
     Some(match cloud {
         "aws" => Repair::advice(
-            "Use a bare-metal instance type (`*.metal`) or one with nested virtualization (C8i, M8i, R8i with NestedVirtualization enabled)",
+            "Use a bare-metal instance type (`*.metal`) or one with nested virtualization (C8i, \
+             M8i, R8i with NestedVirtualization enabled)",
         ),
         "google-cloud" => Repair::command(
-            "Export the instance with `gcloud compute instances export`, and import it again with nested virtualization (not on E2, AMD or Arm types)",
-            "gcloud compute instances update-from-file INSTANCE --source=INSTANCE.yaml  # with advancedMachineFeatures: {enableNestedVirtualization: true}",
+            "Export the instance with `gcloud compute instances export`, and import it again \
+             with nested virtualization (not on E2, AMD or Arm types)",
+            "gcloud compute instances update-from-file INSTANCE --source=INSTANCE.yaml  # with \
+             advancedMachineFeatures: {enableNestedVirtualization: true}",
         ),
         "azure" => Repair::advice(
-            "Use a size with nested virtualization (Dv3, Ev3 or later, security type Standard, not the Dpsv and confidential families)",
+            "Use a size with nested virtualization (Dv3, Ev3 or later, security type Standard, \
+             not the Dpsv and confidential families)",
         ),
         "oracle" | "alibaba" | "ibm" | "scaleway" | "hetzner" | "tencent" | "huawei" => {
             Repair::advice("Use one of the provider's bare-metal machines")
@@ -52,7 +57,8 @@ fn on_host(layer: &Layer) -> Vec<Repair> {
     let kvm_module = "options kvm_intel nested=1\noptions kvm_amd nested=1";
     match (layer.id.as_str(), layer.monitor.as_deref()) {
         ("kvm", Some("firecracker")) => vec![Repair::advice(
-            "Firecracker gives its guests no VT-x or AMD-V; use another VMM with a CPU model that has it, or a bare-metal machine",
+            "Firecracker gives its guests no VT-x or AMD-V; use another VMM with a CPU model \
+             that has it, or a bare-metal machine",
         )],
         ("kvm", Some("cloud-hypervisor")) => vec![Repair::command(
             "On the host start the VMM with",
@@ -76,7 +82,9 @@ fn on_host(layer: &Layer) -> Vec<Repair> {
             "qemu-system-x86_64 -accel tcg -cpu max,+svm,+npt ...",
         )],
         ("vmware", _) => vec![Repair::advice(
-            "Power the virtual machine off, and tick \"Virtualize Intel VT-x/EPT or AMD-V/RVI\" (ESXi: \"Expose hardware assisted virtualization\"), or put `vhv.enable = \"TRUE\"` into its .vmx file",
+            "Power the virtual machine off, and tick \"Virtualize Intel VT-x/EPT or AMD-V/RVI\" \
+             (ESXi: \"Expose hardware assisted virtualization\"), or put `vhv.enable = \
+             \"TRUE\"` into its .vmx file",
         )],
         ("hyper-v", _) => vec![Repair::command(
             "With the virtual machine off, in an administrator's PowerShell on the host",
@@ -92,11 +100,13 @@ fn on_host(layer: &Layer) -> Vec<Repair> {
         )],
         ("xen", _) if layer.role == Role::ParavirtualGuest => {
             vec![Repair::advice(
-                "Start the domain as `type = \"hvm\"` with `nestedhvm = 1` in its configuration; a PV guest has no such extension",
+                "Start the domain as `type = \"hvm\"` with `nestedhvm = 1` in its \
+                 configuration; a PV guest has no such extension",
             )]
         }
         ("xen", _) => vec![Repair::advice(
-            "Put `nestedhvm = 1` into the domain's configuration (experimental, and off in many builds of Xen)",
+            "Put `nestedhvm = 1` into the domain's configuration (experimental, and off in many \
+             builds of Xen)",
         )],
         ("apple", _) => vec![Repair::advice(
             "Apple's framework nests only on M3 and later, and not for x86-64 guests",

@@ -166,7 +166,8 @@ impl Scene<'_> {
                     "sudo modprobe vboxdrv || sudo /sbin/vboxconfig"
                 };
                 unusable(
-                    "Its module vboxdrv is not loaded, so it can do everything but start a virtual machine",
+                    "Its module vboxdrv is not loaded, so it can do everything but start a \
+                     virtual machine",
                     vec![Repair::command("Load it, or build it for this kernel", build)],
                 )
             }
@@ -261,7 +262,8 @@ impl Scene<'_> {
                 "Its daemon is installed and not running",
                 vec![Repair::command(
                     "Start it",
-                    "sudo systemctl enable --now virtqemud.socket || sudo systemctl enable --now libvirtd.socket",
+                    "sudo systemctl enable --now virtqemud.socket || sudo systemctl enable \
+                     --now libvirtd.socket",
                 )],
             ),
             None if self.has_program("virsh") => unusable(

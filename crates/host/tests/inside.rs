@@ -180,6 +180,26 @@ fn a_hypervisor_bit_without_a_name_is_an_unknown_hypervisor() {
 }
 
 #[test]
+fn a_guest_whose_memory_is_encrypted_is_told_so() {
+    let encrypted = |capture: &host::Capture| {
+        let report = judge(capture);
+        let evidence = &hypervisor(&report).expect("a hypervisor").evidence;
+        evidence.iter().any(|said| said.says.to_lowercase().contains("encrypt"))
+    };
+    let plain = machine("google-compute-engine");
+    assert!(!encrypted(&plain));
+    let mut sev = plain.clone();
+    sev.log = Some(vec!["Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP".into()]);
+    assert!(encrypted(&sev));
+    let mut tdx = plain;
+    let registers =
+        host::Registers { eax: 0, ebx: 0x6574_6e49, ecx: 0x2020_2020, edx: 0x5844_546c };
+    tdx.cpuid.insert(0, 0, host::Registers { eax: 0x21, ..Default::default() });
+    tdx.cpuid.insert(0x21, 0, registers);
+    assert!(encrypted(&tdx));
+}
+
+#[test]
 fn every_layer_of_every_machine_has_evidence() {
     for (name, capture) in all_machines() {
         for layer in judge(&capture).inside {

@@ -79,7 +79,8 @@ fn engine(facts: &Facts) -> Option<Layer> {
     if traces.process_2.as_deref() == Some("kthreadd") && confidence < Confidence::Certain {
         confidence = Confidence::Possible;
         note = Some(
-            "Process 2 is kthreadd, so this is the PID namespace of the whole machine: probably no container, but a root \
+            "Process 2 is kthreadd, so this is the PID namespace of the whole machine: probably \
+             no container, but a root \
              file system that was made from a container image"
                 .to_owned(),
         );

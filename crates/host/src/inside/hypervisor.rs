@@ -67,6 +67,9 @@ impl<'f> Witness<'f> {
             Some(layer) => layer,
             None => self.by_signature().or_else(|| self.hidden())?,
         };
+        if layer.role == Role::Guest {
+            layer.evidence.extend(confidential(self.facts));
+        }
         if layer.id != "unknown" && layer.role == Role::Guest {
             self.add_corroboration(&mut layer);
         }
@@ -368,7 +371,8 @@ impl<'f> Witness<'f> {
 
 /// `XENFEAT_dom0` (xen/include/public/features.h).
 const XENFEAT_DOM0: u32 = 11;
-const ENLIGHTENED: &str = "It also offers Hyper-V's interface, for Windows guests; programs that read only the first signature take it for Hyper-V";
+const ENLIGHTENED: &str = "It also offers Hyper-V's interface, for Windows guests; programs \
+ that read only the first signature take it for Hyper-V";
 const BHYVE_FAMILY: Hypervisor = names::BHYVE;
 
 fn layer(who: Hypervisor, role: Role, confidence: Confidence, evidence: Vec<Evidence>) -> Layer {
@@ -382,6 +386,20 @@ fn layer(who: Hypervisor, role: Role, confidence: Confidence, evidence: Vec<Evid
         evidence,
         note: None,
     }
+}
+
+/// The guest's memory is encrypted against the hypervisor: CPUID of TDX, or the kernel's word.
+fn confidential(facts: &Facts) -> Option<Evidence> {
+    let encrypted = |kind: &str| format!("this guest's memory is encrypted ({kind})");
+    if facts.cpuid.tdx_guest() {
+        return Some(Evidence::new("CPUID 0x21", encrypted("TDX")));
+    }
+    if let Some(line) = facts.log_line(&["memory encryption features active: amd sev"]) {
+        return Some(Evidence::new("kernel log", line));
+    }
+    let nodes = [("/dev/sev-guest", "SEV-SNP"), ("/dev/tdx_guest", "TDX")];
+    let (node, kind) = nodes.into_iter().find(|(node, _)| facts.nodes.contains_key(*node))?;
+    Some(Evidence::new(node, encrypted(kind)))
 }
 
 fn signature_evidence(base: u32, signature: &str) -> Evidence {
