@@ -254,6 +254,14 @@ impl Net {
     }
 }
 
+#[cfg(test)]
+impl Net {
+    /// The number of passt's process.
+    pub(super) fn passt_process(&self) -> Option<u32> {
+        self.passt.as_ref().map(|passt| passt.process())
+    }
+}
+
 impl VirtioDevice for Net {
     fn device_type(&self) -> u16 {
         DEVICE_TYPE

@@ -4,7 +4,7 @@
 //! that started it, however that ends.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +71,7 @@ impl Passt {
         let fd =
             sys::inherit(&mut command, OwnedFd::from(theirs)).map_err(Error::io("start passt"))?;
         command
-            .args(["--foreground", "--quiet", "--stderr", "--one-off", "--fd", &fd.to_string()])
-            .args(Forward::passt_options(forward))
+            .args(arguments(fd, forward))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -126,6 +125,14 @@ impl Passt {
             return Err(Error::Configuration(format!("passt ended: {}", self.words.text())));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Passt {
+    /// The number of its process.
+    pub(super) fn process(&self) -> u32 {
+        self.child.lock().unwrap().id()
     }
 }
 
@@ -209,6 +216,15 @@ impl EventHandler for Words {
     fn ready(&self, _token: u64) {
         self.lock().read();
     }
+}
+
+/// passt's arguments for the socket `fd`: it stays in the foreground and ends when the socket closes.
+pub(super) fn arguments(fd: RawFd, forward: &[Forward]) -> Vec<String> {
+    let fixed = ["--foreground", "--quiet", "--stderr", "--one-off", "--fd"];
+    let mut arguments: Vec<_> = fixed.map(String::from).into();
+    arguments.push(fd.to_string());
+    arguments.extend(Forward::passt_options(forward));
+    arguments
 }
 
 fn not_started(source: io::Error) -> Error {

@@ -84,16 +84,37 @@ fn send(driver: &mut TestDriver, queue: usize, frame: &[u8]) -> Chain {
 
 /// Reads a received frame of receive queue `queue`, which may span `chains`, and says in how many it was.
 fn received(driver: &mut TestDriver, queue: usize, chains: &[Chain]) -> (Vec<u8>, usize) {
-    let mut bytes = take_used(driver, queue, chains);
+    let first = driver.wait_used(queue);
+    rest_of_frame(driver, queue, chains, first)
+}
+
+/// As [`received`], if there is a frame.
+fn poll_received(
+    driver: &mut TestDriver,
+    queue: usize,
+    chains: &[Chain],
+) -> Option<(Vec<u8>, usize)> {
+    let first = driver.used(queue)?;
+    Some(rest_of_frame(driver, queue, chains, first))
+}
+
+fn rest_of_frame(
+    driver: &mut TestDriver,
+    queue: usize,
+    chains: &[Chain],
+    first: (u16, u32),
+) -> (Vec<u8>, usize) {
+    let mut bytes = read_chain(driver, chains, first);
     let count = usize::from(u16::from_le_bytes([bytes[10], bytes[11]]));
     for _ in 1..count {
-        bytes.extend(take_used(driver, queue, chains));
+        // All of a frame is shown at once.
+        let next = driver.used(queue).expect("a part of a frame is missing");
+        bytes.extend(read_chain(driver, chains, next));
     }
     (bytes.split_off(HEADER_SIZE), count)
 }
 
-fn take_used(driver: &mut TestDriver, queue: usize, chains: &[Chain]) -> Vec<u8> {
-    let (head, length) = driver.wait_used(queue);
+fn read_chain(driver: &TestDriver, chains: &[Chain], (head, length): (u16, u32)) -> Vec<u8> {
     let chain = chains.iter().rev().find(|chain| chain.head == head).unwrap();
     let mut bytes = Vec::new();
     for &(address, size) in &chain.writable {
