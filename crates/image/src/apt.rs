@@ -90,12 +90,12 @@ pub fn unpack(package: &Package, folder: &Path, progress: &dyn Fn(&str)) -> Resu
     fs::remove_file(&deb).about("removed", &deb)
 }
 
-/// Runs a program of the host, whose last words become the error.
+/// Runs a program of the host, whose last lines become the error.
 pub fn run(command: &mut Command) -> Result<Output, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     match command.output() {
         Ok(output) if output.status.success() => Ok(output),
-        Ok(output) => Err(Error::Program { program, reason: last_words(&output) }),
+        Ok(output) => Err(Error::Program { program, reason: last_lines(&output, 3) }),
         Err(error) => Err(Error::Program { program, reason: error.to_string() }),
     }
 }
@@ -168,15 +168,23 @@ fn apt(program: &str) -> Command {
 
 /// The last line, of the errors if there are any.
 fn last_words(output: &Output) -> String {
-    let last = |bytes: &[u8]| {
+    last_lines(output, 1)
+}
+
+/// The last few lines, because some programs end with a line that says nothing.
+fn last_lines(output: &Output, count: usize) -> String {
+    for bytes in [&output.stderr, &output.stdout] {
         let text = String::from_utf8_lossy(bytes);
-        text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
-    };
-    last(&output.stderr)
-        .or_else(|| last(&output.stdout))
-        .unwrap_or_else(|| output.status.to_string())
-        .trim_start_matches("E: ")
-        .to_owned()
+        let lines: Vec<&str> = text
+            .lines()
+            .map(|line| line.trim().trim_start_matches("E: "))
+            .filter(|line| !line.is_empty())
+            .collect();
+        if !lines.is_empty() {
+            return lines[lines.len().saturating_sub(count)..].join("; ");
+        }
+    }
+    output.status.to_string()
 }
 
 /// The value of a field in the first paragraph.

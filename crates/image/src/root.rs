@@ -112,6 +112,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        let _ = as_owner("rm").arg("-rf").arg(self.0.join("root")).output();
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -120,7 +121,7 @@ fn build(stage: &Stage, suite: &str, kernel: &Kernel) -> Result<(), Error> {
     let agent = stage.file("agent", 0o755, AGENT)?;
     let mut command = sbin("mmdebstrap");
     // "auto" is root's own way, or a user namespace.
-    command.args(["--quiet", "--mode=auto", "--variant=minbase", "--format=null"]);
+    command.args(["--quiet", "--mode=auto", "--variant=minbase", "--format=directory"]);
     command.arg(format!("--include={}", PACKAGES.replace("systemd-resolved?,", resolved(suite))));
     hook(&mut command, &format!("upload {} {AGENT_PATH}", quoted(&agent)));
     hook(&mut command, &format!("chmod 755 \"$1\"{AGENT_PATH}"));
@@ -152,14 +153,13 @@ fn build(stage: &Stage, suite: &str, kernel: &Kernel) -> Result<(), Error> {
         "rm -f \"$1\"/etc/machine-id \"$1\"/etc/resolv.conf && : > \"$1\"/etc/machine-id",
     );
     hook(&mut command, "ln -s /run/systemd/resolve/resolv.conf \"$1\"/etc/resolv.conf");
-    let disk = quoted(&stage.disk());
-    hook(
-        &mut command,
-        &format!("mke2fs -q -F -t ext4 -L omnivisor-root -d \"$1\" {disk} {BASE_SIZE} >/dev/null"),
-    );
-    command.args([suite, "-"]);
+    let root = stage.0.join("root");
+    command.arg(suite).arg(&root);
     command.env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
-    apt::run(&mut command).map(drop)
+    apt::run(&mut command)?;
+    let mut mke2fs = as_owner("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "omnivisor-root", "-E", "root_owner=0:0", "-d"]);
+    apt::run(mke2fs.arg(&root).arg(stage.disk()).arg(BASE_SIZE)).map(drop)
 }
 
 fn hook(command: &mut Command, script: &str) {
@@ -207,6 +207,16 @@ fn sbin(program: &str) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+/// A program run by whoever owns the files of a root: the caller if that is root, else a user namespace's root.
+fn as_owner(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return sbin(program);
+    }
+    let mut command = sbin("mmdebstrap");
+    command.args(["--unshare-helper", program]);
     command
 }
 
