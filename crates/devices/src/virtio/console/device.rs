@@ -567,21 +567,21 @@ impl Port {
     fn transmit(&mut self, index: usize, active: &Active) {
         let Some(queue) = active.queue(to_guest(index) + 1) else { return };
         serve(queue, &active.memory, active.signal.as_ref(), |chain| {
-            let room = self.output.room(queue);
-            if room == 0 {
-                return Outcome::Later;
-            }
-            if let Some(mut buffer) = GuestBuffer::readable(chain, &active.memory) {
+            let mut buffer = GuestBuffer::readable(chain, &active.memory);
+            if let Some(buffer) = &mut buffer {
                 buffer.take(self.sent as usize);
-                let mut bytes = vec![0; buffer.len().min(room)];
-                buffer.copy_to(&mut bytes);
-                self.output.write(&bytes);
-                if bytes.len() < buffer.len() {
-                    // The rest goes when there is room for it.
-                    self.sent = self.sent.saturating_add(bytes.len() as u32);
-                    self.output.room(queue);
+            }
+            while let Some(buffer) = buffer.as_mut().filter(|buffer| buffer.len() > 0) {
+                let room = self.output.room(queue);
+                if room == 0 {
+                    // The rest goes when the queue is rung.
                     return Outcome::Later;
                 }
+                let part = buffer.take(room);
+                let mut bytes = vec![0; part.len()];
+                part.copy_to(&mut bytes);
+                self.output.write(&bytes);
+                self.sent = self.sent.saturating_add(bytes.len() as u32);
             }
             self.sent = 0;
             Outcome::Used(0)

@@ -43,7 +43,8 @@ impl Output {
         Self { shared: Arc::default(), writer: Some(writer) }
     }
 
-    /// Bytes that there is room for. If there are none, `queue` is rung when there are.
+    /// Bytes that there is room for, until the next [`write`](Self::write) at least. If there are none,
+    /// `queue` is rung when there are.
     pub(super) fn room(&self, queue: &Arc<VirtQueue>) -> usize {
         let mut state = self.shared.lock();
         let room = OUTPUT_LIMIT.saturating_sub(state.bytes.len());

@@ -375,7 +375,8 @@ impl Connection {
     fn host_gone(&mut self) {
         self.count_forwarded(self.unsent.len());
         self.unsent.clear();
-        if self.host_receives {
+        // A guest that sends no more need not know.
+        if self.host_receives && self.guest_sends {
             self.host_receives = false;
             self.pending.shutdown = true;
         }
