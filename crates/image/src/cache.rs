@@ -5,9 +5,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Version of the cache's layout. Another version's entries are left alone: they stay in a folder of their own.
 const LAYOUT: &str = "v1";
+/// An entry that nobody has asked for in that time is removed when another is built.
+const UNUSED: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// A folder of entries that are either whole or absent.
 ///
@@ -49,12 +52,14 @@ impl Cache {
     ) -> Result<PathBuf, Error> {
         let path = self.path(name);
         if path.exists() {
+            self.note_use(name);
             return Ok(path);
         }
         let _lock = self.lock(name)?;
         if path.exists() {
             return Ok(path);
         }
+        self.remove_unused();
         self.replace(name, build)
     }
 
@@ -88,9 +93,39 @@ impl Cache {
         finished.map(|()| path)
     }
 
+    /// The lock file's time is that of the entry's last use.
+    fn note_use(&self, name: &str) {
+        // A cache on a read-only file system is used all the same.
+        if let Ok(lock) = fs::File::options().write(true).open(self.lock_path(name)) {
+            let _ = lock.set_modified(SystemTime::now());
+        }
+    }
+
+    fn remove_unused(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".lock"))
+            else {
+                continue;
+            };
+            let used = entry.metadata().and_then(|data| data.modified());
+            let unused = used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > UNUSED));
+            // Under its lock, so that nobody builds it at the same time. Lock files stay: removing one would let two
+            // processes hold locks of the same name.
+            if unused && let Ok(_lock) = self.lock(name) {
+                let _ = remove(&self.path(name));
+            }
+        }
+    }
+
+    fn lock_path(&self, name: &str) -> PathBuf {
+        self.path(&format!(".{name}.lock"))
+    }
+
     /// Holds off other processes until the handle is dropped.
     fn lock(&self, name: &str) -> Result<OwnedFd, Error> {
-        let path = self.path(&format!(".{name}.lock"));
+        let path = self.lock_path(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let file =
             rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).about("opened", &path)?;
@@ -168,6 +203,22 @@ mod tests {
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
         let again = cache.entry("thing", |_| Err(Error::NoApt)).unwrap();
         assert_eq!(again, cache.path("thing"));
+    }
+
+    #[test]
+    fn what_nobody_uses_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        let make = |path: &Path| fs::write(path, "").about("written", path);
+        for name in ["old", "used"] {
+            cache.entry(name, make).unwrap();
+            let lock = fs::File::options().write(true).open(cache.lock_path(name)).unwrap();
+            lock.set_modified(SystemTime::now() - 2 * UNUSED).unwrap();
+        }
+        cache.entry("used", |_| Err(Error::NoApt)).unwrap();
+        cache.entry("new", make).unwrap();
+        assert!(!cache.path("old").exists());
+        assert!(cache.path("used").exists() && cache.path("new").exists());
     }
 
     #[test]

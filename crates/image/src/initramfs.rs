@@ -14,6 +14,8 @@ use std::process::Command;
 
 /// The agent's list of modules to load.
 const MODULE_LIST: &str = "etc/omnivisor/modules";
+/// Changed with what an initramfs is made of, so that those in the cache are not taken for the new ones.
+const RECIPE: u32 = 2;
 /// Small files that programs expect.
 const FILES: [(&str, &str); 6] = [
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
@@ -165,7 +167,7 @@ pub fn cached(
 ) -> Result<PathBuf, Error> {
     let busybox = apt::resolve(cache, "busybox-static", None)?;
     let mut hasher = DefaultHasher::new();
-    (AGENT, FILES, features, busybox.key(), env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    (RECIPE, AGENT, FILES, features, busybox.key(), kernel.enforces_signatures).hash(&mut hasher);
     features.modules().hash(&mut hasher);
     let name = format!("initramfs-{}-{:016x}", kernel.key, hasher.finish());
     cache.entry(&name, |path| {

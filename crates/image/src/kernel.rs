@@ -19,6 +19,8 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
     /// Its folder of modules; there may be none.
     pub modules: PathBuf,
+    /// Whether it loads only signed modules.
+    pub enforces_signatures: bool,
     /// Tells it from other kernels, also of the same release; fit for a file name.
     pub(crate) key: String,
 }
@@ -43,6 +45,7 @@ impl Kernel {
             image: folder.join("vmlinuz"),
             vmlinux: folder.join("vmlinux"),
             modules: folder.join("modules"),
+            enforces_signatures: enforces_signatures(&folder.join("config")),
             release,
             key,
         })
@@ -77,7 +80,10 @@ impl Kernel {
         let mut hasher = DefaultHasher::new();
         (&image, &modules, &release, data.len(), data.modified().ok()).hash(&mut hasher);
         let key = format!("host-{:016x}", hasher.finish());
-        Ok(Self { release, image, vmlinux: cache.path(&format!("vmlinux-{key}")), modules, key })
+        let vmlinux = cache.path(&format!("vmlinux-{key}"));
+        let config = image.with_file_name(format!("config-{release}"));
+        let enforces_signatures = enforces_signatures(&config);
+        Ok(Self { release, image, vmlinux, modules, enforces_signatures, key })
     }
 }
 
@@ -92,11 +98,26 @@ fn find_release(folder: &Path) -> Option<String> {
         .find(|release| !release.is_empty())
 }
 
+/// Whether the kernel's configuration says that it refuses modules without a signature.
+fn enforces_signatures(config: &Path) -> bool {
+    let enforcing = [
+        "CONFIG_MODULE_SIG_FORCE=y",
+        "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y",
+        "CONFIG_LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY=y",
+    ];
+    let text = fs::read_to_string(config).unwrap_or_default();
+    text.lines().any(|line| enforcing.contains(&line))
+}
+
 /// Keeps the kernel and its modules, and writes down the release.
 fn tidy(folder: &Path, release: &str) -> Result<(), Error> {
     let rename =
         |from: PathBuf, to: &str| fs::rename(&from, folder.join(to)).about("renamed", from);
     rename(folder.join("boot").join(format!("vmlinuz-{release}")), "vmlinuz")?;
+    let config = folder.join("boot").join(format!("config-{release}"));
+    if config.is_file() {
+        rename(config, "config")?;
+    }
     // Merged-/usr releases ship modules there.
     for library in ["lib", "usr/lib"] {
         let modules = folder.join(library).join("modules").join(release);
@@ -143,5 +164,8 @@ mod tests {
         assert_eq!(one.key, open().unwrap().key);
         fs::write(&image, "other").unwrap();
         assert_ne!(one.key, open().unwrap().key);
+        assert!(!one.enforces_signatures);
+        fs::write(folder.path().join("config-6.1"), "# A\nCONFIG_MODULE_SIG_FORCE=y\n").unwrap();
+        assert!(open().unwrap().enforces_signatures);
     }
 }
