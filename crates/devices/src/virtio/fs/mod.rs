@@ -26,6 +26,8 @@
 
 mod device;
 mod folder;
+#[cfg(test)]
+mod linux;
 mod nodes;
 mod server;
 #[cfg(test)]

@@ -98,7 +98,7 @@ impl Server {
         self.answer(body, room)
     }
 
-    fn answer<'m>(&self, mut body: GuestBuffer<'m>, mut room: GuestBuffer<'m>) -> u32 {
+    pub(super) fn answer<'m>(&self, mut body: GuestBuffer<'m>, mut room: GuestBuffer<'m>) -> u32 {
         let Some(header) = body.take_array().map(|bytes: [u8; 40]| zerocopy::transmute!(bytes))
         else {
             return 0;
