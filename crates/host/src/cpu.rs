@@ -3,7 +3,7 @@
 use crate::facts::Facts;
 use crate::msr;
 use crate::report::{
-    Evidence, Extension, Firmware, FirmwareState, Layer, LayerKind, Presence, Repair,
+    Evidence, Extension, Firmware, FirmwareState, Layer, LayerKind, Presence, Repair, Role,
 };
 
 /// Whose words the processor speaks.
@@ -45,11 +45,23 @@ pub(crate) fn has_extension(facts: &Facts) -> bool {
         || ["vmx", "svm"].iter().any(|&flag| facts.cpuinfo.flags.contains(flag))
 }
 
+/// Whether it can be used as well: a kernel that Xen paravirtualizes sees the processor's own CPUID.
+pub(crate) fn usable_extension(facts: &Facts, inside: &[Layer]) -> bool {
+    has_extension(facts) && !inside.iter().any(|layer| layer.role == Role::ParavirtualGuest)
+}
+
 /// The extensions of this processor's maker.
-pub(crate) fn extensions(facts: &Facts) -> Vec<Extension> {
+pub(crate) fn extensions(facts: &Facts, inside: &[Layer]) -> Vec<Extension> {
     let maker = Maker::of(facts);
-    let mut list = vec![main_extension(facts, maker)];
-    if has_extension(facts) {
+    let mut main = main_extension(facts, maker);
+    let usable = usable_extension(facts, inside);
+    if !usable && main.state == Presence::Present {
+        main.state = Presence::Absent;
+        let says = "a PV guest sees the processor's own CPUID, and cannot use this";
+        main.evidence.push(Evidence::new("Xen", says));
+    }
+    let mut list = vec![main];
+    if usable {
         match maker {
             Maker::Intel => list.extend(intel(facts)),
             Maker::Amd => list.extend(amd(facts)),
@@ -80,7 +92,7 @@ pub(crate) fn firmware(facts: &Facts, inside: &[Layer]) -> Firmware {
     if let Some(line) = disabled_in_log(facts) {
         return locked(Evidence::new("kernel log", line));
     }
-    if !has_extension(facts) {
+    if !usable_extension(facts, inside) {
         return Firmware {
             state: FirmwareState::NotApplicable,
             evidence: Vec::new(),

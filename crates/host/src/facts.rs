@@ -78,8 +78,8 @@ pub struct Kernel {
     /// KVM's modules as files or as part of the kernel, by name with underscores; empty if
     /// `/lib/modules` has nothing for this kernel.
     pub available: BTreeMap<String, Availability>,
-    /// Whether `/lib/modules` has a folder for the running kernel.
-    pub has_module_folder: bool,
+    /// Kernel versions that have a folder in `/lib/modules`.
+    pub installed: BTreeSet<String>,
     /// Lines of modprobe's configuration that concern KVM, with their file.
     pub modprobe: Vec<String>,
 }

@@ -171,8 +171,6 @@ fn kernel(root: &Root<'_>) -> Kernel {
         text.lines().filter(|line| line.contains("/kvm/")).map(|line| format!("{line}\n")).collect()
     });
     let files = root.list(&format!("{folder}/kernel/arch/x86/kvm"), |_| true);
-    let has_module_folder =
-        root.list("/lib/modules", |name| name == release).is_some_and(|names| !names.is_empty());
     let mut available = BTreeMap::new();
     for file in files.unwrap_or_default() {
         available.insert(module_name(&file), Availability::Loadable);
@@ -187,7 +185,7 @@ fn kernel(root: &Root<'_>) -> Kernel {
         log: root.kernel_log(|line| is_relevant(&line.to_ascii_lowercase())),
         modules_disabled: root.read("/proc/sys/kernel/modules_disabled").as_deref() == Some("1"),
         available,
-        has_module_folder,
+        installed: root.list("/lib/modules", |_| true).unwrap_or_default(),
         modprobe: modprobe_lines(root),
         release,
     }

@@ -45,7 +45,7 @@ pub(crate) fn candidate(
         Some(trouble) => {
             let (reason, repair) = scene.explain(&trouble);
             let something = facts.nodes.contains_key(NODE)
-                || cpu::has_extension(facts)
+                || cpu::usable_extension(facts, inside)
                 || vendor_module(facts).is_some();
             let state = if something { Usability::Unusable } else { Usability::Absent };
             (state, reason, repair)
@@ -235,7 +235,7 @@ impl Scene<'_> {
                 repair,
             );
         }
-        if !cpu::has_extension(facts) {
+        if !cpu::usable_extension(facts, inside) {
             return match nested::innermost_hypervisor(inside) {
                 Some(layer) => (
                     format!("{what}: {} gives this virtual machine no {extension}", layer.name),
@@ -312,15 +312,17 @@ impl Scene<'_> {
                 );
                 (format!("{module} is part of the kernel but did not start{said}"), vec![look])
             }
-            None if !kernel.has_module_folder => {
-                let why =
-                    format!("/lib/modules has nothing for the running kernel {}", kernel.release);
-                (
-                    format!(
-                        "{why}, probably because a newer one was installed since the last restart"
-                    ),
-                    vec![Repair::command("Start the installed kernel", "sudo reboot")],
-                )
+            None if kernel.installed.is_empty() => {
+                let reason = "this kernel has no KVM, and no kernel modules are installed";
+                (reason.to_owned(), vec![self.other_kernel(module)])
+            }
+            None if !kernel.installed.contains(&kernel.release) => {
+                let reason = format!(
+                    "/lib/modules has nothing for the running kernel {}, probably because a \
+                     newer one was installed since the last restart",
+                    kernel.release
+                );
+                (reason, vec![Repair::command("Start the installed kernel", "sudo reboot")])
             }
             None => (
                 format!("the kernel {} has no module {module}", kernel.release),
@@ -371,16 +373,16 @@ impl Scene<'_> {
         if allowed_by_mode {
             let (who, repair) = match container {
                 Some(container) => (
-                    format!("the {} container's device rules", container.name),
+                    format!("the {} container's device rules refuse", container.name),
                     into_container(container),
                 ),
                 None => (
-                    "a device rule or security module".into(),
+                    "a device rule or security module refuses".into(),
                     Repair::command("See who refused", "sudo dmesg | grep -i -e denied -e kvm"),
                 ),
             };
             return (
-                format!("The permissions of {place} allow it, but {who} refuse to open it"),
+                format!("The permissions of {place} allow it, but {who} to open it"),
                 vec![repair],
             );
         }

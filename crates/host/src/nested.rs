@@ -98,10 +98,10 @@ fn on_host(layer: &Layer) -> Vec<Repair> {
             "With the virtual machine off, on the Mac (Intel processors only)",
             "prlctl set NAME --nested-virt on",
         )],
-        ("xen", _) if layer.role == Role::ParavirtualGuest => {
+        ("xen", _) if !layer.name.contains("HVM") => {
             vec![Repair::advice(
                 "Start the domain as `type = \"hvm\"` with `nestedhvm = 1` in its \
-                 configuration; a PV guest has no such extension",
+                 configuration; a PV or PVH guest has no such extension",
             )]
         }
         ("xen", _) => vec![Repair::advice(

@@ -272,7 +272,7 @@ pub fn report(facts: &Facts, proof: Option<&ProofResult>) -> Report {
         cpu: CpuReport {
             vendor: facts.cpuid.vendor(),
             model: cpuinfo_model.unwrap_or_else(|| facts.cpuid.brand()),
-            extensions: cpu::extensions(facts),
+            extensions: cpu::extensions(facts, &inside),
             firmware,
         },
         inside,

@@ -78,21 +78,26 @@ fn virtualbox_without_firmware_strings_is_told_by_its_devices() {
 fn xen_is_told_with_our_role_in_it() {
     is_inside("xen-pv-guest", "xen", None, ParavirtualGuest, Certain);
     is_inside("xen-hvm-guest", "xen", None, Guest, Certain);
+    is_inside("xen-pvh-guest", "xen", None, Guest, Certain);
     is_inside("xen-dom0-on-tcg", "xen", None, Manager, Certain);
     let report = judge(&machine("xen-hvm-guest"));
     assert_eq!(hypervisor(&report).expect("Xen").name, "Xen (HVM guest)");
 }
 
 #[test]
-fn the_hypervisor_around_dom0_is_seen_too() {
-    let report = judge(&machine("xen-dom0-on-tcg"));
-    let hypervisors: Vec<&str> = report
-        .inside
-        .iter()
-        .filter(|layer| layer.kind == LayerKind::Hypervisor)
-        .map(|layer| layer.id.as_str())
-        .collect();
-    assert_eq!(hypervisors, ["xen", "qemu-tcg"]);
+fn the_hypervisor_around_xen_is_seen_by_paravirtualized_kernels() {
+    for name in ["xen-dom0-on-tcg", "xen-pv-guest"] {
+        let report = judge(&machine(name));
+        let hypervisors: Vec<&str> = report
+            .inside
+            .iter()
+            .filter(|layer| layer.kind == LayerKind::Hypervisor)
+            .map(|layer| layer.id.as_str())
+            .collect();
+        assert_eq!(hypervisors, ["xen", "qemu-tcg"], "{name}");
+    }
+    // A PVH guest sees only what Xen shows it.
+    assert_eq!(inside(&judge(&machine("xen-pvh-guest"))), ["xen"]);
 }
 
 #[test]

@@ -124,7 +124,9 @@ fn in_words_of_virt_what(report: &Report) -> BTreeSet<String> {
                 words.insert(word.to_owned());
                 match (layer.id.as_str(), layer.role) {
                     ("xen", Role::Manager) => words.extend(["xen-dom0".to_owned()]),
-                    ("xen", Role::Guest) => words.extend(["xen-hvm".to_owned()]),
+                    ("xen", Role::Guest) if layer.name.contains("HVM") => {
+                        words.extend(["xen-hvm".to_owned()])
+                    }
                     _ => {}
                 }
             }

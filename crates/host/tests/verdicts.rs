@@ -216,7 +216,7 @@ fn a_device_of_root_alone_needs_a_udev_rule() {
 #[test]
 fn root_who_is_refused_is_told_to_look_for_a_device_rule() {
     let report = refused(|capture| capture.caller.euid = 0);
-    kvm_is(&report, Unusable, "a device rule or security module refuse");
+    kvm_is(&report, Unusable, "a device rule or security module refuses to open it");
 }
 
 /// The laptop with nothing loaded.
@@ -279,6 +279,21 @@ fn a_kernel_whose_modules_were_replaced_needs_a_restart() {
 }
 
 #[test]
+fn a_pv_guest_has_no_extension_although_cpuid_shows_the_processors() {
+    let capture = machine("xen-pv-guest");
+    assert!(capture.cpuid.svm());
+    let report = judge(&capture);
+    assert_eq!(extension(&report, "amd-v"), Presence::Absent);
+    kvm_is(&report, Absent, "Xen (PV guest) gives this virtual machine no AMD-V");
+}
+
+#[test]
+fn a_system_without_any_modules_needs_another_kernel() {
+    let report = unloaded(|capture| capture.folders.retain(|path, _| !path.starts_with("/lib")));
+    kvm_is(&report, Unusable, "no kernel modules are installed");
+}
+
+#[test]
 fn a_kernel_without_kvm_needs_another_kernel() {
     let report = unloaded(|capture| {
         capture.folders.remove("/lib/modules/6.1.0-28-amd64/kernel/arch/x86/kvm");
@@ -327,19 +342,20 @@ fn every_hypervisor_is_asked_for_nesting_in_its_own_words() {
         ("cloud-hypervisor-guest", "--cpus nested=on"),
     ] {
         let report = judge(&machine(name));
-        kvm_is(&report, Absent, "gives this virtual machine no VT-x");
+        kvm_is(&report, Absent, "gives this virtual machine no ");
         repaired_by(&report, "kvm", words);
     }
     for (name, words) in [
         ("vmware-guest", "vhv.enable"),
         ("xen-hvm-guest", "nestedhvm = 1"),
         ("xen-pv-guest", "type = \"hvm\""),
+        ("xen-pvh-guest", "type = \"hvm\""),
         ("aws-t3-on-nitro", "*.metal"),
         ("azure", "nested virtualization"),
         ("firecracker-guest", "Firecracker gives its guests no VT-x"),
     ] {
         let report = judge(&machine(name));
-        kvm_is(&report, Absent, "gives this virtual machine no VT-x");
+        kvm_is(&report, Absent, "gives this virtual machine no ");
         let explained = &candidate(&report, "kvm").repair[0].explain;
         assert!(explained.contains(words), "{name}: {explained}");
     }

@@ -292,6 +292,18 @@ impl<'f> Witness<'f> {
             outer.note = Some("The inner Hyper-V says that it is nested in another one".into());
             return Some(outer);
         }
+        // A paravirtualized kernel sees the CPUID of what Xen itself runs on.
+        if inner.id == XEN.id
+            && self.base_of(XEN).is_none()
+            && let Some((base, signature)) = self.signatures.last()
+        {
+            let evidence = vec![signature_evidence(*base, signature)];
+            let who = names::by_signature(signature);
+            let mut outer = layer(who, Role::Guest, Confidence::Certain, evidence);
+            outer.note = Some(format!("{} itself runs on a virtual computer", inner.name));
+            self.add_monitor(&mut outer);
+            return Some(outer);
+        }
         // A dom0 sees the firmware and the devices of the computer that Xen runs on, virtual or
         // not.
         if !manager {
