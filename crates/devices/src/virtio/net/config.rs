@@ -33,7 +33,8 @@ pub enum Backend {
         /// Whether the kernel carries the frames.
         vhost: Vhost,
     },
-    /// The host's network without privileges, by the program `passt`.
+    /// The host's network without privileges, by the program `passt`. The guest has the host's own address, and, as is
+    /// passt's custom, the address of its gateway leads to the host's loopback interface.
     User {
         /// Ports of the host that lead into the guest.
         forward: Vec<Forward>,

@@ -398,8 +398,9 @@ impl EventHandler for Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        // Watches hold the pairs.
+        // Watches hold the pairs, and so does a call that is under way: the backend is free for others only then.
         self.pairs.iter().for_each(|pair| pair.deactivate());
+        self.common.events.barrier();
     }
 }
 

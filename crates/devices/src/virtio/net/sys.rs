@@ -140,7 +140,7 @@ pub(super) fn unread_by_peer(socket: impl AsFd) -> io::Result<i32> {
     unsafe { Ok(ioctl(socket, Getter::<SIOCOUTQ, i32>::new())?) }
 }
 
-/// `struct ifreq` as the tun driver uses it.
+/// `struct ifreq` where it has flags.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; libc::IFNAMSIZ],
@@ -166,6 +166,18 @@ pub(super) fn tun_attach(
     let mut request = InterfaceRequest { name, flags, padding: [0; 22] };
     // SAFETY: TUNSETIFF reads and writes a `struct ifreq`, whose size and layout this has.
     unsafe { Ok(ioctl(tun, Updater::<TUNSETIFF, _>::new(&mut request))?) }
+}
+
+/// Flags of the interface `name`, such as IFF_UP, asked of any `socket`.
+pub(super) fn interface_flags(
+    socket: BorrowedFd<'_>,
+    name: [u8; libc::IFNAMSIZ],
+) -> io::Result<i16> {
+    const SIOCGIFFLAGS: u32 = libc::SIOCGIFFLAGS as u32;
+    let mut request = InterfaceRequest { name, flags: 0, padding: [0; 22] };
+    // SAFETY: SIOCGIFFLAGS reads and writes a `struct ifreq`, whose size and layout this has.
+    unsafe { ioctl(socket, Updater::<SIOCGIFFLAGS, _>::new(&mut request))? };
+    Ok(request.flags)
 }
 
 /// Attaches (IFF_ATTACH_QUEUE) or detaches (IFF_DETACH_QUEUE) a queue of a multi-queue interface.

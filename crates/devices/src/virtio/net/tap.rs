@@ -157,12 +157,23 @@ fn interface_name(name: &str) -> Result<[u8; libc::IFNAMSIZ]> {
     )
     .map_err(Error::io("look for a tap interface"))?;
     match rustix::net::netdevice::name_to_index(&socket, name) {
-        Ok(_) => Ok(wire_name),
+        Ok(_) => {
+            warn_if_down(name, sys::interface_flags(socket.as_fd(), wire_name));
+            Ok(wire_name)
+        }
         Err(Errno::NODEV) => Err(Error::Configuration(format!(
             "There is no tap interface `{name}`; make it with `{}`",
             creation(name, false)
         ))),
         Err(source) => Err(Error::io(format!("look for the tap `{name}`"))(source)),
+    }
+}
+
+fn warn_if_down(name: &str, flags: io::Result<i16>) {
+    if flags.is_ok_and(|flags| i32::from(flags) & libc::IFF_UP == 0) {
+        tracing::warn!(
+            "the tap `{name}` is down and carries nothing until `sudo ip link set {name} up`"
+        );
     }
 }
 

@@ -44,6 +44,7 @@ fn frames_go_both_ways() {
     assert_eq!(received(&mut driver, RX, &chains), (frame(2, 1514), 1));
     ends[0].send(&frame(3, 14));
     assert_eq!(received(&mut driver, RX, &chains), (frame(3, 14), 1));
+    events.settle();
     assert_eq!(interrupts(&driver, RX), 2);
     assert_eq!(interrupts(&driver, TX), 1);
     let statistics = net.statistics();
