@@ -177,11 +177,17 @@ impl Words {
         self.lock().watch = None;
     }
 
-    /// The lines that tell something.
     fn text(&self) -> String {
         let mut state = self.lock();
         state.read();
-        let text = String::from_utf8_lossy(&state.text);
+        state.text()
+    }
+}
+
+impl WordsState {
+    /// The lines that tell something.
+    fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.text);
         let lines: Vec<_> = text
             .lines()
             .filter(|line| !line.contains("syslog") && !line.starts_with("Don't run as root"))
@@ -189,16 +195,15 @@ impl Words {
             .collect();
         if lines.is_empty() { "it did not say why".into() } else { lines.join(". ") }
     }
-}
 
-impl WordsState {
-    fn read(&mut self) {
+    /// Takes what is there; whether the pipe was closed.
+    fn read(&mut self) -> bool {
         let mut bytes = [0; 1024];
         loop {
             match self.pipe.read(&mut bytes) {
                 Ok(0) => {
                     self.watch = None;
-                    return;
+                    return true;
                 }
                 Ok(count) => {
                     tracing::debug!(message = %String::from_utf8_lossy(&bytes[..count]), "passt says");
@@ -206,7 +211,7 @@ impl WordsState {
                     self.text.extend_from_slice(&bytes[..count.min(room)]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
     }
@@ -214,7 +219,10 @@ impl WordsState {
 
 impl EventHandler for Words {
     fn ready(&self, _token: u64) {
-        self.lock().read();
+        let mut state = self.lock();
+        if state.read() {
+            tracing::warn!("passt ended, and the guest has no network any more: {}", state.text());
+        }
     }
 }
 
