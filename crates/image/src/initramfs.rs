@@ -159,26 +159,42 @@ impl Initramfs {
 }
 
 /// The initramfs for that kernel and those features, from the cache or built for it.
-pub fn cached(
+///
+/// Where the root comes from elsewhere (`has_root`), it does without busybox if there is none.
+pub fn initramfs(
     cache: &Cache,
     kernel: &Kernel,
     features: Features,
+    has_root: bool,
     progress: &dyn Fn(&str),
 ) -> Result<PathBuf, Error> {
-    let busybox = apt::resolve(cache, "busybox-static", None)?;
+    let busybox = match find_busybox(cache, progress) {
+        Ok(busybox) => Some(busybox),
+        Err(_) if has_root => None,
+        Err(error) => return Err(error),
+    };
     let mut hasher = DefaultHasher::new();
-    (RECIPE, AGENT, FILES, features, busybox.key(), kernel.enforces_signatures).hash(&mut hasher);
+    (RECIPE, AGENT, FILES, features, &busybox, kernel.enforces_signatures).hash(&mut hasher);
     features.modules().hash(&mut hasher);
     let name = format!("initramfs-{}-{:016x}", kernel.key, hasher.finish());
     cache.entry(&name, |path| {
-        let folder = cache.entry(&busybox.key(), |path| apt::unpack(&busybox, path, progress))?;
         progress("Building the initramfs");
         let mut initramfs = Initramfs::new()?;
-        let program = ["bin/busybox", "usr/bin/busybox"].map(|path| folder.join(path));
-        initramfs.busybox(program.iter().find(|path| path.exists()).unwrap_or(&program[0]))?;
+        if let Some(busybox) = &busybox {
+            initramfs.busybox(busybox)?;
+        }
         initramfs.modules(kernel, features)?;
         initramfs.write(path)
     })
+}
+
+/// Debian's busybox. Its path tells its version.
+fn find_busybox(cache: &Cache, progress: &dyn Fn(&str)) -> Result<PathBuf, Error> {
+    let package = apt::resolve(cache, "busybox-static", None)?;
+    let folder = cache.entry(&package.key(), |path| apt::unpack(&package, path, progress))?;
+    let program = folder.join("bin/busybox");
+    // Where /bin is a link, packages have its files in /usr/bin.
+    Ok(if program.exists() { program } else { folder.join("usr/bin/busybox") })
 }
 
 #[cfg(test)]

@@ -54,8 +54,11 @@ impl Kernel {
     /// The kernel that the host runs.
     pub fn of_host(cache: &Cache) -> Result<Self, Error> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        let image = Path::new("/boot").join(format!("vmlinuz-{release}"));
         let modules = Path::new("/lib/modules").join(&release);
+        // Debian's place, and that of systems whose boot loader has its own copy.
+        let in_boot = Path::new("/boot").join(format!("vmlinuz-{release}"));
+        let with_modules = modules.join("vmlinuz");
+        let image = if !in_boot.exists() && with_modules.exists() { with_modules } else { in_boot };
         Self::from_files(cache, release, image, modules)
     }
 

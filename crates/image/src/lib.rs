@@ -18,7 +18,7 @@ mod root;
 pub use cache::Cache;
 pub use cpio::{Archive, ArchiveError};
 pub use error::Error;
-pub use initramfs::{Features, Initramfs};
+pub use initramfs::{Features, Initramfs, initramfs};
 pub use kernel::Kernel;
 pub use root::copy_disk;
 
@@ -98,13 +98,14 @@ pub fn prepare_in(
             Kernel::of_host(cache)?
         }
     };
+    let has_root = options.full_root || *image == ImageRef::Host;
     let mut disk = None;
     if options.full_root {
         features.blk = true;
         cmdline_extra = "root=/dev/vda rw".into();
         disk = Some(root::debian(cache, &kernel, progress)?);
     }
-    let initrd = initramfs::cached(cache, &kernel, features, progress)?;
+    let initrd = initramfs(cache, &kernel, features, has_root, progress)?;
     Ok(Prepared {
         kernel: kernel.image,
         vmlinux: kernel.vmlinux,

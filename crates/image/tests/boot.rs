@@ -1,7 +1,7 @@
 //! Debian's kernels with our initramfs, fetched through apt and booted in QEMU's software CPU: slow, but everywhere.
 
 use agent::{Client, Exec, Exit, Streams, Window};
-use image::{Cache, Features, ImageRef, Options, Prepared, copy_disk, prepare_in};
+use image::{Cache, Features, HOST_ROOT_TAG, ImageRef, Options, Prepared, copy_disk, prepare_in};
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -383,6 +383,89 @@ fn a_full_debian_boots_its_systemd_and_runs_commands() {
     assert_eq!(output.split_whitespace().collect::<Vec<_>>(), ["systemd", "kept", "3G"]);
     client.control().power_off().unwrap();
     guest.wait_for_power_off();
+}
+
+#[test]
+fn the_hosts_root_is_shared_under_an_overlay() {
+    // The one that comes with QEMU 7, or Debian's package of the later one.
+    let programs = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
+    let virtiofsd = programs.into_iter().find(|path| Path::new(path).exists());
+    let Some(virtiofsd) = virtiofsd.filter(|_| !missing() && rustix::process::geteuid().is_root())
+    else {
+        eprintln!("skipped: this needs QEMU, virtiofsd and root");
+        return;
+    };
+    let features = Features { console: true, fs: true, overlay: true, ..Features::default() };
+    let prepared = prepared("debian", features);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("shared")).unwrap();
+    std::fs::write(folder.path().join("shared/from-host"), "hello\n").unwrap();
+    let root = Daemon::start(virtiofsd, Path::new("/"), &folder.path().join("root.sock"));
+    let share =
+        Daemon::start(virtiofsd, &folder.path().join("shared"), &folder.path().join("share.sock"));
+    let memory = "-object memory-backend-memfd,id=m,size=256M,share=on -numa node,memdev=m";
+    let mut devices: Vec<String> = memory.split(' ').map(str::to_owned).collect();
+    for (daemon, tag) in [(&root, HOST_ROOT_TAG), (&share, "src")] {
+        devices.push("-chardev".into());
+        devices.push(format!("socket,id={tag},path={}", daemon.socket.display()));
+        devices.push("-device".into());
+        devices.push(format!("vhost-user-fs-pci,chardev={tag},tag={tag}"));
+    }
+    let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+    let cmdline =
+        format!("omnivisor.root={HOST_ROOT_TAG} omnivisor.overlay omnivisor.share=src:/mnt/src");
+    let (mut guest, mut client) = Guest::with_port(&prepared, &cmdline, &devices);
+
+    let (_, release) = sh(&mut client, "cat /etc/os-release");
+    assert_eq!(release, std::fs::read_to_string("/etc/os-release").unwrap());
+    let mark = format!("/usr/omnivisor-test-{}", std::process::id());
+    let script = format!(
+        "uname -r; touch {mark} && ls {mark}; cat /mnt/src/from-host; echo hi > /mnt/src/from-guest"
+    );
+    let (_, output) = sh(&mut client, &script);
+    assert_eq!(output, format!("{}\n{mark}\nhello\n", prepared.version));
+    let tty = Some(Window { rows: 5, cols: 60 });
+    let stty = Exec { argv: ["stty", "size"].map(Into::into).into(), tty, ..Exec::default() };
+    assert_eq!(run(&mut client, &stty, None), (Exit::Code(0), "5 60\r\n".into()));
+    client.control().power_off().unwrap();
+    guest.wait_for_power_off();
+    // The overlay kept the guest's writes from the host; the share did not.
+    assert!(!Path::new(&mark).exists());
+    assert_eq!(std::fs::read_to_string(folder.path().join("shared/from-guest")).unwrap(), "hi\n");
+}
+
+/// A virtiofsd that is killed when the test ends.
+struct Daemon {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    fn start(program: &str, folder: &Path, socket: &Path) -> Self {
+        let mut command = Command::new(program);
+        if program.contains("libexec") {
+            command.args(["--sandbox=chroot", "--shared-dir"]).arg(folder);
+        } else {
+            // Its other sandbox cannot share `/`.
+            command.arg("-o").arg(format!("sandbox=chroot,source={}", folder.display()));
+        }
+        command.arg(format!("--socket-path={}", socket.display()));
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let daemon = Self { process, socket: socket.to_owned() };
+        let start = Instant::now();
+        while !socket.exists() {
+            assert!(start.elapsed() < DEADLINE, "virtiofsd does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// An ext4 disk with busybox and a mark.
