@@ -2,12 +2,17 @@
 
 use crate::wire::{Exec, Exit, Hello, MAX_DATA, Message, STDIN_WINDOW, VERSION, Window, WireError};
 use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The host's end of a connection to a guest agent. It runs one command at a time.
+///
+/// Dropping it closes a stream given to [`Client::from_stream`], even when a thread still waits for standard input;
+/// a guest whose PID 1 is the agent then switches itself off.
 pub struct Client {
+    stream: Option<UnixStream>,
     reader: Box<dyn Read + Send>,
     shared: Arc<Shared>,
     hello: Hello,
@@ -57,7 +62,10 @@ impl Client {
     /// Talks over `stream`, waiting for the agent to greet.
     pub fn from_stream(stream: UnixStream) -> Result<Self, ClientError> {
         let reader = stream.try_clone().map_err(ClientError::Setup)?;
-        Self::new(reader, stream)
+        let writer = stream.try_clone().map_err(ClientError::Setup)?;
+        let mut client = Self::new(reader, writer)?;
+        client.stream = Some(stream);
+        Ok(client)
     }
 
     /// Talks over a pair of blocking streams, waiting for the agent to greet.
@@ -65,7 +73,14 @@ impl Client {
         reader: impl Read + Send + 'static,
         writer: impl Write + Send + 'static,
     ) -> Result<Self, ClientError> {
-        let mut reader = BufReader::with_capacity(MAX_DATA, reader);
+        Self::greet(Box::new(reader), Box::new(writer))
+    }
+
+    fn greet(
+        reader: Box<dyn Read + Send>,
+        writer: Box<dyn Write + Send>,
+    ) -> Result<Self, ClientError> {
+        let mut reader = Box::new(BufReader::with_capacity(MAX_DATA, reader));
         let Message::Hello(hello) = Message::read_from(&mut reader)? else {
             return Err(ClientError::Unexpected);
         };
@@ -77,7 +92,7 @@ impl Client {
             running: Mutex::new(Running { session: None, credit: 0 }),
             credited: Condvar::new(),
         };
-        Ok(Self { reader: Box::new(reader), shared: Arc::new(shared), hello, next_session: 1 })
+        Ok(Self { stream: None, reader, shared: Arc::new(shared), hello, next_session: 1 })
     }
 
     /// What the guest said of itself.
@@ -132,6 +147,15 @@ impl Client {
         match Message::read_from(&mut self.reader)? {
             Message::Pong { token: t } if t == token => Ok(()),
             _ => Err(ClientError::Unexpected),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.stream {
+            // What was sent still arrives.
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }

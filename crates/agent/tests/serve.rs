@@ -139,6 +139,15 @@ fn all_output_arrives_even_when_the_host_reads_late() {
 }
 
 #[test]
+fn a_dropped_client_disconnects_though_its_input_never_ends() {
+    let (mut client, server) = connect();
+    let (_keyboard, stdin) = UnixStream::pair().unwrap();
+    assert_eq!(run(&mut client, &exec(&["true"]), Some(Box::new(stdin))).exit, Exit::Code(0));
+    drop(client);
+    assert_eq!(server.join().unwrap().unwrap(), Ended::Disconnected);
+}
+
+#[test]
 fn commands_run_side_by_side() {
     let (mut host, _server) = start();
     let mut frames = Vec::new();
