@@ -201,7 +201,9 @@ impl Common {
         if !same_queues {
             return Err(Error::InvalidState("the device had other queues"));
         }
-        if saved.driver_features & !self.device_features != 0 {
+        // A driver that still negotiates may have written anything.
+        let negotiated = saved.status & (status::FEATURES_OK | status::DRIVER_OK) != 0;
+        if negotiated && saved.driver_features & !self.device_features != 0 {
             return Err(Error::InvalidState("the driver uses features that are not offered here"));
         }
         self.device_feature_select = saved.device_feature_select;

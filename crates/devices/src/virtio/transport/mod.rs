@@ -144,6 +144,10 @@ impl VirtioPci {
         if value & status::FEATURES_OK != 0 && !state.common.features_acceptable() {
             value &= !status::FEATURES_OK;
         }
+        // Until then the features are whatever the driver wrote.
+        if value & status::FEATURES_OK == 0 {
+            value &= !status::DRIVER_OK;
+        }
         self.signals.status.store(value, Ordering::Release);
         if value & status::DRIVER_OK != 0 && before & status::DRIVER_OK == 0 {
             self.activate(state);

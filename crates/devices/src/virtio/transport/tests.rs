@@ -186,6 +186,31 @@ fn features_that_were_not_offered_are_refused() {
 }
 
 #[test]
+fn a_driver_cannot_go_on_with_features_that_were_refused() {
+    let rig = Rig::new(memory());
+    rig.write(0x08, &0_u32.to_le_bytes());
+    rig.write(0x0c, &u32::MAX.to_le_bytes());
+    rig.write(0x14, &[15]);
+    assert_eq!(rig.read8(0x14), 3);
+    assert!(rig.device.active.lock().unwrap().is_none());
+}
+
+#[test]
+fn a_transport_saved_in_the_middle_of_a_negotiation_goes_on() {
+    let rig = Rig::new(memory());
+    rig.write(0x08, &0_u32.to_le_bytes());
+    rig.write(0x0c, &u32::MAX.to_le_bytes());
+    let state = rig.function.save().unwrap();
+    let second = Rig::new(memory());
+    second.function.restore(&state).unwrap();
+    assert_eq!(second.function.save().unwrap(), state);
+
+    let mut negotiated = state;
+    negotiated.0["common"]["status"] = status::FEATURES_OK.into();
+    assert!(second.function.restore(&negotiated).is_err());
+}
+
+#[test]
 fn a_queue_outside_of_memory_asks_for_a_reset_and_a_reset_helps() {
     let rig = Rig::new(memory());
     rig.bring_up(0xffff_0000);
