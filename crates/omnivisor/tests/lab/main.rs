@@ -1,0 +1,142 @@
+//! The program from end to end, on a real KVM: in the lab of tests/labs.
+
+mod errors;
+mod harness;
+mod storage;
+
+use std::path::Path;
+
+use harness::Lab;
+
+#[test]
+fn commands_stream_and_their_exit_codes_become_ours() {
+    Lab::new(900)
+        .prepare(&["--net", "none", "debian", "--", "true"])
+        .scenario(
+            "a command prints its output alone, and 0 is 0",
+            r#"want=$(omnivisor run --net none debian --dry-run -- true |
+                   sed -n 's/.*kernel-linux-image-\(.*-cloud-amd64\)_.*/\1/p')
+               code 0 run debian -- uname -r >output
+               same "$(cat output)" "$want"
+               [ ! -s err ] || fail 'something is on stderr'"#,
+        )
+        .scenario("false is 1", "code 1 run debian -- false")
+        .scenario(
+            "a command that a signal ends has the shell's exit code",
+            "code 137 run debian -- sh -c 'kill -9 $$'",
+        )
+        .scenario("a command that is not there is 127", "code 127 run debian -- no-such-program")
+        .scenario(
+            "input, output and errors stream",
+            r#"head -c 300000 /dev/urandom >input
+               code 3 run debian -- sh -c 'tee /dev/stderr; exit 3' <input >output
+               cmp input output; cmp input err"#,
+        )
+        .run();
+}
+
+#[test]
+fn debians_kernels_boot_with_one_and_two_processors() {
+    Lab::new(1300)
+        .cpus(2)
+        .prepare(&["--net", "none", "debian", "--", "true"])
+        .prepare(&["--net", "none", "debian"])
+        .prepare(&["--net", "none", "debian:6.12", "--", "true"])
+        .prepare(&["--net", "none", "debian:6.12"])
+        .scenario(
+            "6.1 on two processors",
+            r#"code 0 run --cpus 2 --memory 256M debian -- sh -c 'uname -r; nproc' >output
+               grep -q '^6\.1\.' output; same "$(tail -n 1 output)" 2"#,
+        )
+        .scenario(
+            "6.12 on two processors",
+            r#"code 0 run --cpus 2 --memory 256M debian:6.12 -- sh -c 'uname -r; nproc' >output
+               grep -q '^6\.12\.' output; same "$(tail -n 1 output)" 2"#,
+        )
+        .scenario(
+            "a bzImage of 6.1 described in a file, with a shell on its console",
+            r#"run debian --dry-run | sed 's|/vmlinux"|/vmlinuz"|' >vm.toml
+               says '/vmlinuz"' vm.toml
+               { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
+               grep -q '^6\.1\.' output"#,
+        )
+        .scenario(
+            "a bzImage of 6.12 described in a file, with a shell on its console",
+            r#"run debian:6.12 --dry-run | sed 's|/vmlinux"|/vmlinuz"|' >vm.toml
+               says '/vmlinuz"' vm.toml
+               { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
+               grep -q '^6\.12\.' output"#,
+        )
+        .run();
+}
+
+#[test]
+fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
+    Lab::new(900)
+        .prepare(&["--net", "none", "debian"])
+        .scenario(
+            "a reboot starts the guest again, and power-off ends it",
+            r#"mkfifo in; run debian <in >output 2>err & exec 4>in
+               early >&4; echo 'echo first-$((1 + 1)); reboot -f' >&4
+               within 120 grep -q first-2 output
+               i=0
+               until grep -q second-4 output; do
+                   i=$((i + 1)); [ $i -lt 120 ] || fail "$(cat output err)"
+                   echo 'echo second-$((2 + 2))' >&4; sleep 1
+               done
+               echo 'poweroff -f' >&4
+               wait $! || fail "exit code $?: $(cat output err)""#,
+        )
+        .scenario(
+            "with --no-reboot, a reboot ends it",
+            "{ early; echo 'reboot -f'; } | run --no-reboot debian >output",
+        )
+        .scenario(
+            "leaving by keys and by signals restores the terminal",
+            r#"cat >job <<'EOF'
+stty -a >before
+"$OMNIVISOR" run --net none debian; echo "code $?" >code
+stty -a >after
+EOF
+               # leaves NAME: what follows on stdin is typed; the machine runs under a terminal.
+               leaves() {
+                   rm -f in before after code; mkfifo in
+                   script -qfec 'sh job' typescript <in >/dev/null 2>&1 & terminal=$!
+                   exec 4>in
+                   within 120 grep -qF 'leave with Ctrl-]' typescript
+                   early >&4; echo 'echo shell-$((5 + 5))' >&4
+                   within 120 grep -q shell-10 typescript
+                   stty=$(stty -F /proc/$(pgrep -n -f "^$OMNIVISOR run")/fd/0 -a)
+                   case $stty in *' -icanon '*) ;; *) fail "not raw: $stty" ;; esac
+                   "$@"
+                   within 60 test -s code; within 60 test -s after
+                   exec 4>&-; wait $terminal || true
+                   diff before after >&3 || fail "$1: the terminal is not restored"
+                   cat code >&3
+               }
+               bracket() { printf '\035' >&4; }
+               prefix() { printf '\001x' >&4; }
+               # The first asks the guest to switch itself off, which this one does not do.
+               signal() {
+                   vmm=$(pgrep -n -f "^$OMNIVISOR run")
+                   kill -TERM $vmm; sleep 1; kill -TERM $vmm 2>/dev/null || true
+               }
+               leaves bracket; leaves prefix; leaves signal"#,
+        )
+        .run();
+}
+
+#[test]
+fn the_kvm_engine_passes_the_conformance_tests() {
+    let program =
+        Path::new(env!("CARGO_BIN_EXE_omnivisor")).with_file_name("examples").join("conformance");
+    assert!(program.exists(), "cargo build -p omnivisor-engine-kvm --example conformance");
+    Lab::new(700)
+        .cpus(2)
+        .variable("CONFORMANCE", program.to_str().unwrap())
+        .scenario(
+            "every test passes",
+            r#""$CONFORMANCE" >output 2>&1 || fail "$(cat output)"; tail -n 1 output"#,
+        )
+        .run();
+}

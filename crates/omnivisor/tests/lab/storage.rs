@@ -1,0 +1,141 @@
+//! Disks, shared folders, networks and sockets of a guest.
+
+use crate::harness::Lab;
+
+#[test]
+fn disks_are_read_written_discarded_and_locked() {
+    Lab::new(1100)
+        .prepare(&["--net", "none", "--disk", "/dev/null", "debian", "--", "true"])
+        .scenario(
+            "what the guest has flushed is in the file, and what it discards is not",
+            r#"truncate -s 64M disk; head -c 8M /dev/urandom >input; dd if=input of=disk conv=notrunc status=none
+               code 0 run --disk disk,serial=OV123 debian -- sh -c '
+                   set -e
+                   cat /sys/block/vda/serial; echo
+                   blockdev --getsize64 /dev/vda
+                   dd if=/dev/vda bs=1M count=8 2>/dev/null | sha256sum
+                   dd if=/dev/vda of=/dev/vda bs=1M count=8 seek=16 conv=fsync 2>/dev/null
+                   blkdiscard -o 0 -l 8388608 /dev/vda
+                   dd if=/dev/vda bs=1M count=8 2>/dev/null | sha256sum' >output
+               cmp <(head -c 8M /dev/zero) <(head -c 8M disk)
+               cmp input <(dd if=disk bs=1M skip=16 count=8 status=none)
+               same "$(sed -n 1p output)" OV123
+               same "$(sed -n 2p output)" 67108864
+               same "$(sed -n 3p output)" "$(sha256sum <input)"
+               same "$(sed -n 4p output)" "$(head -c 8M /dev/zero | sha256sum)"
+               [ "$(du -k disk | cut -f1)" -le 9000 ] || fail "$(du -k disk) are still allocated""#,
+        )
+        .scenario(
+            "a file system on a disk outlives the machine",
+            r#"truncate -s 16M disk; mke2fs -q -F -t ext4 disk
+               code 0 run --disk disk debian -- sh -c '
+                   set -e; mount -t ext4 /dev/vda /mnt; echo kept >/mnt/file; sync; umount /mnt'
+               e2fsck -fn disk
+               same "$(debugfs -R 'cat file' disk 2>/dev/null)" kept"#,
+        )
+        .scenario(
+            "a read-only disk cannot be written",
+            r#"truncate -s 4M disk; before=$(sha256sum <disk)
+               code 0 run --disk disk,readonly debian -- sh -c '
+                   cat /sys/block/vda/ro; ! dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync' >output
+               same "$(cat output)" 1; same "$before" "$(sha256sum <disk)""#,
+        )
+        .scenario(
+            "a disk that another machine writes to is busy; the machine killed, it is not",
+            r#"truncate -s 4M disk
+               "$OMNIVISOR" run --net none --disk disk --vsock vsock debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
+               first=$!
+               within 120 grep -q up output
+               code 126 run --disk disk debian -- true; says 'disk is in use by process' err
+               kill -9 $first; wait $first || true
+               code 0 run --disk disk --vsock vsock debian -- true"#,
+        )
+        .run();
+}
+
+#[test]
+fn folders_are_shared_and_sockets_reach_the_guest() {
+    Lab::new(1300)
+        .prepare(&["--net", "none", "--share", "/usr", "debian", "--", "true"])
+        .scenario(
+            "a shared folder is read and written",
+            r#"mkdir folder closed; head -c 3M /dev/urandom >folder/input; echo 1 >closed/file
+               code 0 run --share folder --share closed,readonly debian -- sh -c '
+                   set -e
+                   sha256sum </mnt/folder/input
+                   mkdir /mnt/folder/new; cat /mnt/folder/input /mnt/folder/input >/mnt/folder/new/twice
+                   mv /mnt/folder/new/twice /mnt/folder/output; rmdir /mnt/folder/new
+                   cat /mnt/closed/file
+                   ! touch /mnt/closed/new' >output
+               same "$(sed -n 1p output)" "$(sha256sum <folder/input)"
+               same "$(sed -n 2p output)" 1
+               cmp <(cat folder/input folder/input) folder/output
+               [ ! -e folder/new ] && [ ! -e closed/new ] || fail "$(ls -R)""#,
+        )
+        .scenario(
+            "bytes come back through vsock in both directions",
+            r#"head -c 1M /dev/urandom >input
+               socat UNIX-LISTEN:vsock_6000 EXEC:cat &
+               "$OMNIVISOR" run --net none --vsock vsock --share /:root,readonly debian -- sh -c '
+                   cd /mnt/root
+                   dd if=/dev/urandom of=/sent bs=1k count=1024 2>/dev/null
+                   chroot /mnt/root socat -t 20 - VSOCK-CONNECT:2:6000 </sent >/back
+                   cmp /sent /back && echo guest to host
+                   echo listening; chroot /mnt/root socat VSOCK-LISTEN:5000 EXEC:cat' >output 2>&1 &
+               machine=$!
+               within 180 grep -q listening output; sleep 2
+               { printf 'CONNECT 5000\n'; cat input; } | socat -t 60 - UNIX-CONNECT:vsock >back
+               wait $machine || fail "exit code $?: $(cat output)"
+               says 'guest to host' output
+               head -n 1 back | grep -q '^OK '
+               cmp input <(tail -n +2 back)"#,
+        )
+        .scenario(
+            "memory that the guest no longer uses goes back to the host",
+            r#""$OMNIVISOR" run --net none --memory 400M --share /usr debian -- sh -c '
+                   mkdir /fill; mount -t tmpfs -o size=100% none /fill
+                   dd if=/dev/urandom of=/fill/file bs=1M count=150 2>/dev/null; echo filled; read line
+                   umount /fill; echo freed; read line' < <(
+                       within 240 test -e go; echo; within 240 test -e end; echo) >output 2>&1 &
+               machine=$!
+               used() { awk '/^Rss/ { sum += $2 } END { print sum }' /proc/$machine/smaps_rollup; }
+               within 240 grep -q filled output; full=$(used); touch go
+               within 60 grep -q freed output
+               less() { [ "$(used)" -lt $((full - 100000)) ]; }
+               within 60 less
+               touch end; wait $machine"#,
+        )
+        .run();
+}
+
+#[test]
+fn networks_carry_data_both_ways() {
+    Lab::new(1300)
+        .prepare(&["--net", "user", "debian", "--", "true"])
+        .scenario(
+            "through a tap interface",
+            r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
+               mkdir web; head -c 100M /dev/urandom >web/blob
+               busybox httpd -f -p 10.9.0.1:8000 -h web & web=$!
+               busybox nc -l -p 9000 >got & sink=$!
+               "$OMNIVISOR" run --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
+                   set -e
+                   ping -c 3 10.9.0.1 >&2
+                   wget -q -O - http://10.9.0.1:8000/blob | sha256sum
+                   dd if=/dev/urandom of=/sent bs=1M count=16 2>/dev/null
+                   sha256sum </sent; nc 10.9.0.1 9000 </sent
+                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
+               machine=$!
+               within 240 grep -q listening output
+               ping -c 3 10.9.0.2
+               head -c 1M web/blob | { within 60 busybox nc -z 10.9.0.2 1 || true; cat; } | cat >/dev/null
+               sleep 1; head -c 1M web/blob | busybox nc -w 5 10.9.0.2 7000
+               wait $machine || fail "exit code $?: $(cat output err)"
+               kill $web; wait $sink
+               same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
+               same "$(sed -n 2p output)" "$(sha256sum <got)"
+               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
+               ip link del omni0"#,
+        )
+        .run();
+}
