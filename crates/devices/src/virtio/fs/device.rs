@@ -26,7 +26,8 @@ const MOST_QUEUES: u16 = 16;
 /// For how long the guest believes what it was told of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
-    /// A second; contents until the file is opened again. For folders that the host changes meanwhile.
+    /// A second; contents until the file is opened again and has changed. For folders that the host changes
+    /// meanwhile.
     Auto,
     /// Until it forgets by itself, contents too. Fast, and what the host changes is not seen.
     Always,

@@ -548,6 +548,15 @@ impl Folder {
     }
 
     fn add_handle(&self, node: u64, flags: u32, file: OwnedFd, folder: bool) -> Answer<OpenOut> {
+        let open_flags = match self.config.cache {
+            Cache::Always if folder => wire::open::KEEP_CACHE | wire::open::CACHE_DIR,
+            Cache::Always => wire::open::KEEP_CACHE,
+            Cache::Auto if folder => 0,
+            Cache::Auto if self.nodes.is_unchanged(node, &rustix::fs::fstat(&file)?) => {
+                wire::open::KEEP_CACHE
+            }
+            Cache::Auto => 0,
+        };
         let mut handles = self.handles();
         if handles.open.len() >= self.most_handles {
             return Err(Errno::NFILE);
@@ -558,11 +567,6 @@ impl Folder {
         let flags = flags & !(OFlags::TRUNC | OFlags::CREATE | OFlags::EXCL).bits();
         let position = folder.then(|| Mutex::new(0));
         handles.open.insert(id, Arc::new(Handle { node, flags, file: Some(file), position }));
-        let open_flags = match self.config.cache {
-            Cache::Always if folder => wire::open::KEEP_CACHE | wire::open::CACHE_DIR,
-            Cache::Always => wire::open::KEEP_CACHE,
-            Cache::Auto => 0,
-        };
         Ok(OpenOut { fh: id.into(), open_flags: open_flags.into(), padding: 0.into() })
     }
 

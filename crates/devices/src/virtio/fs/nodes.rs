@@ -30,6 +30,9 @@ pub(super) struct Key {
     format: u32,
 }
 
+/// By what a changed file is known: its size, and seconds and nanoseconds of both changes.
+type Stamp = (i64, [i64; 4]);
+
 pub(super) struct Nodes {
     root: Arc<OwnedFd>,
     table: Mutex<Table>,
@@ -61,6 +64,8 @@ struct Node {
     /// Nodes whose parent it is.
     children: u64,
     fd: Option<Arc<OwnedFd>>,
+    /// What it was when the guest opened it last.
+    seen: Option<Stamp>,
     /// The guest took its name away; only the descriptor leads to it.
     nameless: bool,
 }
@@ -190,6 +195,7 @@ impl Nodes {
             lookups: 1,
             children: 0,
             fd: None,
+            seen: None,
             nameless: false,
         };
         table.insert(id, node);
@@ -232,6 +238,19 @@ impl Nodes {
         {
             table.rename(id, parent, name);
         }
+    }
+
+    /// Whether file `id`, which is `stat` now, has the content that it had when the guest opened it last.
+    pub(super) fn is_unchanged(&self, id: u64, stat: &Stat) -> bool {
+        let times =
+            [stat.st_mtime, stat.st_mtime_nsec as i64, stat.st_ctime, stat.st_ctime_nsec as i64];
+        let stamp = (stat.st_size, times);
+        // A file that was just changed may change again before its time does.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let settled = now.tv_sec > stat.st_ctime.saturating_add(1);
+        let mut table = self.table();
+        let Some(node) = table.nodes.get_mut(&id) else { return false };
+        std::mem::replace(&mut node.seen, settled.then_some(stamp)) == Some(stamp)
     }
 
     /// A number for the inode that is unique in the shared folder, though it may span several file systems.
@@ -320,6 +339,7 @@ impl Nodes {
             lookups: saved.lookups,
             children: 0,
             fd: None,
+            seen: None,
             nameless: false,
         };
         table.insert(saved.id, node);
@@ -341,6 +361,7 @@ impl Table {
             lookups: 1,
             children: 0,
             fd: Some(Arc::clone(root)),
+            seen: None,
             nameless: false,
         };
         Self {

@@ -641,6 +641,35 @@ fn a_readonly_folder_is_not_changed() {
 }
 
 #[test]
+fn contents_are_kept_until_the_host_changes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = Nodes::new(open(folder.path()), 2).unwrap();
+    let root = nodes.stat(ROOT_ID).unwrap();
+    let mut old = root;
+    old.st_ctime = 1_000_000_000;
+    assert!(!nodes.is_unchanged(ROOT_ID, &old));
+    assert!(nodes.is_unchanged(ROOT_ID, &old));
+    let mut longer = old;
+    longer.st_size += 1;
+    assert!(!nodes.is_unchanged(ROOT_ID, &longer));
+    let mut later = longer;
+    later.st_mtime_nsec += 1;
+    assert!(!nodes.is_unchanged(ROOT_ID, &later));
+    assert!(nodes.is_unchanged(ROOT_ID, &later));
+    // What was just changed may change again and have the same time.
+    let mut new = root;
+    new.st_ctime = i64::MAX;
+    assert!(!nodes.is_unchanged(ROOT_ID, &new));
+    assert!(!nodes.is_unchanged(ROOT_ID, &new));
+
+    let mut guest = Guest::mount();
+    fs::write(guest.path("file"), "new").unwrap();
+    let node = guest.node(ROOT_ID, "file");
+    let bytes = guest.call(opcode::OPEN, node, &[&[0; 8]]).unwrap();
+    assert_eq!(parse::<wire::OpenOut>(&bytes).open_flags.get(), 0);
+}
+
+#[test]
 fn the_kernels_own_file_systems_are_empty_folders() {
     let folder = tempfile::tempdir().unwrap();
     let config = FsConfig { readonly: true, ..FsConfig::new("root", "/") };
