@@ -10,6 +10,7 @@ mod interrupt;
 mod lifecycle;
 
 pub mod i8042;
+pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod rate_limiter;

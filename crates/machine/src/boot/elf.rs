@@ -1,9 +1,12 @@
 //! ELF64 kernels (System V ABI, chapter 4 and 5; PVH note: xen/include/public/elfnote.h).
 
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 
-use engine::GuestMemory;
-use vm_memory::{Bytes, GuestAddress, ReadVolatile};
+use engine::{GuestMemory, PAGE_SIZE};
+use rustix::fs::seek;
+use rustix::io::Errno;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -61,6 +64,23 @@ pub(super) fn load<R>(memory: &GuestMemory, image: &mut R) -> Result<Loaded, Ker
 where
     R: Read + Seek + ReadVolatile,
 {
+    load_with(memory, image, &mut read_segment)
+}
+
+/// Like [`load`], but maps the pages of a file that never changes instead of reading them, where the guest's
+/// memory allows it. Holes of the file stay anonymous memory, which is cheaper to write to.
+pub(super) fn map(memory: &GuestMemory, image: &mut File) -> Result<Loaded, KernelError> {
+    load_with(memory, image, &mut map_segment)
+}
+
+/// Puts `length` bytes of an image from an offset on at an address of guest memory that is known to be there.
+type Put<'p, R> = &'p mut dyn FnMut(&GuestMemory, &mut R, u64, u64, u64) -> Result<(), KernelError>;
+
+fn load_with<R: Read + Seek>(
+    memory: &GuestMemory,
+    image: &mut R,
+    put: Put<'_, R>,
+) -> Result<Loaded, KernelError> {
     let length = image.seek(SeekFrom::End(0))?;
     let header: FileHeader = read_at(image, 0, length)?;
     check_header(&header)?;
@@ -77,7 +97,7 @@ where
     for segment in &segments {
         match segment.kind.get() {
             PT_LOAD => {
-                end = end.max(load_segment(memory, image, length, segment)?);
+                end = end.max(load_segment(memory, image, length, segment, put)?);
                 loaded += 1;
             }
             PT_NOTE => pvh = pvh.or(pvh_entry(image, length, segment)?),
@@ -113,15 +133,13 @@ fn check_header(header: &FileHeader) -> Result<(), KernelError> {
 
 /// Loads one segment; returns the byte after it. Guest memory is fresh, so what the file does not hold
 /// is zero already.
-fn load_segment<R>(
+fn load_segment<R: Read + Seek>(
     memory: &GuestMemory,
     image: &mut R,
     length: u64,
     segment: &ProgramHeader,
-) -> Result<u64, KernelError>
-where
-    R: Read + Seek + ReadVolatile,
-{
+    put: Put<'_, R>,
+) -> Result<u64, KernelError> {
     let (start, file_size) = (segment.paddr.get(), segment.filesz.get());
     let in_file = segment.offset.get().checked_add(file_size).is_some_and(|end| end <= length);
     if !in_file || file_size > segment.memsz.get() {
@@ -131,11 +149,68 @@ where
         .checked_add(segment.memsz.get())
         .ok_or(KernelError::Damaged("a segment lies outside of memory"))?;
     check_room(memory, start, end)?;
-    image.seek(SeekFrom::Start(segment.offset.get()))?;
-    memory
-        .read_exact_volatile_from(GuestAddress(start), image, file_size as usize)
-        .map_err(|error| KernelError::Read(std::io::Error::other(error)))?;
+    put(memory, image, segment.offset.get(), start, file_size)?;
     Ok(end)
+}
+
+fn read_segment<R>(
+    memory: &GuestMemory,
+    image: &mut R,
+    offset: u64,
+    start: u64,
+    length: u64,
+) -> Result<(), KernelError>
+where
+    R: Read + Seek + ReadVolatile,
+{
+    image.seek(SeekFrom::Start(offset))?;
+    memory
+        .read_exact_volatile_from(GuestAddress(start), image, length as usize)
+        .map_err(|error| KernelError::Read(io::Error::other(error)))
+}
+
+/// Maps the whole pages that hold data, and reads what is left over at the ends.
+fn map_segment(
+    memory: &GuestMemory,
+    image: &mut File,
+    offset: u64,
+    start: u64,
+    length: u64,
+) -> Result<(), KernelError> {
+    let congruent = offset % PAGE_SIZE == start % PAGE_SIZE;
+    let Some(region) = memory.find_region(GuestAddress(start)).filter(|_| congruent) else {
+        return read_segment(memory, image, offset, start, length);
+    };
+    let end = offset + length;
+    let mut at = offset;
+    while at < end {
+        let data = match seek(&*image, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) if data < end => data,
+            // Nothing but a hole is left.
+            Ok(_) | Err(Errno::NXIO) => return Ok(()),
+            Err(_) => at,
+        };
+        let hole = seek(&*image, rustix::fs::SeekFrom::Hole(data)).unwrap_or(end).min(end);
+        let pages = data.next_multiple_of(PAGE_SIZE)..hole & !(PAGE_SIZE - 1);
+        let guest = |at: u64| start + (at - offset);
+        let in_region = |at: u64| guest(at) - region.start_addr().0;
+        let mapped = pages.start < pages.end
+            && devices::memory::map_file(
+                region,
+                in_region(pages.start)..in_region(pages.end),
+                image,
+                pages.start,
+            )
+            .is_ok();
+        if mapped {
+            read_segment(memory, image, data, guest(data), pages.start - data)?;
+            read_segment(memory, image, pages.end, guest(pages.end), hole - pages.end)?;
+        } else {
+            read_segment(memory, image, data, guest(data), hole - data)?;
+        }
+        at = hole;
+    }
+    Ok(())
 }
 
 /// The 32-bit entry of the PVH boot ABI, if a note names one.
@@ -191,7 +266,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
+    use std::io::{Cursor, Write};
 
     use super::*;
 
@@ -256,6 +331,31 @@ mod tests {
         assert_eq!(loaded.entry, Entry::Linux64 { address: 16 << 20 });
         assert_eq!(loaded.end, (16 << 20) + 0x10_0000);
         assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(16 << 20)).unwrap(), *b"code");
+    }
+
+    #[test]
+    fn a_mapped_kernel_is_the_same_as_one_that_was_read() {
+        let code: Vec<u8> = (0..0x5123_u32).map(|at| (at % 251) as u8).collect();
+        let bytes = kernel(16 << 20, &code, true);
+        // The code starts at page offset 0xb0 of the file: once congruent with its address, once not.
+        for start in [(16 << 20) + 176, 16 << 20] {
+            let mut bytes = bytes.clone();
+            bytes[64 + 24..64 + 32].copy_from_slice(&u64::to_le_bytes(start));
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            let (read, mapped) = (memory(), memory());
+            assert_eq!(
+                load(&read, &mut Cursor::new(bytes)).unwrap().end,
+                map(&mapped, &mut file).unwrap().end
+            );
+            let content = |memory: &GuestMemory| {
+                let mut content = vec![0; 0x8000];
+                memory.read_slice(&mut content, GuestAddress(start & !0xfff)).unwrap();
+                content
+            };
+            assert!(content(&read) == content(&mapped));
+            assert_eq!(content(&mapped)[(start & 0xfff) as usize..][..code.len()], code);
+        }
     }
 
     #[test]

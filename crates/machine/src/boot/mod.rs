@@ -25,6 +25,9 @@ use crate::{Error, Result};
 pub struct BootPlan {
     /// An ELF vmlinux or a bzImage.
     pub kernel: PathBuf,
+    /// The kernel's file never changes as long as it exists: its pages are mapped instead of read, and shared
+    /// by all guests.
+    pub kernel_is_immutable: bool,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Command line.
@@ -89,7 +92,7 @@ pub enum KernelError {
 
 /// Loads everything that `plan` names and returns the entry. `rsdp` is the address of the ACPI root.
 pub fn load(memory: &GuestMemory, plan: &BootPlan, rsdp: u64) -> Result<Entry> {
-    let loaded = load_kernel(memory, &plan.kernel)
+    let loaded = load_kernel(memory, &plan.kernel, plan.kernel_is_immutable)
         .map_err(|source| Error::Kernel { path: plan.kernel.clone(), source })?;
     load_command_line(memory, &plan.cmdline)?;
     let initrd =
@@ -130,10 +133,14 @@ struct Initrd {
     size: u64,
 }
 
-fn load_kernel(memory: &GuestMemory, path: &Path) -> std::result::Result<Loaded, KernelError> {
+fn load_kernel(
+    memory: &GuestMemory,
+    path: &Path,
+    immutable: bool,
+) -> std::result::Result<Loaded, KernelError> {
     let mut file = File::open(path)?;
     if is_elf(&mut file)? {
-        return elf::load(memory, &mut file);
+        return if immutable { elf::map(memory, &mut file) } else { elf::load(memory, &mut file) };
     }
     let image = BzImage::read(&mut file)?;
     match image.unpack(&mut file) {

@@ -3,6 +3,7 @@
 mod command;
 mod console;
 mod engine;
+mod kernel;
 mod plan;
 mod terminal;
 

@@ -1,21 +1,20 @@
 //! From the command line, the file and the image to what the machine is made of.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
-use image::{Features, ImageRef, Options, Prepared};
+use image::{Features, ImageRef, Options};
 use machine::Config;
-use machine::boot::{self, BootPlan, KernelError};
+use machine::boot::BootPlan;
 use machine::memory::MemoryConfig;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
 use tempfile::TempDir;
 
 use crate::cli::{ConsoleChoice, RunArgs};
-use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
-use crate::run::terminal;
+use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
+use crate::run::{kernel, terminal};
 
 /// Everything that is decided before a machine is built.
 pub struct Plan {
@@ -80,7 +79,7 @@ impl Plan {
 
     /// Prints the description in the form of a --config file, with kernel, initrd and the whole command line.
     pub fn print(&self) -> Result<ExitCode, Failure> {
-        let BootPlan { kernel, initrd, cmdline } = &self.config.boot;
+        let BootPlan { kernel, initrd, cmdline, .. } = &self.config.boot;
         let mut spec = self.spec.clone();
         spec.image = None;
         spec.boot.kernel = Some(kernel.clone());
@@ -141,15 +140,13 @@ fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {
 }
 
 fn boot_files(spec: &VmSpec) -> Result<BootPlan, Failure> {
-    let kernel = spec.boot.kernel.clone().unwrap_or_default();
-    if !kernel.exists() {
-        return Err(Failure::new(NOT_FOUND, format!("There is no kernel {}", kernel.display())));
-    }
+    let (kernel, kernel_is_immutable) =
+        kernel::keep(spec.boot.kernel.as_deref().unwrap_or(Path::new("")))?;
     let cmdline = match &spec.boot.cmdline {
         Some(words) => words.clone(),
         None => format!("console={} {BOARD_WORDS}", console_device(spec)),
     };
-    Ok(BootPlan { kernel, initrd: spec.boot.initrd.clone(), cmdline })
+    Ok(BootPlan { kernel, kernel_is_immutable, initrd: spec.boot.initrd.clone(), cmdline })
 }
 
 fn boot_image(
@@ -170,7 +167,7 @@ fn boot_image(
     };
     let options = Options { features, full_root: args.disk_size.is_some() };
     let prepared = image::prepare(image, &options, &progress)?;
-    let kernel = unpacked(&prepared)?;
+    let (kernel, kernel_is_immutable) = kernel::keep(&prepared.kernel)?;
     let mut words = vec![format!("console={}", console_device(spec)), BOARD_WORDS.to_owned()];
     words.push(if agent { "quiet loglevel=1 panic=-1".into() } else { "quiet".into() });
     words.extend((!prepared.cmdline_extra.is_empty()).then(|| prepared.cmdline_extra.clone()));
@@ -191,41 +188,12 @@ fn boot_image(
         words.push(format!("omnivisor.share={0}:/mnt/{0}{read_only}", share.tag()));
     }
     words.extend(spec.boot.cmdline.clone());
-    Ok(BootPlan { kernel, initrd: Some(prepared.initrd), cmdline: words.join(" ") })
-}
-
-/// The kernel as an ELF file, unpacked once and kept.
-fn unpacked(prepared: &Prepared) -> Result<PathBuf, Failure> {
-    if prepared.vmlinux.exists() {
-        return Ok(prepared.vmlinux.clone());
-    }
-    let begun = Instant::now();
-    let cannot = |error: KernelError| {
-        Failure::from_error(
-            NOT_STARTED,
-            machine::Error::Kernel { path: prepared.kernel.clone(), source: error },
-        )
-    };
-    let Some(bytes) = boot::unpack(&prepared.kernel).map_err(cannot)? else {
-        return Ok(prepared.kernel.clone());
-    };
-    let keep = || -> std::io::Result<()> {
-        let folder = prepared.vmlinux.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(&prepared.vmlinux)?;
-        Ok(())
-    };
-    tracing::info!("kernel unpacked in {:.1?}", begun.elapsed());
-    match keep() {
-        Ok(()) => Ok(prepared.vmlinux.clone()),
-        // A cache that cannot be written costs time, no more.
-        Err(error) => {
-            tracing::warn!(%error, "the unpacked kernel could not be kept in {}", prepared.vmlinux.display());
-            Ok(prepared.kernel.clone())
-        }
-    }
+    Ok(BootPlan {
+        kernel,
+        kernel_is_immutable,
+        initrd: Some(prepared.initrd),
+        cmdline: words.join(" "),
+    })
 }
 
 /// A socket in a folder of our own, or beside the one that was asked for.
