@@ -3,6 +3,8 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::Format;
+
 /// Result of a disk's work.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -56,6 +58,64 @@ pub enum Error {
     /// A change to a read-only disk.
     #[error("The disk is read-only")]
     ReadOnly,
+    /// A structure would pass the end of its file.
+    #[error("The file ends at byte {length}, but its header promises bytes {} to {}", range.start, range.end)]
+    Truncated {
+        /// What was wanted.
+        range: Range<u64>,
+        /// The file's length.
+        length: u64,
+    },
+    /// An image contradicts its own format.
+    #[error("The {format} image is damaged: {what}")]
+    Damaged {
+        /// Its format.
+        format: Format,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An image uses what is not supported, or cannot be.
+    #[error("This {format} image cannot be used: {what}")]
+    Unsupported {
+        /// Its format.
+        format: Format,
+        /// What it uses.
+        what: String,
+    },
+    /// An image could not be used; the source says why.
+    #[error("Cannot use the image {}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// An image names a file that it may not.
+    #[error("The image names the file {}, which is not within the folder {}", path.display(), folder.display())]
+    OutsideFolder {
+        /// What it names.
+        path: PathBuf,
+        /// Where its files must lie.
+        folder: PathBuf,
+    },
+    /// None of the names that an image gives for a file leads to one.
+    #[error("The image needs the file \"{name}\", which was not found")]
+    NotFound {
+        /// What it names.
+        name: String,
+    },
+    /// A chain of parents that leads back to itself, or is longer than any real one.
+    #[error("The image's chain of parents {0}")]
+    Chain(&'static str),
+    /// The parent was changed after the child was made.
+    #[error("The parent {} is not the one that the image was made from: {what}", path.display())]
+    ParentChanged {
+        /// The parent.
+        path: PathBuf,
+        /// How that shows.
+        what: String,
+    },
 }
 
 /// Who uses a disk that we want.

@@ -18,9 +18,9 @@ pub enum Content<'a> {
     /// Bytes that must be read to be known; where they lie, unless they are compressed or otherwise
     /// not the guest's bytes one by one.
     Data(Option<Location<'a>>),
-    /// Zeroes, although this layer says so itself or keeps space for them.
+    /// Zeroes, which a layer says so itself or keeps space for.
     Zero,
-    /// Nothing is stored in this layer: what its parent has, or zeroes without a parent.
+    /// Zeroes, because neither the disk nor any parent of it stores anything here.
     Hole,
 }
 

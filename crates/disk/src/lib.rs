@@ -4,27 +4,60 @@
 //! files it lies in. What only some disks can do is a capability that is asked for, such as
 //! [`Disk::direct_file`].
 //!
-//! # Formats
+//! # Layers
 //!
-//! Only [`RawDisk`] exists so far. A raw disk is never looked into: its first bytes are the guest's,
-//! which could write another format's header there and name any file of the host as its parent. So the
-//! format of a disk is stated or found out once, when the disk is taken into a virtual machine, and
-//! remembered with it; it is never found out anew from bytes that a guest has written.
+//! A [`Source`] is bytes by offset: a file, a block device, memory. A format is a map from guest offsets
+//! to places in its sources; it reads its tables and nothing else, so every format works over every source.
+//! [`open`] puts an image's chain of parents together.
+//!
+//! # Detection
+//!
+//! [`open`] finds out formats by content. A raw disk's first and last bytes are its guest's, which could
+//! write another format's header there and name any file beside the image as its parent. So the format of a disk
+//! that a guest has written is stated ([`ImageOptions::format`], or [`RawDisk`]); it is found out once, when
+//! the disk is taken into a virtual machine, and remembered with it. What an image names must lie in
+//! its folder unless [`ImageOptions::files`] says otherwise.
 
 #![deny(unsafe_code)]
 
+mod cache;
+mod codec;
 mod error;
 mod extent;
+mod format;
+mod fuzz;
+mod layer;
+mod open;
+mod parallels;
+mod qcow;
+mod qcow2;
+mod qed;
 mod raw;
+mod source;
 #[allow(unsafe_code)]
 mod sys;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 pub use error::{Error, Holder, Result};
 pub use extent::{Content, Extent, Extents, Location};
+pub use format::{Format, UnknownFormat};
+pub use open::{FilePolicy, ImageInfo, ImageOptions, Snapshot, open, open_chain};
+pub use parallels::fuzz_parallels;
+pub use qcow::fuzz_qcow;
+pub use qcow2::fuzz_qcow2;
+pub use qed::fuzz_qed;
 pub use raw::{OpenOptions, RawDisk};
+pub use source::{FileSource, MemorySource, Source, WritableSource};
+pub use vdi::fuzz_vdi;
+pub use vhd::fuzz_vhd;
+pub use vhdx::fuzz_vhdx;
+pub use vmdk::fuzz_vmdk;
 
 /// Bytes in a sector, the unit of a disk's length.
 pub const SECTOR_SIZE: u64 = 512;

@@ -13,6 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use open::open_locked;
+
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 

@@ -16,6 +16,43 @@ use crate::{Error, Geometry, Result, SECTOR_SIZE};
 const SAFE_ALIGNMENT: u32 = 4096;
 
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<RawDisk> {
+    let Opened { file, metadata: opened, is_block_device, length } = open_locked(path, options)?;
+    let rest = length % SECTOR_SIZE;
+    if rest != 0 {
+        tracing::warn!(
+            disk = %path.display(),
+            "The length is no multiple of {SECTOR_SIZE}: the last {rest} bytes are left out"
+        );
+    }
+
+    let (memory_alignment, offset_alignment) =
+        if options.direct { direct_alignment(&file, is_block_device) } else { (1, 1) };
+    let buffered = if options.direct { Some(reopen(path, options, &opened)?) } else { None };
+    let geometry = geometry(&file, &opened, is_block_device, offset_alignment);
+    Ok(RawDisk {
+        path: path.to_owned(),
+        file,
+        buffered,
+        length: length - rest,
+        read_only: options.read_only,
+        is_block_device,
+        memory_alignment,
+        offset_alignment,
+        geometry,
+        discards: AtomicBool::new(true),
+    })
+}
+
+/// A file or block device that is open and locked.
+pub(crate) struct Opened {
+    pub file: File,
+    pub metadata: Metadata,
+    pub is_block_device: bool,
+    pub length: u64,
+}
+
+/// Opens and locks a file or block device.
+pub(crate) fn open_locked(path: &Path, options: &OpenOptions) -> Result<Opened> {
     // Before opening, because opening a FIFO blocks and opening a character device may do anything.
     let metadata =
         std::fs::metadata(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
@@ -46,30 +83,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<RawDisk> {
     } else {
         opened.len()
     };
-    let rest = length % SECTOR_SIZE;
-    if rest != 0 {
-        tracing::warn!(
-            disk = %path.display(),
-            "The length is no multiple of {SECTOR_SIZE}: the last {rest} bytes are left out"
-        );
-    }
-
-    let (memory_alignment, offset_alignment) =
-        if options.direct { direct_alignment(&file, is_block_device) } else { (1, 1) };
-    let buffered = if options.direct { Some(reopen(path, options, &opened)?) } else { None };
-    let geometry = geometry(&file, &opened, is_block_device, offset_alignment);
-    Ok(RawDisk {
-        path: path.to_owned(),
-        file,
-        buffered,
-        length: length - rest,
-        read_only: options.read_only,
-        is_block_device,
-        memory_alignment,
-        offset_alignment,
-        geometry,
-        discards: AtomicBool::new(true),
-    })
+    Ok(Opened { file, metadata: opened, is_block_device, length })
 }
 
 /// Whether it is a block device; an error if it is not a file either.

@@ -1,0 +1,223 @@
+//! A bounded store of what was read lately: pages of tables, unpacked grains.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::Result;
+use crate::source::{Source, truncated};
+
+/// Values by number, the most recent ones of each set, each set with a lock of its own.
+pub(crate) struct Cache<V: ?Sized> {
+    sets: Box<[Mutex<Set<V>>]>,
+    ways: usize,
+}
+
+/// The last entry is the one that was used last.
+type Set<V> = Vec<(u64, Arc<V>)>;
+
+impl<V: ?Sized> Cache<V> {
+    pub fn new(sets: usize, ways: usize) -> Self {
+        let sets = (0..sets.max(1)).map(|_| Mutex::default()).collect();
+        Self { sets, ways: ways.max(1) }
+    }
+
+    fn set(&self, key: u64) -> &Mutex<Set<V>> {
+        // The sets are few, so the remainder fits.
+        &self.sets[(key % self.sets.len() as u64) as usize]
+    }
+
+    pub fn get(&self, key: u64) -> Option<Arc<V>> {
+        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let index = set.iter().position(|(found, _)| *found == key)?;
+        let entry = set.remove(index);
+        let value = entry.1.clone();
+        set.push(entry);
+        Some(value)
+    }
+
+    pub fn insert(&self, key: u64, value: Arc<V>) {
+        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|(found, _)| *found != key);
+        if set.len() >= self.ways {
+            set.remove(0);
+        }
+        set.push((key, value));
+    }
+
+    pub fn remove(&self, key: u64) {
+        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|(found, _)| *found != key);
+    }
+}
+
+/// Bytes of one page of tables, unless a format chooses.
+const PAGE: usize = 64 << 10;
+
+/// Pages of tables that are kept take at most this much memory, or four pages where that is more.
+const PAGES_BYTES: usize = 4 << 20;
+
+/// When a change of a table must reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Before whatever refers to it: counts of references, tables that nothing leads to yet.
+    First,
+    /// After all that.
+    Second,
+}
+
+/// A source's tables, read in pages of which few are kept: however large a table a header claims, it
+/// takes no more memory. Changed pages stay in memory until they are taken to be written.
+pub(crate) struct Tables {
+    source: Arc<dyn Source>,
+    page_size: usize,
+    pages: Cache<[u8]>,
+    changed: RwLock<BTreeMap<u64, (Stage, Vec<u8>)>>,
+}
+
+impl Tables {
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        Self::with_pages(source, PAGE)
+    }
+
+    /// With pages of a certain size, the unit in which changes are kept.
+    pub fn with_pages(source: Arc<dyn Source>, page_size: usize) -> Self {
+        let ways = 4;
+        let sets = (PAGES_BYTES / page_size / ways).clamp(1, 256);
+        Self { source, page_size, pages: Cache::new(sets, ways), changed: RwLock::default() }
+    }
+
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// Calls `look` with what the page that holds the byte at `offset` has from there.
+    fn with_page<T>(&self, offset: u64, look: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let size = self.page_size as u64;
+        let (number, within) = (offset / size, (offset % size) as usize);
+        {
+            let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, page)) = changed.get(&number) {
+                return Ok(look(&page[within..]));
+            }
+        }
+        if let Some(page) = self.pages.get(number)
+            && within < page.len()
+        {
+            return Ok(look(&page[within..]));
+        }
+        let page: Arc<[u8]> = self.load(number)?.into();
+        if page.len() <= within {
+            return Err(truncated(&*self.source, offset, 1));
+        }
+        self.pages.insert(number, page.clone());
+        Ok(look(&page[within..]))
+    }
+
+    fn load(&self, number: u64) -> Result<Vec<u8>> {
+        let start = number * self.page_size as u64;
+        let there = self.source.len().saturating_sub(start).min(self.page_size as u64);
+        let mut bytes = vec![0; there as usize];
+        self.source.read_at(&mut bytes, start)?;
+        Ok(bytes)
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset
+                .checked_add(done as u64)
+                .ok_or_else(|| truncated(&*self.source, offset, buffer.len()))?;
+            let rest = &mut buffer[done..];
+            done += self.with_page(at, |page| {
+                let count = page.len().min(rest.len());
+                rest[..count].copy_from_slice(&page[..count]);
+                count
+            })?;
+        }
+        Ok(())
+    }
+
+    fn array<const N: usize>(&self, table: u64, index: u64) -> Result<[u8; N]> {
+        let offset = index.checked_mul(N as u64).and_then(|within| table.checked_add(within));
+        let offset = offset.ok_or_else(|| truncated(&*self.source, table, N))?;
+        let mut bytes = [0; N];
+        self.read_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// Entry `index` of a table of little-endian entries of 32 bits.
+    pub fn le32(&self, table: u64, index: u64) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(table, index)?))
+    }
+
+    /// Entry `index` of a table of little-endian entries of 64 bits.
+    pub fn le64(&self, table: u64, index: u64) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(table, index)?))
+    }
+
+    /// Entry `index` of a table of big-endian entries of 32 bits.
+    pub fn be32(&self, table: u64, index: u64) -> Result<u32> {
+        Ok(u32::from_be_bytes(self.array(table, index)?))
+    }
+
+    /// Entry `index` of a table of big-endian entries of 64 bits.
+    pub fn be64(&self, table: u64, index: u64) -> Result<u64> {
+        Ok(u64::from_be_bytes(self.array(table, index)?))
+    }
+
+    /// Changes bytes within one page. A page stays in the first stage that it was changed in unless it
+    /// has been written since: who asks for the first knows that nothing on the disk refers to it.
+    pub fn change(&self, offset: u64, bytes: &[u8], stage: Stage) -> Result<()> {
+        let size = self.page_size as u64;
+        let (number, within) = (offset / size, (offset % size) as usize);
+        let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+        if !changed.contains_key(&number) {
+            let mut page = self.load(number)?;
+            // A table's last page may end with the file; it is written whole.
+            page.resize(self.page_size, 0);
+            changed.insert(number, (stage, page));
+        }
+        if let Some((_, page)) = changed.get_mut(&number) {
+            page[within..within + bytes.len()].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// A new page of zeroes, whatever its file holds there.
+    pub fn begin(&self, offset: u64, content: Vec<u8>) {
+        let number = offset / self.page_size as u64;
+        self.pages.remove(number);
+        let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+        changed.insert(number, (Stage::First, content));
+    }
+
+    /// How many pages are changed.
+    pub fn changes(&self) -> usize {
+        self.changed.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Writes the changed pages of a stage, in the file's order. They are forgotten only once written.
+    pub fn write_back(&self, stage: Stage) -> Result<()> {
+        let writable = self.source.writable().ok_or(crate::Error::ReadOnly)?;
+        let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+        let numbers: Vec<u64> =
+            changed.iter().filter(|(_, page)| page.0 == stage).map(|(number, _)| *number).collect();
+        for number in numbers {
+            if let Some((_, page)) = changed.get(&number) {
+                writable.write_at(page, number * self.page_size as u64)?;
+            }
+            if let Some((_, page)) = changed.remove(&number) {
+                self.pages.insert(number, page.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a page whose bytes are no table any more.
+    pub fn forget(&self, offset: u64) {
+        let number = offset / self.page_size as u64;
+        self.pages.remove(number);
+        self.changed.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+}

@@ -1,0 +1,56 @@
+//! Unpacking of compressed clusters and grains.
+
+use std::cell::RefCell;
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+/// How a cluster is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codec {
+    /// A deflate stream without a header.
+    Deflate,
+    /// A zlib stream.
+    Zlib,
+    /// A Zstandard frame.
+    Zstd,
+}
+
+thread_local! {
+    static DEFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    static ZLIB: RefCell<Decompress> = RefCell::new(Decompress::new(true));
+    static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Unpacks `packed`, which may be followed by bytes that do not belong to it, and returns how many bytes
+/// of `output` it filled; `None` if it is damaged.
+pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<usize> {
+    match codec {
+        Codec::Deflate => DEFLATE.with_borrow_mut(|state| inflate(state, false, packed, output)),
+        Codec::Zlib => ZLIB.with_borrow_mut(|state| inflate(state, true, packed, output)),
+        Codec::Zstd => {
+            let length = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
+            let frame = packed.get(..length)?;
+            ZSTD.with_borrow_mut(|state| {
+                if state.is_none() {
+                    *state = zstd::bulk::Decompressor::new().ok();
+                }
+                state.as_mut()?.decompress_to_buffer(frame, output).ok()
+            })
+        }
+    }
+}
+
+fn inflate(
+    state: &mut Decompress,
+    header: bool,
+    packed: &[u8],
+    output: &mut [u8],
+) -> Option<usize> {
+    state.reset(header);
+    match state.decompress(packed, output, FlushDecompress::Finish) {
+        Ok(Status::StreamEnd) => usize::try_from(state.total_out()).ok(),
+        // QEMU stops at a full cluster and does not ask for the end of the stream either.
+        Ok(_) if state.total_out() == output.len() as u64 => Some(output.len()),
+        _ => None,
+    }
+}

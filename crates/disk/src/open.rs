@@ -1,0 +1,402 @@
+//! Opening of an image with its chain of parents.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::layer::{Image, Layer};
+use crate::source::{FileSource, Source};
+use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
+use crate::{parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
+
+/// Longest chain of parents that is followed.
+const MAX_DEPTH: usize = 128;
+
+/// Longest disk: offsets within it can be rounded up and added without overflow.
+pub(crate) const MAX_LENGTH: u64 = 1 << 62;
+
+/// Most files of a folder that are looked into for a parent that is known by its identity only.
+const MAX_SEARCHED: usize = 4096;
+
+/// How to open an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Nothing is ever written; others may read it at the same time.
+    pub read_only: bool,
+    /// Goes past the host's page cache (O_DIRECT), raw disks only.
+    pub direct: bool,
+    /// The format; found out by content otherwise, see [`Format::detect`] for when not to.
+    pub format: Option<Format>,
+    /// Where the parents and other files that an image names may lie.
+    pub files: FilePolicy,
+    /// Opens the disk as an internal snapshot of this name or number had it, read-only. qcow2 only.
+    pub snapshot: Option<String>,
+}
+
+/// Where the files that an image names may lie. Such names are the word of whoever made the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FilePolicy {
+    /// In the folder of the image that is opened, or below.
+    #[default]
+    SameFolder,
+    /// In this folder or below, such as the folder of a virtual machine.
+    Within(PathBuf),
+    /// Anywhere.
+    Anywhere,
+}
+
+/// What is known of one image of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Length of its disk in bytes.
+    pub length: u64,
+    /// Bytes of its file.
+    pub file_length: u64,
+    /// Unit in which it keeps the guest's bytes; 1 if they lie one by one.
+    pub block_size: u64,
+    /// What is particular to the format, by name.
+    pub details: Vec<(&'static str, String)>,
+    /// Internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// An internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its number, unique within the image.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// Length of the disk at that time.
+    pub length: u64,
+    /// Bytes of the machine's state that is kept with it.
+    pub machine_state: u64,
+}
+
+/// Opens an image and its parents; only the image itself is ever written to.
+pub fn open(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Arc<dyn Disk>> {
+    let (disk, _) = open_chain(path, options)?;
+    Ok(disk)
+}
+
+/// Opens an image and tells of every image of its chain, itself first.
+pub fn open_chain(
+    path: impl AsRef<Path>,
+    options: &ImageOptions,
+) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>)> {
+    let path = path.as_ref();
+    let opening = |source| Error::Open { path: path.to_owned(), source };
+    let folder = match &options.files {
+        FilePolicy::Anywhere => None,
+        FilePolicy::SameFolder => {
+            let path = std::fs::canonicalize(path).map_err(opening)?;
+            path.parent().map(Path::to_owned)
+        }
+        FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
+    };
+    let mut chain = Chain { folder, infos: Vec::new(), seen: Vec::new() };
+    let link = chain.open(path, options)?;
+    Ok((link.disk, chain.infos))
+}
+
+/// What a format found in an image.
+pub(crate) struct Parsed {
+    pub layer: Box<dyn Layer>,
+    pub length: u64,
+    pub parent: Option<ParentLink>,
+    /// By which children know it.
+    pub identity: Option<Identity>,
+    pub details: Vec<(&'static str, String)>,
+    pub snapshots: Vec<Snapshot>,
+}
+
+impl Parsed {
+    pub fn new(layer: impl Layer + 'static, length: u64) -> Self {
+        Self {
+            layer: Box::new(layer),
+            // The formats that count in bytes may end within a sector.
+            length: length.checked_next_multiple_of(SECTOR_SIZE).unwrap_or(u64::MAX),
+            parent: None,
+            identity: None,
+            details: Vec::new(),
+            snapshots: Vec::new(),
+        }
+    }
+}
+
+/// What tells an image's state from every other one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Uuid([u8; 16]),
+    ContentId(u32),
+}
+
+/// How an image names its parent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ParentLink {
+    /// Paths to try, in this order.
+    pub names: Vec<String>,
+    pub format: Option<Format>,
+    /// What the parent must be.
+    pub identity: Option<Identity>,
+}
+
+/// The files beside an image that it names.
+pub(crate) struct Neighbours<'a> {
+    /// Folder of the image; `None` if it has none, so that nothing is found.
+    pub folder: Option<&'a Path>,
+    /// Where they must lie; anywhere if `None`.
+    pub within: Option<&'a Path>,
+    pub read_only: bool,
+}
+
+impl Neighbours<'_> {
+    /// Those of an image without a folder.
+    pub const NONE: Self = Neighbours { folder: None, within: None, read_only: true };
+
+    /// Opens a file that the image names.
+    pub fn open(&self, name: &str) -> Result<Arc<dyn Source>> {
+        let path = self.find(name)?;
+        Ok(Arc::new(FileSource::open(path, self.read_only)?))
+    }
+
+    /// The path of a file that the image names.
+    pub fn find(&self, name: &str) -> Result<PathBuf> {
+        let missing = || Error::NotFound { name: name.to_owned() };
+        let folder = self.folder.ok_or_else(missing)?;
+        if name.is_empty() || name.contains('\0') {
+            return Err(missing());
+        }
+        let path = std::fs::canonicalize(folder.join(name)).map_err(|_| missing())?;
+        match self.within {
+            Some(within) if !path.starts_with(within) => {
+                Err(Error::OutsideFolder { path, folder: within.to_owned() })
+            }
+            _ => Ok(path),
+        }
+    }
+}
+
+struct Link {
+    disk: Arc<dyn Disk>,
+    identity: Option<Identity>,
+}
+
+struct Chain {
+    folder: Option<PathBuf>,
+    infos: Vec<ImageInfo>,
+    seen: Vec<(u64, u64)>,
+}
+
+impl Chain {
+    fn open(&mut self, path: &Path, options: &ImageOptions) -> Result<Link> {
+        if self.infos.len() >= MAX_DEPTH {
+            return Err(Error::Chain("is too long"));
+        }
+        if options.format == Some(Format::Raw) {
+            return self.open_raw(path, options);
+        }
+        // What an internal snapshot shares with the present state must not change under a reader.
+        let read_only = options.read_only || options.snapshot.is_some();
+        let source = FileSource::open(path, read_only)?;
+        let format = match options.format {
+            Some(format) => format,
+            None => Format::detect(&source)?,
+        };
+        if format == Format::Raw {
+            drop(source);
+            return self.open_raw(path, options);
+        }
+        if self.seen.contains(&source.identity()) {
+            return Err(Error::Chain("leads back to itself"));
+        }
+        self.seen.push(source.identity());
+        let image = |source| Error::Image { path: path.to_owned(), source: Box::new(source) };
+        self.open_image(path, Arc::new(source), format, read_only, options).map_err(image)
+    }
+
+    fn open_raw(&mut self, path: &Path, options: &ImageOptions) -> Result<Link> {
+        let raw_options = OpenOptions { read_only: options.read_only, direct: options.direct };
+        let raw = RawDisk::open(path, &raw_options)?;
+        self.infos.push(ImageInfo {
+            path: path.to_owned(),
+            format: Format::Raw,
+            length: raw.len(),
+            file_length: raw.len(),
+            block_size: 1,
+            details: Vec::new(),
+            snapshots: Vec::new(),
+        });
+        Ok(Link { disk: Arc::new(raw), identity: None })
+    }
+
+    fn open_image(
+        &mut self,
+        path: &Path,
+        source: Arc<dyn Source>,
+        format: Format,
+        read_only: bool,
+        options: &ImageOptions,
+    ) -> Result<Link> {
+        let real = std::fs::canonicalize(path)
+            .map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        let neighbours =
+            Neighbours { folder: real.parent(), within: self.folder.as_deref(), read_only };
+        let file_length = source.len();
+        let parsed = parse(source, format, &neighbours, options.snapshot.as_deref())?;
+        self.infos.push(ImageInfo {
+            path: path.to_owned(),
+            format,
+            length: parsed.length,
+            file_length,
+            block_size: parsed.layer.block_size(),
+            details: parsed.details,
+            snapshots: parsed.snapshots,
+        });
+        let parent = match &parsed.parent {
+            Some(link) => Some(self.open_parent(real.parent(), format, link)?),
+            None => None,
+        };
+        let image = Image::new(format, parsed.layer, parsed.length, parent, read_only);
+        Ok(Link { disk: Arc::new(image), identity: parsed.identity })
+    }
+
+    fn open_parent(
+        &mut self,
+        folder: Option<&Path>,
+        child: Format,
+        link: &ParentLink,
+    ) -> Result<Arc<dyn Disk>> {
+        let path = self.find_parent(folder, child, link)?;
+        let options =
+            ImageOptions { read_only: true, format: link.format, ..ImageOptions::default() };
+        let parent = self.open(&path, &options)?;
+        match (link.identity, parent.identity) {
+            (Some(expected), Some(found)) if expected != found => {
+                let what = match (expected, found) {
+                    (Identity::ContentId(expected), Identity::ContentId(found)) => {
+                        format!("its content has number {found:08x}, not {expected:08x}")
+                    }
+                    _ => "its identifier is another".to_owned(),
+                };
+                Err(Error::ParentChanged { path, what })
+            }
+            _ => Ok(parent.disk),
+        }
+    }
+
+    fn find_parent(
+        &self,
+        folder: Option<&Path>,
+        child: Format,
+        link: &ParentLink,
+    ) -> Result<PathBuf> {
+        let neighbours = Neighbours { folder, within: self.folder.as_deref(), read_only: true };
+        let mut refused = None;
+        for name in &link.names {
+            match neighbours.find(name) {
+                Ok(path) => return Ok(path),
+                Err(error @ Error::OutsideFolder { .. }) => refused = refused.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        if let (Some(Identity::Uuid(uuid)), Some(folder)) = (link.identity, folder)
+            && let Some(path) = self.search(folder, child, uuid)
+        {
+            return Ok(path);
+        }
+        let name = link.names.first().cloned().unwrap_or_else(|| match link.identity {
+            Some(Identity::Uuid(uuid)) => format!("{{{}}}", hyphenated(&uuid)),
+            _ => "without a name".to_owned(),
+        });
+        Err(refused.unwrap_or(Error::NotFound { name }))
+    }
+
+    /// Looks for the image with this identifier in the folder of its child and in the folders above, as
+    /// far as they are allowed.
+    fn search(&self, folder: &Path, format: Format, uuid: [u8; 16]) -> Option<PathBuf> {
+        let within = self.folder.as_deref().unwrap_or(folder);
+        folder.ancestors().take_while(|above| above.starts_with(within)).find_map(|folder| {
+            let entries = std::fs::read_dir(folder).ok()?.flatten().take(MAX_SEARCHED);
+            entries.map(|entry| entry.path()).find(|path| has_identity(path, format, uuid))
+        })
+    }
+}
+
+/// Reads an image's own structures.
+pub(crate) fn parse(
+    source: Arc<dyn Source>,
+    format: Format,
+    neighbours: &Neighbours<'_>,
+    snapshot: Option<&str>,
+) -> Result<Parsed> {
+    if snapshot.is_some() && format != Format::Qcow2 {
+        let what = "the format has no internal snapshots".to_owned();
+        return Err(Error::Unsupported { format, what });
+    }
+    let parsed = match format {
+        Format::Raw => {
+            let what = "a raw disk has no structures".to_owned();
+            Err(Error::Unsupported { format, what })
+        }
+        Format::Qcow2 => qcow2::parse(source, neighbours, snapshot),
+        Format::Qcow => qcow::parse(source),
+        Format::Qed => qed::parse(source),
+        Format::Vmdk => vmdk::parse(source, neighbours),
+        Format::Vhd => vhd::parse(source),
+        Format::Vhdx => vhdx::parse(source),
+        Format::Vdi => vdi::parse(source),
+        Format::Parallels => parallels::parse(source),
+    }?;
+    if parsed.length > MAX_LENGTH {
+        let what = "its disk is longer than any can be".to_owned();
+        return Err(Error::Damaged { format, what });
+    }
+    Ok(parsed)
+}
+
+/// Whether a path has one of the forms by which QEMU names what is not a file.
+pub(crate) fn is_protocol(name: &str) -> bool {
+    let colon = name.find(':');
+    // A colon after a slash is part of a file's name, as in QEMU.
+    colon.is_some_and(|colon| !name[..colon].contains('/'))
+}
+
+fn has_identity(path: &Path, format: Format, uuid: [u8; 16]) -> bool {
+    let is_file = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if !is_file || !path.components().all(|part| !matches!(part, Component::ParentDir)) {
+        return false;
+    }
+    let Ok(source) = FileSource::open(path, true) else { return false };
+    if !Format::detect(&source).is_ok_and(|found| found == format) {
+        return false;
+    }
+    parse(Arc::new(source), format, &Neighbours::NONE, None)
+        .is_ok_and(|parsed| parsed.identity == Some(Identity::Uuid(uuid)))
+}
+
+/// The forms of a path that a program on Windows wrote: as it is, with this system's separators, and its
+/// last part alone, since images that were copied elsewhere usually stay together.
+pub(crate) fn portable_names(name: &str) -> Vec<String> {
+    let slashes = name.replace('\\', "/");
+    let last = slashes.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut names = vec![name.to_owned(), slashes, last];
+    names.dedup();
+    names
+}
+
+fn hyphenated(uuid: &[u8; 16]) -> String {
+    let mut text = String::new();
+    for (index, byte) in uuid.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}

@@ -1,0 +1,90 @@
+//! Bytes by offset beneath a format: a file, a block device, memory.
+
+mod file;
+mod memory;
+
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use zerocopy::FromBytes;
+
+pub use file::FileSource;
+pub use memory::MemorySource;
+
+use crate::{Error, Result};
+
+/// Bytes by offset that a format reads its structures and its guest's bytes from.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// Bytes in it. They may grow when it is written to, and only then.
+    fn len(&self) -> u64;
+
+    /// It has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buffer` from `offset`; [`Error::Truncated`] if that passes the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Capability: its bytes are those of one file, offset by offset.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Capability: it can be changed.
+    fn writable(&self) -> Option<&dyn WritableSource> {
+        None
+    }
+}
+
+/// A source that can be changed. What is written may be lost, in any order, until the next
+/// [`flush`](WritableSource::flush).
+pub trait WritableSource: Send + Sync {
+    /// Writes all of `buffer` at `offset`; grows the source where that passes its end.
+    fn write_at(&self, buffer: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes it exactly this long; bytes that are new read as zeroes.
+    fn set_len(&self, length: u64) -> Result<()>;
+
+    /// Gives back the space of `range`, which reads as zeroes afterwards, or does nothing at all where
+    /// the file system cannot.
+    fn punch(&self, range: Range<u64>) -> Result<()>;
+
+    /// Returns when everything written so far would survive a loss of power.
+    fn flush(&self) -> Result<()>;
+}
+
+/// Fills `buffer` from `offset`, with zeroes for what lies past the end. A cluster that was written only
+/// in part when it was the last one of its file ends there; one that *begins* past the end does not exist.
+pub(crate) fn read_padded(source: &dyn Source, buffer: &mut [u8], offset: u64) -> Result<()> {
+    let there = source.len().saturating_sub(offset);
+    let count = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+    let (stored, rest) = buffer.split_at_mut(count);
+    rest.fill(0);
+    if count == 0 { Ok(()) } else { source.read_at(stored, offset) }
+}
+
+/// Reads a structure at `offset`.
+pub(crate) fn read_struct<T: FromBytes>(source: &dyn Source, offset: u64) -> Result<T> {
+    let mut bytes = vec![0; size_of::<T>()];
+    source.read_at(&mut bytes, offset)?;
+    // The buffer has exactly the structure's size, so this cannot fail.
+    T::read_from_bytes(&bytes).map_err(|_| truncated(source, offset, size_of::<T>()))
+}
+
+/// Reads `length` bytes at `offset`, of which a caller has checked that they are not too many.
+pub(crate) fn read_vec(source: &dyn Source, offset: u64, length: usize) -> Result<Vec<u8>> {
+    // Before the memory is taken: a header may claim anything.
+    if source.len().checked_sub(offset).is_none_or(|there| there < length as u64) {
+        return Err(truncated(source, offset, length));
+    }
+    let mut bytes = vec![0; length];
+    source.read_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
+
+pub(crate) fn truncated(source: &dyn Source, offset: u64, length: usize) -> Error {
+    let range = offset..offset.saturating_add(length as u64);
+    Error::Truncated { range, length: source.len() }
+}

@@ -1,0 +1,151 @@
+//! VirtualBox's format (VirtualBox, src/VBox/Storage/VDICore.h).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use crate::cache::Tables;
+use crate::layer::{self, Layer, Place, Run};
+use crate::open::{Identity, ParentLink, Parsed};
+use crate::source::{Source, read_struct};
+use crate::{Error, Format, Result};
+
+const SIGNATURE: u32 = 0xbeda_107f;
+/// Version 1.1; 1.0 has another header and was never in a release that still runs.
+const VERSION: u32 = 0x0001_0001;
+
+/// Entries of the block map.
+const FREE: u32 = u32::MAX;
+const ZERO: u32 = u32::MAX - 1;
+
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    text: [u8; 64],
+    signature: U32,
+    version: U32,
+    header_size: U32,
+    image_type: U32,
+    flags: U32,
+    comment: [u8; 256],
+    blocks_offset: U32,
+    data_offset: U32,
+    legacy_geometry: [u8; 16],
+    dummy: U32,
+    disk_size: U64,
+    block_size: U32,
+    block_extra: U32,
+    blocks: U32,
+    blocks_allocated: U32,
+    uuid_create: [u8; 16],
+    uuid_modify: [u8; 16],
+    uuid_linkage: [u8; 16],
+    uuid_parent_modify: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Header>() == 456);
+
+struct Vdi {
+    tables: Tables,
+    sources: [Arc<dyn Source>; 1],
+    map_offset: u64,
+    data_offset: u64,
+    block_size: u64,
+    /// Bytes before each block's data.
+    block_extra: u64,
+}
+
+pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
+    let header: Header = read_struct(&*source, 0)?;
+    if header.signature.get() != SIGNATURE {
+        return Err(damaged("it has the wrong signature"));
+    }
+    if header.version.get() >> 16 != VERSION >> 16 {
+        return Err(unsupported(format!("its version is {:#x}", header.version.get())));
+    }
+    let kind = match header.image_type.get() {
+        1 => "dynamic",
+        2 => "static",
+        3 => "undo",
+        4 => "differencing",
+        other => return Err(unsupported(format!("it is of type {other}"))),
+    };
+    let block_size = header.block_size.get();
+    if !block_size.is_power_of_two() || !(4096..=1 << 28).contains(&block_size) {
+        return Err(damaged(format!("its blocks cannot have {block_size} bytes")));
+    }
+    let length = header.disk_size.get();
+    if length.div_ceil(block_size.into()) > header.blocks.get().into() {
+        return Err(damaged("its disk is longer than its map"));
+    }
+    let map_bytes = u64::from(header.blocks.get()) * 4;
+    if u64::from(header.blocks_offset.get()) + map_bytes > source.len() {
+        return Err(damaged("its map passes the end of the file"));
+    }
+    let layer = Vdi {
+        tables: Tables::new(source.clone()),
+        sources: [source],
+        map_offset: header.blocks_offset.get().into(),
+        data_offset: header.data_offset.get().into(),
+        block_size: block_size.into(),
+        block_extra: header.block_extra.get().into(),
+    };
+    let mut parsed = Parsed::new(layer, length);
+    parsed.details = vec![("kind", kind.to_owned())];
+    parsed.identity = Some(Identity::Uuid(header.uuid_create));
+    if header.uuid_linkage != [0; 16] {
+        let identity = Some(Identity::Uuid(header.uuid_linkage));
+        let link = ParentLink { identity, format: Some(Format::Vdi), names: Vec::new() };
+        parsed.parent = Some(link);
+    } else if matches!(header.image_type.get(), 3 | 4) {
+        return Err(damaged("it does not say what its parent is"));
+    }
+    Ok(parsed)
+}
+
+impl Vdi {
+    fn step(&self, offset: u64) -> Result<Run> {
+        let index = offset / self.block_size;
+        let within = offset % self.block_size;
+        let end = (index + 1) * self.block_size;
+        let place = match self.tables.le32(self.map_offset, index)? {
+            FREE => Place::Absent,
+            ZERO => Place::Zero,
+            block => {
+                let stride = self.block_size + self.block_extra;
+                let start = self.data_offset + u64::from(block) * stride + self.block_extra;
+                Place::Stored { source: 0, offset: start + within }
+            }
+        };
+        Ok(Run { end, place })
+    }
+}
+
+impl Layer for Vdi {
+    fn locate(&self, range: Range<u64>) -> Result<Run> {
+        layer::join(range, |offset| self.step(offset))
+    }
+
+    fn sources(&self) -> &[Arc<dyn Source>] {
+        &self.sources
+    }
+
+    fn block_size(&self) -> u64 {
+        self.block_size
+    }
+}
+
+fn damaged(what: impl Into<String>) -> Error {
+    Error::Damaged { format: Format::Vdi, what: what.into() }
+}
+
+fn unsupported(what: impl Into<String>) -> Error {
+    Error::Unsupported { format: Format::Vdi, what: what.into() }
+}
+
+/// Feeds bytes to the reader, for fuzzing.
+pub fn fuzz_vdi(bytes: &[u8]) {
+    crate::fuzz::read_all(Format::Vdi, bytes);
+}

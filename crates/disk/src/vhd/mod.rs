@@ -1,0 +1,144 @@
+//! Virtual PC's format ("Virtual Hard Disk Image Format Specification" 1.0).
+
+mod header;
+mod parent;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) use header::Footer;
+use header::{DynamicHeader, damaged, unsupported};
+
+use crate::cache::Tables;
+use crate::layer::{self, Layer, Place, Run};
+use crate::open::{Identity, Parsed};
+use crate::source::{Source, read_struct};
+use crate::{Format, Result, SECTOR_SIZE};
+
+const ABSENT: u32 = u32::MAX;
+
+enum Vhd {
+    Fixed { sources: [Arc<dyn Source>; 1], length: u64 },
+    Sparse(Sparse),
+}
+
+/// A dynamic or differencing disk.
+struct Sparse {
+    tables: Tables,
+    sources: [Arc<dyn Source>; 1],
+    table_offset: u64,
+    block_size: u64,
+    /// Bytes of the bitmap before each block's data.
+    bitmap_size: u64,
+}
+
+pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
+    let footer = Footer::find(&*source)?;
+    let length = footer.disk_length();
+    let identity = Some(Identity::Uuid(footer.unique_id));
+    match footer.disk_type.get() {
+        2 => {
+            if length > source.len() {
+                return Err(damaged("its disk is longer than its file"));
+            }
+            let mut parsed = Parsed::new(Vhd::Fixed { sources: [source], length }, length);
+            parsed.details = vec![("kind", "fixed".to_owned())];
+            parsed.identity = identity;
+            Ok(parsed)
+        }
+        kind @ (3 | 4) => {
+            let header: DynamicHeader = read_struct(&*source, footer.data_offset.get())?;
+            header.check(length, source.len())?;
+            let parent = if kind == 4 { Some(parent::link(&header, &*source)?) } else { None };
+            let block_size = u64::from(header.block_size.get());
+            let sparse = Sparse {
+                tables: Tables::new(source.clone()),
+                sources: [source],
+                table_offset: header.table_offset.get(),
+                block_size,
+                bitmap_size: (block_size / SECTOR_SIZE).div_ceil(8).next_multiple_of(SECTOR_SIZE),
+            };
+            let mut parsed = Parsed::new(Vhd::Sparse(sparse), length);
+            let kind = if kind == 4 { "differencing" } else { "dynamic" };
+            parsed.details = vec![("kind", kind.to_owned())];
+            parsed.identity = identity;
+            parsed.parent = parent;
+            Ok(parsed)
+        }
+        other => Err(unsupported(format!("it is of type {other}"))),
+    }
+}
+
+impl Sparse {
+    fn step(&self, offset: u64) -> Result<Run> {
+        let index = offset / self.block_size;
+        let within = offset % self.block_size;
+        let start = index * self.block_size;
+        let sector = self.tables.be32(self.table_offset, index)?;
+        if sector == ABSENT {
+            return Ok(Run { end: start + self.block_size, place: Place::Absent });
+        }
+        let bitmap = u64::from(sector) * SECTOR_SIZE;
+        let first = within / SECTOR_SIZE;
+        let byte = |number: u64| -> Result<u8> {
+            let mut byte = [0];
+            self.tables.read_at(&mut byte, bitmap + number)?;
+            Ok(byte[0])
+        };
+        let mut bits = byte(first / 8)?;
+        let is_set = |bits: u8, sector: u64| bits & (0x80 >> (sector % 8)) != 0;
+        let stored = is_set(bits, first);
+        let uniform = if stored { 0xff } else { 0 };
+        let sectors = self.block_size / SECTOR_SIZE;
+        let mut end = first + 1;
+        while end < sectors {
+            if end.is_multiple_of(8) {
+                bits = byte(end / 8)?;
+                if bits == uniform {
+                    end += 8;
+                    continue;
+                }
+            }
+            if is_set(bits, end) != stored {
+                break;
+            }
+            end += 1;
+        }
+        let place = if stored {
+            Place::Stored { source: 0, offset: bitmap + self.bitmap_size + within }
+        } else {
+            Place::Absent
+        };
+        Ok(Run { end: start + end.min(sectors) * SECTOR_SIZE, place })
+    }
+}
+
+impl Layer for Vhd {
+    fn locate(&self, range: Range<u64>) -> Result<Run> {
+        match self {
+            Self::Fixed { length, .. } => {
+                let place = Place::Stored { source: 0, offset: range.start };
+                Ok(Run { end: *length, place })
+            }
+            Self::Sparse(sparse) => layer::join(range, |offset| sparse.step(offset)),
+        }
+    }
+
+    fn sources(&self) -> &[Arc<dyn Source>] {
+        match self {
+            Self::Fixed { sources, .. } | Self::Sparse(Sparse { sources, .. }) => sources,
+        }
+    }
+
+    fn block_size(&self) -> u64 {
+        match self {
+            Self::Fixed { .. } => 1,
+            Self::Sparse(sparse) => sparse.block_size,
+        }
+    }
+}
+
+/// Feeds bytes to the reader, for fuzzing.
+pub fn fuzz_vhd(bytes: &[u8]) {
+    crate::fuzz::read_all(Format::Vhd, bytes);
+}

@@ -1,0 +1,162 @@
+//! Hyper-V's format ([MS-VHDX]).
+
+mod crc32c;
+mod header;
+mod log;
+mod metadata;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use header::{FileHeader, RegionTable, damaged};
+use metadata::Metadata;
+
+use crate::cache::Tables;
+use crate::layer::{self, Layer, Place, Run};
+use crate::open::{Identity, Parsed};
+use crate::source::Source;
+use crate::{Format, Result};
+
+/// States of a payload block (2.5.1.1).
+const NOT_PRESENT: u64 = 0;
+const UNDEFINED: u64 = 1;
+const ZERO: u64 = 2;
+const UNMAPPED: u64 = 3;
+const FULLY_PRESENT: u64 = 6;
+const PARTIALLY_PRESENT: u64 = 7;
+
+/// Where an entry's offset lies; it counts in MiB, from bit 20.
+const FILE_OFFSET: u64 = !0xf_ffff;
+
+/// Sectors that one sector bitmap block covers.
+const SECTORS_PER_BITMAP: u64 = 1 << 23;
+
+struct Vhdx {
+    tables: Tables,
+    sources: [Arc<dyn Source>; 1],
+    bat: u64,
+    metadata: Metadata,
+    /// Payload blocks that share a sector bitmap block.
+    chunk_ratio: u64,
+}
+
+pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
+    let header = FileHeader::read(&*source)?;
+    let (source, replayed) = log::replay(&header, source)?;
+    let regions = RegionTable::read(&*source)?;
+    let metadata = Metadata::read(&*source, &regions.metadata)?;
+    let length = metadata.length;
+    let parent = metadata.parent.clone();
+
+    let chunk_ratio = SECTORS_PER_BITMAP * u64::from(metadata.logical_sector) / metadata.block_size;
+    let blocks = length.div_ceil(metadata.block_size);
+    let entries = blocks + blocks.saturating_sub(1) / chunk_ratio;
+    let bat_length = regions.bat.end - regions.bat.start;
+    if entries * 8 > bat_length || regions.bat.start + entries * 8 > source.len() {
+        return Err(damaged("its disk is longer than its block allocation table"));
+    }
+    let mut details = vec![("block-size", metadata.block_size.to_string())];
+    details.push(("logical-sector-size", metadata.logical_sector.to_string()));
+    if replayed {
+        details.push(("log", "replayed in memory".to_owned()));
+    }
+    let layer = Vhdx {
+        tables: Tables::new(source.clone()),
+        sources: [source],
+        bat: regions.bat.start,
+        metadata,
+        chunk_ratio,
+    };
+    let mut parsed = Parsed::new(layer, length);
+    parsed.identity = Some(Identity::Uuid(header.data_write_guid));
+    parsed.parent = parent;
+    parsed.details = details;
+    Ok(parsed)
+}
+
+impl Vhdx {
+    fn step(&self, offset: u64) -> Result<Run> {
+        let size = self.metadata.block_size;
+        let (block, within) = (offset / size, offset % size);
+        let end = (block + 1) * size;
+        let chunk = block / self.chunk_ratio;
+        let entry = self.tables.le64(self.bat, block + chunk)?;
+        let stored = |within| Place::Stored { source: 0, offset: (entry & FILE_OFFSET) + within };
+        let place = match entry & 7 {
+            NOT_PRESENT => Place::Absent,
+            UNDEFINED | ZERO | UNMAPPED => Place::Zero,
+            FULLY_PRESENT => stored(within),
+            PARTIALLY_PRESENT if self.metadata.parent.is_some() => {
+                let sector = u64::from(self.metadata.logical_sector);
+                let (is_here, sectors) = self.sectors(block, within / sector)?;
+                let end = (block * size + (within / sector + sectors) * sector).min(end);
+                let place = if is_here { stored(within) } else { Place::Absent };
+                return Ok(Run { end, place });
+            }
+            other => return Err(damaged(format!("block {block} is in state {other}"))),
+        };
+        if matches!(place, Place::Stored { .. }) && entry & FILE_OFFSET == 0 {
+            return Err(damaged(format!("block {block} lies over the file's header")));
+        }
+        Ok(Run { end, place })
+    }
+
+    /// Whether a sector of a partially present block is in this file, and how many from there on are
+    /// the same.
+    fn sectors(&self, block: u64, first: u64) -> Result<(bool, u64)> {
+        let chunk = block / self.chunk_ratio;
+        let entry = self.tables.le64(self.bat, (chunk + 1) * self.chunk_ratio + chunk)?;
+        if entry & 7 != FULLY_PRESENT {
+            return Err(damaged(format!("the sector bitmap of block {block} is missing")));
+        }
+        let per_block = self.metadata.block_size / u64::from(self.metadata.logical_sector);
+        let start = block % self.chunk_ratio * per_block;
+        let byte = |sector: u64| -> Result<u8> {
+            let mut byte = [0];
+            self.tables.read_at(&mut byte, (entry & FILE_OFFSET) + (start + sector) / 8)?;
+            Ok(byte[0])
+        };
+        let is_here = |byte: u8, sector: u64| byte >> ((start + sector) % 8) & 1 == 1;
+        let mut bits = byte(first)?;
+        let wanted = is_here(bits, first);
+        let uniform = if wanted { 0xff } else { 0 };
+        let mut end = first + 1;
+        while end < per_block {
+            if (start + end).is_multiple_of(8) {
+                bits = byte(end)?;
+                if bits == uniform {
+                    end += 8;
+                    continue;
+                }
+            }
+            if is_here(bits, end) != wanted {
+                break;
+            }
+            end += 1;
+        }
+        Ok((wanted, end.min(per_block) - first))
+    }
+}
+
+impl Layer for Vhdx {
+    fn locate(&self, range: Range<u64>) -> Result<Run> {
+        layer::join(range, |offset| self.step(offset))
+    }
+
+    fn sources(&self) -> &[Arc<dyn Source>] {
+        &self.sources
+    }
+
+    fn block_size(&self) -> u64 {
+        self.metadata.block_size
+    }
+
+    fn logical_block(&self) -> u32 {
+        self.metadata.logical_sector
+    }
+}
+
+/// Feeds bytes to the reader, for fuzzing.
+pub fn fuzz_vhdx(bytes: &[u8]) {
+    crate::fuzz::read_all(Format::Vhdx, bytes);
+}
