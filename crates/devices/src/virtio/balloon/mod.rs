@@ -9,6 +9,8 @@
 //! the specification's queue 3 does not exist and reports come in queue 4, but Linux until 6.10, and
 //! QEMU, number the queues without the gap; so both are taken for reports.
 
+#![forbid(unsafe_code)]
+
 mod device;
 mod statistics;
 #[cfg(test)]

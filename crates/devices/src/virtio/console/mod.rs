@@ -9,6 +9,8 @@
 //! when [`OUTPUT_LIMIT`] bytes wait, the guest's buffers stay in its queue. Input is given by
 //! [`Console::receive`], or read from a descriptor of the port.
 
+#![forbid(unsafe_code)]
+
 mod control;
 mod device;
 mod output;

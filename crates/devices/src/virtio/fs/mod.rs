@@ -24,6 +24,8 @@
 //! their names, and its open files are opened again; a file that was removed while it was open
 //! cannot be, and answers ESTALE after the restore.
 
+#![forbid(unsafe_code)]
+
 mod device;
 mod folder;
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! There is no configuration, no feature and no state: requests that wait while the device is paused
 //! are in the queue, which the transport saves.
 
+#![forbid(unsafe_code)]
+
 mod device;
 
 pub use device::Rng;

@@ -10,6 +10,8 @@
 //! was given for its connection. Connections do not outlive a snapshot: the guest is told by
 //! VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, and its programs see their connections reset.
 
+#![forbid(unsafe_code)]
+
 mod connection;
 mod device;
 mod packet;
