@@ -14,6 +14,7 @@ set -eu
 cd "$SCENARIO"
 export TMPDIR=$SCENARIO
 exec 3>&1
+trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT
 omnivisor() { timeout 240 "$OMNIVISOR" "$@"; }
 # run ARG...: a machine without a network.
 run() { omnivisor run --net none "$@"; }
@@ -28,6 +29,7 @@ code() {
 # says TEXT FILE...
 says() { grep -qF -- "$@" || fail "'$1' is not in: $(shift; cat "$@")"; }
 same() { [ "$1" = "$2" ] || fail "'$1' is not '$2'"; }
+no_passt() { ! pgrep -x 'passt(\.avx2)?'; }
 # early: what a serial port that the guest opens throws away of what was typed before.
 early() { yes '' | head -n 40; }
 # within SECONDS COMMAND...: the command succeeds in the end.

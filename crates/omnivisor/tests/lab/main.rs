@@ -2,6 +2,7 @@
 
 mod errors;
 mod harness;
+mod network;
 mod storage;
 
 use std::path::Path;
@@ -31,6 +32,13 @@ fn commands_stream_and_their_exit_codes_become_ours() {
             r#"head -c 300000 /dev/urandom >input
                code 3 run debian -- sh -c 'tee /dev/stderr; exit 3' <input >output
                cmp input output; cmp input err"#,
+        )
+        .scenario(
+            "the lab's own kernel and files, which the guest cannot change",
+            r#"echo original >/etc/mark
+               code 0 run host -- sh -c 'uname -r; cat /etc/mark; echo changed >/etc/mark; cat /etc/mark' >output
+               same "$(cat output)" "$(uname -r; echo original; echo changed)"
+               same "$(cat /etc/mark)" original"#,
         )
         .run();
 }

@@ -1,4 +1,4 @@
-//! Disks, shared folders, networks and sockets of a guest.
+//! Disks, shared folders, sockets and memory of a guest.
 
 use crate::harness::Lab;
 
@@ -104,38 +104,6 @@ fn folders_are_shared_and_sockets_reach_the_guest() {
                less() { [ "$(used)" -lt $((full - 100000)) ]; }
                within 60 less
                touch end; wait $machine"#,
-        )
-        .run();
-}
-
-#[test]
-fn networks_carry_data_both_ways() {
-    Lab::new(1300)
-        .prepare(&["--net", "user", "debian", "--", "true"])
-        .scenario(
-            "through a tap interface",
-            r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
-               mkdir web; head -c 100M /dev/urandom >web/blob
-               busybox httpd -f -p 10.9.0.1:8000 -h web & web=$!
-               busybox nc -l -p 9000 >got & sink=$!
-               "$OMNIVISOR" run --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
-                   set -e
-                   ping -c 3 10.9.0.1 >&2
-                   wget -q -O - http://10.9.0.1:8000/blob | sha256sum
-                   dd if=/dev/urandom of=/sent bs=1M count=16 2>/dev/null
-                   sha256sum </sent; nc 10.9.0.1 9000 </sent
-                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
-               machine=$!
-               within 240 grep -q listening output
-               ping -c 3 10.9.0.2
-               head -c 1M web/blob | { within 60 busybox nc -z 10.9.0.2 1 || true; cat; } | cat >/dev/null
-               sleep 1; head -c 1M web/blob | busybox nc -w 5 10.9.0.2 7000
-               wait $machine || fail "exit code $?: $(cat output err)"
-               kill $web; wait $sink
-               same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
-               same "$(sed -n 2p output)" "$(sha256sum <got)"
-               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
-               ip link del omni0"#,
         )
         .run();
 }

@@ -1,0 +1,75 @@
+//! Networks of a guest, and what is left of one that is killed.
+
+use crate::harness::Lab;
+
+#[test]
+fn networks_carry_data_both_ways() {
+    Lab::new(1300)
+        .prepare(&["--net", "user", "debian", "--", "true"])
+        .scenario(
+            "through a tap interface",
+            r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
+               mkdir web; head -c 100M /dev/urandom >web/blob
+               busybox httpd -f -p 10.9.0.1:8000 -h web & web=$!
+               busybox nc -l -p 9000 >got & sink=$!
+               "$OMNIVISOR" run --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
+                   set -e
+                   ping -c 3 10.9.0.1 >&2
+                   wget -q -O - http://10.9.0.1:8000/blob | sha256sum
+                   dd if=/dev/urandom of=/sent bs=1M count=16 2>/dev/null
+                   sha256sum </sent; nc 10.9.0.1 9000 </sent
+                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
+               machine=$!
+               within 240 grep -q listening output
+               ping -c 3 10.9.0.2
+               sleep 1; head -c 1M web/blob | busybox nc -w 5 10.9.0.2 7000
+               wait $machine || fail "exit code $?: $(cat output err)"
+               kill $web; wait $sink
+               same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
+               same "$(sed -n 2p output)" "$(sha256sum <got)"
+               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
+               ip link del omni0"#,
+        )
+        .scenario(
+            "through passt, without a route of its own",
+            r#"busybox modprobe veth
+               ip netns add outside; ip link add wan type veth peer name eth0 netns outside
+               ip addr add 192.0.2.2/24 dev wan; ip link set wan up; ip route add default via 192.0.2.1
+               ip -n outside addr add 192.0.2.1/24 dev eth0; ip -n outside link set eth0 up
+               echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
+               mkdir web; head -c 16M /dev/urandom >web/blob
+               ip netns exec outside busybox httpd -f -p 192.0.2.1:8000 -h web & web=$!
+               ip netns exec outside busybox nc -l -p 9000 >got & sink=$!
+               "$OMNIVISOR" run --net user,forward=7001:7000 debian -- sh -c '
+                   set -e
+                   ping -c 3 192.0.2.1 >&2
+                   wget -q -O - http://192.0.2.1:8000/blob | sha256sum
+                   dd if=/dev/urandom of=/sent bs=1M count=4 2>/dev/null
+                   sha256sum </sent; nc 192.0.2.1 9000 </sent
+                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
+               machine=$!
+               within 240 grep -q listening output
+               sleep 1; head -c 1M web/blob | busybox nc -w 5 127.0.0.1 7001
+               wait $machine || fail "exit code $?: $(cat output err)"
+               wait $sink
+               same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
+               same "$(sed -n 2p output)" "$(sha256sum <got)"
+               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
+               within 20 no_passt; [ ! -s err ] || ! grep WARN err || fail 'a warning'
+               kill $web"#,
+        )
+        .scenario(
+            "a killed machine leaves nothing that is in the way of the next",
+            r#"truncate -s 4M disk
+               start() {
+                   "$OMNIVISOR" run --net user,forward=7001:7000 --vsock vsock --disk disk debian -- "$@"
+               }
+               start sh -c 'echo up; sleep 1000' >output 2>&1 & machine=$!
+               within 240 grep -q up output
+               pgrep -x 'passt(\.avx2)?' || fail 'no passt is running'
+               kill -9 $machine; wait $machine || true
+               within 20 no_passt
+               code 0 start true"#,
+        )
+        .run();
+}
