@@ -23,8 +23,9 @@ pub fn plug(board: &mut Board, spec: &VmSpec) -> Result<()> {
         plug_disk(board, &format!("disk{index}"), disk, spec.cpus.count())?;
     }
     let vm = spec.name.as_deref().unwrap_or("vm");
+    let mut nics = Vec::new();
     for (nic, index) in spec.nics.iter().flatten().zip(0..) {
-        plug_nic(board, &format!("net{index}"), vm, nic)?;
+        nics.push(plug_nic(board, &format!("net{index}"), vm, nic)?);
     }
     for (share, index) in spec.shares.iter().zip(0..) {
         let name = format!("fs{index}");
@@ -45,6 +46,10 @@ pub fn plug(board: &mut Board, spec: &VmSpec) -> Result<()> {
         let config = BalloonConfig { target: 0, deflate_on_oom: true, reporting: true };
         board.plug_virtio("balloon", Arc::new(Balloon::new("balloon", config, events)))?;
     }
+    // Last, since the programs behind them start meanwhile.
+    for nic in nics {
+        nic.wait_ready()?;
+    }
     Ok(())
 }
 
@@ -60,7 +65,7 @@ fn plug_disk(board: &mut Board, name: &str, disk: &spec::Disk, cpus: u32) -> Res
     board.plug_virtio(name, Block::new(name, config)?)
 }
 
-fn plug_nic(board: &mut Board, name: &str, vm: &str, nic: &Nic) -> Result<()> {
+fn plug_nic(board: &mut Board, name: &str, vm: &str, nic: &Nic) -> Result<Arc<Net>> {
     let backend = match nic.kind() {
         NicKind::Tap => {
             Backend::Tap { name: nic.tap.clone().unwrap_or_default(), vhost: Vhost::Auto }
@@ -78,7 +83,8 @@ fn plug_nic(board: &mut Board, name: &str, vm: &str, nic: &Nic) -> Result<()> {
     config.rate_rx = rate_limit(&nic.rate);
     config.rate_tx = rate_limit(&nic.rate);
     let net = Net::new(name, &config, board.events().clone())?;
-    board.plug_virtio(name, net)
+    board.plug_virtio(name, Arc::clone(&net) as _)?;
+    Ok(net)
 }
 
 fn forward(forward: &spec::Forward) -> Forward {

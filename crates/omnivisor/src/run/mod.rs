@@ -5,6 +5,7 @@ mod console;
 mod engine;
 mod kernel;
 mod plan;
+mod state;
 mod terminal;
 
 use std::io::IsTerminal;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
-use crate::run::{kernel, terminal};
+use crate::run::{kernel, state, terminal};
 
 /// Everything that is decided before a machine is built.
 pub struct Plan {
@@ -36,9 +36,9 @@ pub struct AgentSocket {
     _folder: Option<TempDir>,
 }
 
-/// What Linux need not look for on this board. `noearly`: the scan of PCI for early quirks by ports, about 200
-/// exits; `nr_uarts`: three more serial ports.
-const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1";
+/// What Linux need not do on this board. `noearly`: scan PCI for quirks by ports; `nr_uarts`: look for three more
+/// serial ports; `notests`: test its cryptography, which is more than half of a boot.
+const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
 
 impl Plan {
     /// Reads the file, lays the command line over it, and fetches what is missing.
@@ -64,7 +64,7 @@ impl Plan {
         let agent = if args.command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
         spec.validate()?;
         let boot = match &image {
-            Some(image) => boot_image(image, &spec, args, agent.is_some())?,
+            Some(image) => boot_image(image, &mut spec, args, agent.is_some())?,
             None => boot_files(&spec)?,
         };
         let memory = MemoryConfig {
@@ -151,7 +151,7 @@ fn boot_files(spec: &VmSpec) -> Result<BootPlan, Failure> {
 
 fn boot_image(
     image: &ImageRef,
-    spec: &VmSpec,
+    spec: &mut VmSpec,
     args: &RunArgs,
     agent: bool,
 ) -> Result<BootPlan, Failure> {
@@ -168,6 +168,11 @@ fn boot_image(
     let options = Options { features, full_root: args.disk_size.is_some() };
     let prepared = image::prepare(image, &options, &progress)?;
     let (kernel, kernel_is_immutable) = kernel::keep(&prepared.kernel)?;
+    if let (Some(base), Some(size)) = (&prepared.disk, args.disk_size) {
+        let name = spec.name.as_deref().unwrap_or("debian");
+        let path = state::root_disk(name, base, size)?;
+        spec.disks.insert(0, spec::Disk { path, ..spec::Disk::default() });
+    }
     let mut words = vec![format!("console={}", console_device(spec)), BOARD_WORDS.to_owned()];
     words.push(if agent { "quiet loglevel=1 panic=-1".into() } else { "quiet".into() });
     words.extend((!prepared.cmdline_extra.is_empty()).then(|| prepared.cmdline_extra.clone()));
