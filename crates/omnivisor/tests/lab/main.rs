@@ -15,10 +15,8 @@ fn commands_stream_and_their_exit_codes_become_ours() {
         .prepare(&["--net", "none", "debian", "--", "true"])
         .scenario(
             "a command prints its output alone, and 0 is 0",
-            r#"want=$(omnivisor run --net none debian --dry-run -- true |
-                   sed -n 's/.*kernel-linux-image-\(.*-cloud-amd64\)_.*/\1/p')
-               code 0 run debian -- uname -r >output
-               same "$(cat output)" "$want"
+            r#"code 0 run debian -- uname -r >output
+               grep -qE '^[0-9.]+-.*cloud-amd64$' output; same "$(wc -l <output)" 1
                [ ! -s err ] || fail 'something is on stderr'"#,
         )
         .scenario("false is 1", "code 1 run debian -- false")
@@ -63,14 +61,16 @@ fn debians_kernels_boot_with_one_and_two_processors() {
         )
         .scenario(
             "a bzImage of 6.1 described in a file, with a shell on its console",
-            r#"run debian --dry-run | sed 's|/vmlinux"|/vmlinuz"|' >vm.toml
+            r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.1.*/vmlinuz | head -n 1)
+               run debian --dry-run | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
                { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
                grep -q '^6\.1\.' output"#,
         )
         .scenario(
             "a bzImage of 6.12 described in a file, with a shell on its console",
-            r#"run debian:6.12 --dry-run | sed 's|/vmlinux"|/vmlinuz"|' >vm.toml
+            r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.12.*/vmlinuz | head -n 1)
+               run debian:6.12 --dry-run | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
                { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
                grep -q '^6\.12\.' output"#,

@@ -11,23 +11,24 @@ fn networks_carry_data_both_ways() {
             r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
                mkdir web; head -c 100M /dev/urandom >web/blob
                busybox httpd -f -p 10.9.0.1:8000 -h web & web=$!
-               busybox nc -l -p 9000 >got & sink=$!
+               socat -u TCP-LISTEN:9000,reuseaddr CREATE:got & sink=$!
                "$OMNIVISOR" run --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
                    set -e
                    ping -c 3 10.9.0.1 >&2
                    wget -q -O - http://10.9.0.1:8000/blob | sha256sum
                    dd if=/dev/urandom of=/sent bs=1M count=16 2>/dev/null
                    sha256sum </sent; nc 10.9.0.1 9000 </sent
-                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
+                   mkfifo /hold; sleep 9999 >/hold 2>&1 &
+                   echo listening; nc -l -p 7000 </hold | sha256sum' >output 2>err &
                machine=$!
                within 240 grep -q listening output
                ping -c 3 10.9.0.2
-               sleep 1; head -c 1M web/blob | busybox nc -w 5 10.9.0.2 7000
+               head -c 1M web/blob >part; sleep 1; socat -u OPEN:part TCP:10.9.0.2:7000
                wait $machine || fail "exit code $?: $(cat output err)"
                kill $web; wait $sink
                same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
                same "$(sed -n 2p output)" "$(sha256sum <got)"
-               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
+               same "$(tail -n 1 output)" "$(sha256sum <part)"
                ip link del omni0"#,
         )
         .scenario(
@@ -39,22 +40,23 @@ fn networks_carry_data_both_ways() {
                echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
                mkdir web; head -c 16M /dev/urandom >web/blob
                ip netns exec outside busybox httpd -f -p 192.0.2.1:8000 -h web & web=$!
-               ip netns exec outside busybox nc -l -p 9000 >got & sink=$!
+               ip netns exec outside socat -u TCP-LISTEN:9000 CREATE:got & sink=$!
                "$OMNIVISOR" run --net user,forward=7001:7000 debian -- sh -c '
                    set -e
                    ping -c 3 192.0.2.1 >&2
                    wget -q -O - http://192.0.2.1:8000/blob | sha256sum
                    dd if=/dev/urandom of=/sent bs=1M count=4 2>/dev/null
                    sha256sum </sent; nc 192.0.2.1 9000 </sent
-                   echo listening; nc -l -p 7000 | sha256sum' >output 2>err &
+                   mkfifo /hold; sleep 9999 >/hold 2>&1 &
+                   echo listening; nc -l -p 7000 </hold | sha256sum' >output 2>err &
                machine=$!
                within 240 grep -q listening output
-               sleep 1; head -c 1M web/blob | busybox nc -w 5 127.0.0.1 7001
+               head -c 1M web/blob >part; sleep 1; socat -u OPEN:part TCP:127.0.0.1:7001
                wait $machine || fail "exit code $?: $(cat output err)"
                wait $sink
                same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
                same "$(sed -n 2p output)" "$(sha256sum <got)"
-               same "$(tail -n 1 output)" "$(head -c 1M web/blob | sha256sum)"
+               same "$(tail -n 1 output)" "$(sha256sum <part)"
                within 20 no_passt; [ ! -s err ] || ! grep WARN err || fail 'a warning'
                kill $web"#,
         )
