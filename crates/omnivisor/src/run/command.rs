@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::{Client, ClientError, Exec, Exit, Streams, Window};
 use machine::{Control, Finished, Outcome};
@@ -23,6 +23,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct Command {
     listener: UnixListener,
     argv: Vec<OsString>,
+    /// What is said of the machine when the guest is there.
+    announcement: Option<String>,
 }
 
 /// A command whose guest is running.
@@ -32,14 +34,18 @@ pub struct Pending {
 
 impl Command {
     /// Listens before the guest starts, so that the agent never comes too early.
-    pub fn listen(socket: &AgentSocket, argv: &[OsString]) -> Result<Self, Failure> {
+    pub fn listen(
+        socket: &AgentSocket,
+        argv: &[OsString],
+        announcement: Option<String>,
+    ) -> Result<Self, Failure> {
         let listener = UnixListener::bind(&socket.path).map_err(|error| {
             Failure::new(
                 FAILED,
                 format!("Cannot listen on {} for the guest agent: {error}", socket.path.display()),
             )
         })?;
-        Ok(Self { listener, argv: argv.to_vec() })
+        Ok(Self { listener, argv: argv.to_vec(), announcement })
     }
 
     /// Runs the command as soon as the agent is there, on a thread of its own; then ends the machine.
@@ -48,13 +54,15 @@ impl Command {
             Failure::new(FAILED, format!("Cannot serve the guest agent: {error}"))
         };
         let listener = self.listener.try_clone().map_err(cannot)?;
-        let (argv, control) = (self.argv.clone(), control.clone());
+        let (argv, announcement, control) =
+            (self.argv.clone(), self.announcement.clone(), control.clone());
         let (sender, result) = channel();
         // Where no agent ever comes, the thread waits until the program ends.
         thread::Builder::new()
             .name("command".into())
             .spawn(move || {
-                let outcome = serve(&listener, argv, |result| drop(sender.send(result)));
+                let outcome =
+                    serve(&listener, argv, announcement, |result| drop(sender.send(result)));
                 // The machine ends by itself when the agent has switched it off.
                 if outcome.is_ok() {
                     thread::sleep(GRACE);
@@ -108,8 +116,10 @@ fn with_console(failure: Failure, attachment: &Attachment) -> Failure {
 fn serve(
     listener: &UnixListener,
     argv: Vec<OsString>,
+    announcement: Option<String>,
     tell: impl FnOnce(Result<Exit, ClientError>),
 ) -> Result<(), ()> {
+    let begun = Instant::now();
     let connected = listener
         .accept()
         .map_err(ClientError::Setup)
@@ -121,6 +131,13 @@ fn serve(
             return Err(());
         }
     };
+    if let Some(announcement) = announcement {
+        let kernel = &client.hello().kernel;
+        eprintln!(
+            "Linux {kernel} is up after {:.1?}: {announcement}; its shell reads standard input.",
+            begun.elapsed()
+        );
+    }
     // A terminal in the guest only where there is one here at both ends.
     let on_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let window = size().map(|(cols, rows)| Window { rows, cols }).filter(|_| on_terminal);

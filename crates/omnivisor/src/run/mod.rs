@@ -29,8 +29,12 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         return plan.print();
     }
     let engine = engine::choose(args.engine)?;
-    let command =
-        plan.agent.as_ref().map(|agent| Command::listen(agent, &plan.command)).transpose()?;
+    let announcement = plan.is_script.then(|| {
+        let memory = plan.spec.memory.size();
+        format!("{} CPU, {memory} of memory, engine {}", plan.config.cpus, engine.name())
+    });
+    let listen = |agent| Command::listen(agent, &plan.command, announcement);
+    let command = plan.agent.as_ref().map(listen).transpose()?;
     let interactive = command.is_none() && std::io::stdin().is_terminal();
     loop {
         let started = Instant::now();

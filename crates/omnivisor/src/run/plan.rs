@@ -26,6 +26,8 @@ pub struct Plan {
     pub agent: Option<AgentSocket>,
     /// That command.
     pub command: Vec<OsString>,
+    /// The command is a shell that nobody asked for: the user is told that the guest is there.
+    pub is_script: bool,
 }
 
 /// The Unix socket at which the guest's agent arrives.
@@ -61,7 +63,11 @@ impl Plan {
                 Share { dir: "/".into(), tag: Some(image::HOST_ROOT_TAG.into()), readonly: true };
             spec.shares.insert(0, root);
         }
-        let agent = if args.command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
+        // Without a terminal nobody can talk with a console: the guest's shell reads standard input instead.
+        let is_script =
+            args.command.is_empty() && image.is_some() && !std::io::stdin().is_terminal();
+        let command = if is_script { vec!["sh".into()] } else { args.command.clone() };
+        let agent = if command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
         spec.validate()?;
         let boot = match &image {
             Some(image) => boot_image(image, &mut spec, args, agent.is_some())?,
@@ -74,7 +80,7 @@ impl Plan {
             shared: spec.memory.shared(),
         };
         let config = Config { cpus: spec.cpus.count(), memory, boot };
-        Ok(Self { spec, config, agent, command: args.command.clone() })
+        Ok(Self { spec, config, agent, command, is_script })
     }
 
     /// Prints the description in the form of a --config file, with kernel, initrd and the whole command line.
