@@ -1,0 +1,279 @@
+//! Decoded blocks, found again by where their code is, and compared with it before they are trusted.
+
+use std::collections::HashMap;
+
+use iced_x86::{DecoderError, DecoderOptions};
+
+use crate::cpu::{Access, Cpu, Mode, Step, Stop};
+use crate::decode::decode;
+use crate::host::{HostAddress, PAGE};
+use crate::native::Stubs;
+use crate::op::Op;
+
+/// Instructions of the longest block.
+const LONGEST: usize = 64;
+/// Bytes looked at for one block.
+const WINDOW: usize = 512;
+/// Instructions in the cache before it is emptied.
+const CAPACITY: usize = 1 << 20;
+const QUICK: usize = 4096;
+const NONE: u32 = u32::MAX;
+
+/// Code that is executed from its first instruction to its last.
+pub struct Block {
+    pub ops: Box<[Op]>,
+    /// Instruction pointer behind the last.
+    pub end: u64,
+    /// The bytes it was made from, for comparison.
+    bytes: Box<[u8]>,
+    links: [Link; 2],
+    /// Which link is replaced next.
+    turn: usize,
+}
+
+/// A block that is known to follow.
+#[derive(Clone, Copy)]
+struct Link {
+    rip: u64,
+    generation: u64,
+    key: u8,
+    block: u32,
+}
+
+const NO_LINK: Link = Link { rip: 0, generation: u64::MAX, key: 0, block: NONE };
+
+/// See the module. Each processor has its own.
+pub struct Cache {
+    blocks: Vec<Block>,
+    by_place: HashMap<(u64, u64, u8), u32, std::hash::BuildHasherDefault<PlaceHasher>>,
+    quick: Box<[Link; QUICK]>,
+    stubs: Stubs,
+    instructions: usize,
+}
+
+/// Mixes two addresses; nobody attacks a cache of its own.
+#[derive(Default)]
+pub struct PlaceHasher(u64);
+
+impl std::hash::Hasher for PlaceHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+fn key(c: &Cpu) -> u8 {
+    c.mode as u8 | (c.user as u8) << 2
+}
+
+impl Cache {
+    /// Empty.
+    pub fn new() -> Self {
+        Self {
+            blocks: Vec::new(),
+            by_place: HashMap::default(),
+            quick: Box::new([NO_LINK; QUICK]),
+            stubs: Stubs::new(),
+            instructions: 0,
+        }
+    }
+
+    /// A block by its number.
+    #[inline(always)]
+    pub fn block(&self, number: u32) -> &Block {
+        &self.blocks[number as usize]
+    }
+
+    /// The block at the instruction pointer.
+    #[inline(always)]
+    pub fn find(&mut self, c: &mut Cpu) -> Step<u32> {
+        let quick = &self.quick[(c.rip ^ c.rip >> 12) as usize % QUICK];
+        if quick.rip == c.rip && quick.generation == c.generation && quick.key == key(c) {
+            return Ok(quick.block);
+        }
+        self.find_slow(c)
+    }
+
+    /// The block that follows `from`; remembers it there.
+    #[inline(always)]
+    pub fn follow(&mut self, from: u32, c: &mut Cpu) -> Step<u32> {
+        let key = key(c);
+        for link in &self.blocks[from as usize].links {
+            if link.rip == c.rip && link.generation == c.generation && link.key == key {
+                return Ok(link.block);
+            }
+        }
+        let blocks = self.blocks.len();
+        let found = self.find(c)?;
+        if self.blocks.len() >= blocks {
+            let link = Link { rip: c.rip, generation: c.generation, key, block: found };
+            let block = &mut self.blocks[from as usize];
+            block.links[block.turn] = link;
+            block.turn ^= 1;
+        }
+        Ok(found)
+    }
+
+    #[inline(never)]
+    fn find_slow(&mut self, c: &mut Cpu) -> Step<u32> {
+        let linear = c.rip.wrapping_add(c.base_of_code()) & c.linear_mask;
+        let physical = c.translate(linear, Access::Fetch, c.user)?;
+        let key = key(c);
+        let place = (physical, c.rip, key);
+        if let Some(&number) = self.by_place.get(&place) {
+            if self.verify(number, linear, physical, c)? {
+                self.remember(number, key, c);
+                return Ok(number);
+            }
+            self.by_place.remove(&place);
+        }
+        if self.instructions > CAPACITY {
+            self.clear();
+        }
+        let block = self.build(linear, physical, c)?;
+        self.instructions += block.ops.len();
+        let number = self.blocks.len() as u32;
+        self.blocks.push(block);
+        self.by_place.insert(place, number);
+        self.remember(number, key, c);
+        Ok(number)
+    }
+
+    fn remember(&mut self, block: u32, key: u8, c: &Cpu) {
+        self.quick[(c.rip ^ c.rip >> 12) as usize % QUICK] =
+            Link { rip: c.rip, generation: c.generation, key, block };
+    }
+
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.by_place.clear();
+        self.quick.fill(NO_LINK);
+        self.stubs.clear();
+        self.instructions = 0;
+    }
+
+    /// Whether memory still holds what the block was made from.
+    fn verify(&self, number: u32, linear: u64, physical: u64, c: &mut Cpu) -> Step<bool> {
+        let block = &self.blocks[number as usize];
+        let first = ((PAGE - physical % PAGE) as usize).min(block.bytes.len());
+        let (low, high) = block.bytes.split_at(first);
+        if !high.is_empty() {
+            let next = linear.wrapping_add(first as u64) & c.linear_mask;
+            let second = c.translate(next, Access::Fetch, c.user)?;
+            if !watched(c, second).is_some_and(|host| host.holds(high)) {
+                return Ok(false);
+            }
+        }
+        Ok(watched(c, physical).is_some_and(|host| host.holds(low)))
+    }
+
+    fn build(&mut self, linear: u64, physical: u64, c: &mut Cpu) -> Step<Block> {
+        // What is not memory is read as all ones, which is no instruction.
+        let mut code = vec![0xff; 15];
+        if let Some(host) = watched(c, physical) {
+            code = vec![0; WINDOW.min((PAGE - physical % PAGE) as usize)];
+            host.read(&mut code);
+        }
+        if let Some(block) = self.decode(&code, c) {
+            return Ok(block);
+        }
+        // The first instruction goes on in the next page.
+        let next = linear.wrapping_add(code.len() as u64) & c.linear_mask;
+        let second = c.translate(next, Access::Fetch, c.user)?;
+        let mut rest = [0xff; 15];
+        if let Some(host) = watched(c, second) {
+            host.read(&mut rest);
+        }
+        code.extend(rest);
+        self.decode(&code, c).ok_or_else(|| c.raise(crate::cpu::GP)).map_err(|_| c.gp())
+    }
+
+    /// `None` when not even one instruction is complete.
+    fn decode(&mut self, code: &[u8], c: &mut Cpu) -> Option<Block> {
+        let bits = match c.mode {
+            Mode::Bits16 => 16,
+            Mode::Bits32 => 32,
+            Mode::Bits64 => 64,
+        };
+        let mut decoder = iced_x86::Decoder::with_ip(bits, code, c.rip, DecoderOptions::NONE);
+        let mut ops = Vec::new();
+        let mut length = 0;
+        while ops.len() < LONGEST && decoder.can_decode() {
+            let start = decoder.position();
+            let instruction = decoder.decode();
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                if ops.is_empty() && code.len() < 15 {
+                    return None;
+                }
+                if !ops.is_empty() {
+                    break;
+                }
+            }
+            let bytes = &code[start..decoder.position()];
+            let (mut op, ends) = decode(&instruction, c.mode, bytes, &mut self.stubs);
+            op.length = bytes.len() as u8;
+            op.next = c.rip.wrapping_add(decoder.position() as u64);
+            if c.mode != Mode::Bits64 {
+                op.next &= if c.mode == Mode::Bits16 { 0xffff } else { 0xffff_ffff };
+            }
+            ops.push(op);
+            length = decoder.position();
+            if ends {
+                break;
+            }
+        }
+        let end = ops.last()?.next;
+        Some(Block {
+            ops: ops.into(),
+            end,
+            bytes: code[..length].into(),
+            links: [NO_LINK; 2],
+            turn: 0,
+        })
+    }
+}
+
+/// Where code is in this process; from now on the page's changes are noticed.
+fn watched(c: &mut Cpu, physical: u64) -> Option<HostAddress> {
+    let ram = std::sync::Arc::clone(&c.ram);
+    let page = ram.page(physical)?;
+    if !page.set_code(true) {
+        c.writes.forget_host(page.host());
+        c.vm.code_page_found(&c.shared);
+    }
+    Some(page.host().plus(physical % PAGE))
+}
+
+impl Cpu {
+    /// Linear address of offset 0 in the code segment.
+    pub fn base_of_code(&self) -> u64 {
+        if self.mode == Mode::Bits64 { 0 } else { self.base[crate::cpu::CS] }
+    }
+
+    /// Executes a block, or only its first instruction.
+    #[inline(always)]
+    pub fn execute(&mut self, block: &Block, one: bool) -> Step {
+        let ops = if one { &block.ops[..1] } else { &block.ops[..] };
+        for op in ops {
+            if let Err(stop) = (op.run)(self, op) {
+                if stop != Stop::Branch {
+                    self.rip = op.next.wrapping_sub(op.length.into());
+                    if self.mode != Mode::Bits64 {
+                        self.rip &= self.linear_mask;
+                    }
+                }
+                return Err(stop);
+            }
+        }
+        self.rip = if one { ops[0].next } else { block.end };
+        Ok(())
+    }
+}

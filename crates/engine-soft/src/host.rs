@@ -1,0 +1,407 @@
+//! The one place where guest memory is touched through raw pointers.
+//!
+//! Invariant of the module: a [`HostAddress`] comes from a [`Ram`] and is used only as long as that `Ram`
+//! (which keeps every region mapped) is held; a processor drops its TLB before it drops its `Ram`.
+
+use std::arch::asm;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use engine::{Bus, GuestRegion, MemoryRegion};
+use vm_memory::{Address, GuestMemoryRegion};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// An unsigned number of one of the four operand sizes.
+pub trait Word: Copy + 'static {
+    /// Bytes.
+    const BYTES: u64;
+    /// Bits.
+    const BITS: u32;
+    /// The low bits of `value`.
+    fn cut(value: u64) -> Self;
+    /// Zero-extended.
+    fn wide(self) -> u64;
+}
+
+macro_rules! word {
+    ($type:ty) => {
+        impl Word for $type {
+            const BYTES: u64 = size_of::<$type>() as u64;
+            const BITS: u32 = <$type>::BITS;
+            #[inline(always)]
+            fn cut(value: u64) -> Self {
+                value as $type
+            }
+            #[inline(always)]
+            fn wide(self) -> u64 {
+                self as u64
+            }
+        }
+    };
+}
+word!(u8);
+word!(u16);
+word!(u32);
+word!(u64);
+
+/// The general registers by byte offset: register `n` at `8 * n`, AH to BH at `8 * n + 1`, and always zero
+/// at [`Regs::NONE`].
+#[repr(C, align(64))]
+pub struct Regs([u64; 40]);
+
+impl Default for Regs {
+    fn default() -> Self {
+        Self([0; 40])
+    }
+}
+
+impl Regs {
+    /// Offset of a register that is always zero.
+    pub const NONE: u8 = 16 * 8;
+
+    /// The operand at `offset`.
+    #[inline(always)]
+    pub fn get<W: Word>(&self, offset: u8) -> W {
+        // SAFETY: the largest offset is 255, the file has 320 bytes, and any bits are a number.
+        unsafe { self.0.as_ptr().byte_add(offset.into()).cast::<W>().read_unaligned() }
+    }
+
+    /// Writes the operand at `offset`; 32 bits clear the upper half.
+    #[inline(always)]
+    pub fn put<W: Word>(&mut self, offset: u8, value: u64) {
+        let place = self.0.as_mut_ptr();
+        // SAFETY: the largest offset is 255 and the file has 320 bytes.
+        unsafe {
+            let place = place.byte_add(offset.into());
+            if W::BITS == 32 {
+                place.write_unaligned(value & 0xffff_ffff);
+            } else {
+                place.cast::<W>().write_unaligned(W::cut(value));
+            }
+        }
+    }
+
+    /// Register `number`, whole.
+    #[inline(always)]
+    pub fn r(&self, number: usize) -> u64 {
+        self.0[number]
+    }
+
+    /// Sets register `number`.
+    #[inline(always)]
+    pub fn set(&mut self, number: usize, value: u64) {
+        self.0[number] = value;
+    }
+
+    /// For instructions that are executed by the host.
+    pub fn as_mut_ptr(&mut self) -> *mut u64 {
+        self.0.as_mut_ptr()
+    }
+}
+
+/// An address in this process where guest memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress(usize);
+
+impl HostAddress {
+    /// Loads a number; one instruction of the host, so that it is atomic where the architecture says so.
+    #[inline(always)]
+    pub fn load<W: Word>(self) -> W {
+        // SAFETY: see the module; the caller checked that the number lies within one page. Other threads
+        // may write at the same time, as other processors may on hardware; every bit pattern is valid.
+        unsafe { (self.0 as *const W).read_unaligned() }
+    }
+
+    /// Stores a number.
+    #[inline(always)]
+    pub fn store<W: Word>(self, value: u64) {
+        // SAFETY: as for `load`.
+        unsafe { (self.0 as *mut W).write_unaligned(W::cut(value)) }
+    }
+
+    /// Copies out of guest memory.
+    pub fn read(self, bytes: &mut [u8]) {
+        // SAFETY: as for `load`; `bytes` is ours and does not overlap guest memory.
+        unsafe { (self.0 as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies into guest memory.
+    pub fn write(self, bytes: &[u8]) {
+        // SAFETY: as for `read`.
+        unsafe { (self.0 as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// Copies between pages of guest memory, which may be the same.
+    pub fn copy(self, from: Self, length: usize) {
+        // SAFETY: as for `load`; the caller checked both ranges.
+        unsafe { (self.0 as *mut u8).copy_from(from.0 as *const u8, length) }
+    }
+
+    /// Whether guest memory holds these bytes.
+    pub fn holds(self, bytes: &[u8]) -> bool {
+        bytes.iter().zip(0..).all(|(byte, offset)| self.plus(offset).load::<u8>() == *byte)
+    }
+
+    /// `lock cmpxchg`: what was there before.
+    #[inline]
+    pub fn compare_exchange<W: Word>(self, expected: u64, new: u64) -> u64 {
+        let mut old = expected;
+        // SAFETY: as for `load`. Assembly, because the guest may use addresses that are not aligned, which
+        // the instruction allows and Rust's atomics do not.
+        unsafe {
+            match W::BYTES {
+                1 => {
+                    let mut byte = expected as u8;
+                    asm!("lock cmpxchg [{p}], {n}", p = in(reg) self.0, n = in(reg_byte) new as u8,
+                        inout("al") byte);
+                    old = byte.into();
+                }
+                2 => asm!("lock cmpxchg [{p}], {n:x}", p = in(reg) self.0, n = in(reg) new,
+                    inout("rax") old),
+                4 => asm!("lock cmpxchg [{p}], {n:e}", p = in(reg) self.0, n = in(reg) new,
+                    inout("rax") old),
+                _ => asm!("lock cmpxchg [{p}], {n}", p = in(reg) self.0, n = in(reg) new,
+                    inout("rax") old),
+            }
+        }
+        W::cut(old).wide()
+    }
+
+    /// `lock cmpxchg16b`: what was there before, low half first. The address must be aligned to 16.
+    pub fn compare_exchange_16(self, expected: [u64; 2], new: [u64; 2]) -> [u64; 2] {
+        let [mut low, mut high] = expected;
+        // SAFETY: as for `load`. RBX is saved around, since it cannot be named.
+        unsafe {
+            asm!("xchg {b}, rbx", "lock cmpxchg16b [{p}]", "mov rbx, {b}",
+                p = in(reg) self.0, b = inout(reg) new[0] => _, in("rcx") new[1],
+                inout("rax") low, inout("rdx") high);
+        }
+        [low, high]
+    }
+
+    /// Bytes from `other` to here, modulo 2^64.
+    pub fn distance(self, other: Self) -> u64 {
+        self.0.wrapping_sub(other.0) as u64
+    }
+
+    /// So many bytes further; still within the page.
+    #[inline(always)]
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes as usize))
+    }
+}
+
+/// A region of guest memory with what the engine notes for each of its pages.
+pub struct RamRegion {
+    start: u64,
+    end: u64,
+    host: usize,
+    region: MemoryRegion,
+    /// Pages from which instructions were decoded.
+    code: Box<[AtomicU8]>,
+    dirty: Box<[AtomicU64]>,
+    recorded: AtomicBool,
+}
+
+impl RamRegion {
+    /// For a region whose bounds were checked.
+    pub fn new(region: MemoryRegion) -> Self {
+        let guest: &GuestRegion = &region.region;
+        let start = guest.start_addr().raw_value();
+        let pages = guest.len().div_ceil(PAGE) as usize;
+        Self {
+            start,
+            end: start + guest.len(),
+            host: guest.get_mmap().as_ptr() as usize,
+            region,
+            code: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            recorded: AtomicBool::new(false),
+        }
+    }
+
+    /// Guest-physical addresses.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.end
+    }
+
+    /// The caller's number.
+    pub fn slot(&self) -> u32 {
+        self.region.slot
+    }
+
+    /// Starts, all clean, or stops recording.
+    pub fn record(&self, on: bool) {
+        self.dirty.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+        self.recorded.store(on, Ordering::SeqCst);
+    }
+
+    /// The pages written, all clean afterwards; `None` when they are not recorded.
+    pub fn take_dirty(&self) -> Option<Vec<u64>> {
+        self.recorded
+            .load(Ordering::SeqCst)
+            .then(|| self.dirty.iter().map(|word| word.swap(0, Ordering::SeqCst)).collect())
+    }
+}
+
+/// All memory of a guest at one moment.
+#[derive(Clone, Default)]
+pub struct Ram(Vec<Arc<RamRegion>>);
+
+/// A page of guest memory.
+#[derive(Clone, Copy)]
+pub struct RamPage<'a> {
+    region: &'a RamRegion,
+    index: usize,
+}
+
+impl Ram {
+    /// With one more region.
+    pub fn with(&self, region: Arc<RamRegion>) -> Self {
+        let mut regions = self.0.clone();
+        regions.push(region);
+        Self(regions)
+    }
+
+    /// Without the region of `slot`.
+    pub fn without(&self, slot: u32) -> Self {
+        Self(self.0.iter().filter(|region| region.slot() != slot).cloned().collect())
+    }
+
+    /// All regions.
+    pub fn regions(&self) -> &[Arc<RamRegion>] {
+        &self.0
+    }
+
+    /// The page at a guest-physical address.
+    #[inline]
+    pub fn page(&self, physical: u64) -> Option<RamPage<'_>> {
+        let region = self.0.iter().find(|region| (region.start..region.end).contains(&physical))?;
+        Some(RamPage { region, index: ((physical - region.start) / PAGE) as usize })
+    }
+
+    /// An entry of a page table, and whether it may be changed.
+    pub fn entry(&self, physical: u64) -> Option<(HostAddress, bool)> {
+        let page = self.page(physical)?;
+        Some((page.host().plus(physical % PAGE), !page.read_only()))
+    }
+}
+
+impl RamPage<'_> {
+    /// Its first byte.
+    pub fn host(&self) -> HostAddress {
+        HostAddress(self.region.host + self.index * PAGE as usize)
+    }
+
+    /// Whether guest writes go elsewhere.
+    pub fn read_only(&self) -> bool {
+        self.region.region.read_only
+    }
+
+    /// Whether instructions were decoded from it.
+    pub fn has_code(&self) -> bool {
+        self.region.code[self.index].load(Ordering::SeqCst) != 0
+    }
+
+    /// Notes that instructions were decoded from it (or no longer); tells what was noted before.
+    pub fn set_code(&self, code: bool) -> bool {
+        self.region.code[self.index].swap(code.into(), Ordering::SeqCst) != 0
+    }
+
+    /// Notes that it was written.
+    pub fn set_dirty(&self) {
+        if self.region.recorded.load(Ordering::Relaxed) {
+            self.region.dirty[self.index / 64].fetch_or(1 << (self.index % 64), Ordering::SeqCst);
+        }
+    }
+}
+
+/// Entries of a TLB.
+const ENTRIES: usize = 1024;
+const INVALID: u64 = 2;
+
+/// Which linear pages are where in this process, for one kind of access.
+pub struct Tlb(Box<[TlbEntry; ENTRIES]>);
+
+#[derive(Clone, Copy)]
+struct TlbEntry {
+    /// Linear address of the page, bit 0 for ring 3; or `INVALID`.
+    tag: u64,
+    /// Host address minus linear address.
+    addend: usize,
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self(Box::new([TlbEntry { tag: INVALID, addend: 0 }; ENTRIES]))
+    }
+}
+
+impl Tlb {
+    /// Where a number at `linear` is, if it lies in one known page.
+    #[inline(always)]
+    pub fn find<W: Word>(&self, linear: u64, user: u64) -> Option<HostAddress> {
+        let entry = &self.0[(linear >> 12) as usize % ENTRIES];
+        (entry.tag == (linear & !(PAGE - 1) | user) && linear % PAGE <= PAGE - W::BYTES)
+            .then(|| HostAddress(entry.addend.wrapping_add(linear as usize)))
+    }
+
+    /// Remembers a page.
+    pub fn insert(&mut self, linear: u64, user: u64, host: HostAddress) {
+        let page = linear & !(PAGE - 1);
+        self.0[(linear >> 12) as usize % ENTRIES] =
+            TlbEntry { tag: page | user, addend: host.0.wrapping_sub(page as usize) };
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.fill(TlbEntry { tag: INVALID, addend: 0 });
+    }
+
+    /// Forgets one page.
+    pub fn forget(&mut self, linear: u64) {
+        self.0[(linear >> 12) as usize % ENTRIES].tag = INVALID;
+    }
+
+    /// Forgets every page that is at `host`.
+    pub fn forget_host(&mut self, host: HostAddress) {
+        for entry in self.0.iter_mut().filter(|entry| entry.tag != INVALID) {
+            let at = entry.addend.wrapping_add((entry.tag & !(PAGE - 1)) as usize);
+            if at == host.0 {
+                entry.tag = INVALID;
+            }
+        }
+    }
+}
+
+/// The machine's bus while a processor runs.
+#[derive(Clone, Copy)]
+pub struct BusHandle(*const dyn Bus);
+
+// SAFETY: it is used only by the thread that runs the processor; a `Bus` is `Sync`.
+unsafe impl Send for BusHandle {}
+
+impl BusHandle {
+    /// Valid until the run ends.
+    pub fn new(bus: &dyn Bus) -> Self {
+        // SAFETY: only the lifetime changes; `Vcpu::run` clears the handle before it returns.
+        Self(unsafe {
+            std::mem::transmute::<*const (dyn Bus + '_), *const (dyn Bus + 'static)>(bus)
+        })
+    }
+
+    /// The bus.
+    pub fn get(&self) -> &dyn Bus {
+        // SAFETY: see `new`.
+        unsafe { &*self.0 }
+    }
+}
+
+/// The host's time-stamp counter.
+#[inline]
+pub fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

@@ -1,0 +1,34 @@
+//! The software engine: an x86-64 processor and its interrupt controllers behind the engine traits.
+//!
+//! Instructions are decoded once into blocks of function pointers with their operands ([`block`], [`op`]);
+//! x87 and SSE instructions are executed by the host's own processor through small stubs ([`native`]). Guest
+//! memory is reached through a software TLB ([`host`], [`mmu`]). `host` and `native` are the only modules
+//! with unsafe code.
+
+#![deny(unsafe_code)]
+
+mod apic;
+mod block;
+mod chips;
+mod clock;
+mod cpu;
+mod decode;
+mod decode_native;
+mod devices;
+mod flags;
+#[allow(unsafe_code)]
+mod host;
+mod integer;
+mod mmu;
+#[allow(unsafe_code)]
+mod native;
+mod op;
+mod segments;
+mod soft;
+mod state;
+mod strings;
+mod system;
+mod vcpu;
+mod vm;
+
+pub use soft::SoftEngine;

@@ -1,0 +1,140 @@
+//! The engine, and what it offers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::cpuid::{CpuidLeaf, CpuidTable};
+use engine::{Capabilities, Engine, Error, Result, Vm, VmConfig};
+
+use crate::mmu::PHYSICAL_BITS;
+use crate::state::MSRS;
+use crate::vm::SoftVm;
+
+/// Most processors of one virtual machine.
+const MAX_VCPUS: u32 = 512;
+
+/// An x86-64 processor in software.
+pub struct SoftEngine {
+    capabilities: Capabilities,
+}
+
+impl SoftEngine {
+    /// Works on every x86-64 computer.
+    pub fn new() -> Self {
+        let tsc_khz = measure_tsc();
+        Self {
+            capabilities: Capabilities {
+                cpuid: cpuid(),
+                msrs: MSRS.to_vec(),
+                max_vcpus: MAX_VCPUS,
+                physical_address_bits: PHYSICAL_BITS as u8,
+                tsc_khz: Some(tsc_khz),
+            },
+        }
+    }
+}
+
+impl Default for SoftEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine for SoftEngine {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(Error::Invalid(format!(
+                "A virtual machine has 1 to {MAX_VCPUS} processors here, not {}",
+                config.vcpus
+            )));
+        }
+        let khz = self.capabilities.tsc_khz.unwrap_or(1_000_000);
+        Ok(Arc::new(SoftVm::new(config.vcpus, khz, self.capabilities.msrs.clone())?))
+    }
+}
+
+/// Ticks of the host's counter in a millisecond: what the host was told, or else measured for 20 ms.
+fn measure_tsc() -> u32 {
+    const LONG_ENOUGH: Duration = Duration::from_millis(20);
+    let (start, first) = (Instant::now(), crate::host::host_tsc());
+    std::thread::sleep(LONG_ENOUGH);
+    let (ticks, passed) = (crate::host::host_tsc().wrapping_sub(first), start.elapsed());
+    let khz = u128::from(ticks) * 1_000_000 / passed.as_nanos().max(1);
+    u32::try_from(khz).unwrap_or(u32::MAX).max(1)
+}
+
+/// Leaf 1 EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, PGE, CMOV, PAT, CLFSH, MMX, FXSR, SSE, SSE2.
+const FEATURES_EDX: u32 = 1
+    | 1 << 2
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 8
+    | 1 << 9
+    | 1 << 13
+    | 1 << 15
+    | 1 << 16
+    | 1 << 19
+    | 1 << 23
+    | 1 << 24
+    | 1 << 25
+    | 1 << 26;
+
+/// The whole answer sheet.
+fn cpuid() -> CpuidTable {
+    use std::arch::is_x86_feature_detected as host;
+    let leaf =
+        |function, eax, ebx, ecx, edx| CpuidLeaf { function, index: None, eax, ebx, ecx, edx };
+    let text = |bytes: &[u8; 12]| {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        [word(0), word(4), word(8)]
+    };
+    let vendor = text(b"AuthenticAMD");
+    let hypervisor = text(b"KVMKVMKVM\0\0\0");
+    // CX16, x2APIC, TSC deadline, POPCNT, hypervisor.
+    let mut ecx = 1 << 13 | 1 << 21 | 1 << 24 | 1 << 23 | 1 << 31;
+    for (present, bit) in
+        [(host!("sse3"), 0), (host!("ssse3"), 9), (host!("sse4.1"), 19), (host!("sse4.2"), 20)]
+    {
+        ecx |= u32::from(present) << bit;
+    }
+    // Family 15, model 107, stepping 1: a K8, for which no kernel has workarounds that cost time.
+    let signature = 0x0006_0fb1;
+    // SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+    let extended = FEATURES_EDX & 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+    let name = b"Omnivisor software processor\0";
+    let mut leaves = vec![
+        leaf(0, 0xd, vendor[0], vendor[2], vendor[1]),
+        leaf(1, signature, 0x0001_0800, ecx, FEATURES_EDX),
+        CpuidLeaf { index: Some(0), ..leaf(7, 0, 0, 0, 0) },
+        // KVM's signature: kvm-clock (the new registers), and its counters agree.
+        leaf(0x4000_0000, 0x4000_0001, hypervisor[0], hypervisor[1], hypervisor[2]),
+        leaf(0x4000_0001, 1 << 3 | 1 << 24, 0, 0, 0),
+        leaf(0x8000_0000, 0x8000_0008, vendor[0], vendor[2], vendor[1]),
+        // LAHF in 64-bit mode.
+        leaf(0x8000_0001, signature, 0, 1, extended),
+        // The time-stamp counter is invariant.
+        leaf(0x8000_0007, 0, 0, 0, 1 << 8),
+        leaf(0x8000_0008, PHYSICAL_BITS | 48 << 8, 0, 0, 0),
+    ];
+    for part in 0..3_u32 {
+        let word = |index: usize| {
+            let at = part as usize * 16 + index * 4;
+            let byte = |n: usize| name.get(at + n).copied().unwrap_or(0);
+            u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
+        };
+        leaves.push(leaf(0x8000_0002 + part, word(0), word(1), word(2), word(3)));
+    }
+    CpuidTable(leaves)
+}

@@ -1,0 +1,590 @@
+//! System instructions: control registers, model-specific registers, ports, CPUID.
+
+use engine::cpuid::CpuidLeaf;
+
+use crate::cpu::{
+    CR0_ET, CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, Cpu, EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, FS, GS,
+    Mode, RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
+};
+use crate::host::Word;
+use crate::op::Op;
+
+/// CR4 bits that may be set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT.
+const CR4_ALLOWED: u64 = 0x7ff;
+/// EFER bits that may be set: SCE, LME, LMA, NXE.
+const EFER_ALLOWED: u64 = 0xd01;
+
+/// Ends the block: what the instruction changed may change how the next is decoded or whether an
+/// interrupt comes first.
+fn done(c: &mut Cpu, o: &Op) -> Step {
+    c.rip = o.next;
+    Err(Stop::Branch)
+}
+
+fn ring_0(c: &mut Cpu) -> Step {
+    if c.cpl == 0 { Ok(()) } else { Err(c.gp()) }
+}
+
+/// The processor does not have it.
+pub fn undefined(c: &mut Cpu, _: &Op) -> Step {
+    Err(c.raise(UD))
+}
+
+/// An instruction of the architecture that is not implemented: as if the processor did not have it.
+pub fn unimplemented(c: &mut Cpu, o: &Op) -> Step {
+    let rip = o.next.wrapping_sub(o.length.into());
+    let mut bytes = [0; 15];
+    let known = c.read_bytes(rip, &mut bytes[..usize::from(o.length)], c.user).is_ok();
+    if known {
+        tracing::warn!(
+            "the guest's instruction {:02x?} at {rip:#x} is not implemented",
+            &bytes[..usize::from(o.length)]
+        );
+    }
+    Err(c.raise(UD))
+}
+
+/// CLI, STI.
+pub fn interrupts<const ON: bool>(c: &mut Cpu, o: &Op) -> Step {
+    if c.protected() && c.cpl > c.iopl() || c.rflags & FLAG_VM != 0 && c.iopl() < 3 {
+        return Err(c.gp());
+    }
+    if !ON {
+        c.rflags &= !FLAG_IF;
+        return Ok(());
+    }
+    if c.rflags & FLAG_IF == 0 {
+        c.shadow = 1;
+    }
+    c.rflags |= FLAG_IF;
+    c.check_interrupts = true;
+    done(c, o)
+}
+
+/// HLT.
+pub fn hlt(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    c.activity = engine::state::Activity::Halted;
+    done(c, o)
+}
+
+/// PAUSE: somebody else should run.
+pub fn pause(c: &mut Cpu, o: &Op) -> Step {
+    std::hint::spin_loop();
+    if c.vm.crowded() {
+        std::thread::yield_now();
+    }
+    done(c, o)
+}
+
+/// CPUID.
+pub fn cpuid(c: &mut Cpu, _: &Op) -> Step {
+    let (function, index) = (c.r.r(RAX) as u32, c.r.r(RCX) as u32);
+    let mut leaf = c.cpuid.get(function, index).copied();
+    if leaf.is_none() && !(0x4000_0000..0x5000_0000).contains(&function) {
+        // Beyond the last: as an Intel processor answers, with the highest basic leaf; AMD with zeros.
+        leaf = Some(CpuidLeaf::default());
+    }
+    let leaf = leaf.unwrap_or_default();
+    for (register, value) in [(RAX, leaf.eax), (RBX, leaf.ebx), (RCX, leaf.ecx), (RDX, leaf.edx)] {
+        c.r.set(register, value.into());
+    }
+    Ok(())
+}
+
+/// RDTSC, and RDTSCP as `P`.
+pub fn rdtsc<const P: bool>(c: &mut Cpu, _: &Op) -> Step {
+    if c.cr4 & CR4_TSD != 0 && c.cpl != 0 {
+        return Err(c.gp());
+    }
+    let now = c.tsc();
+    c.r.set(RAX, now & 0xffff_ffff);
+    c.r.set(RDX, now >> 32);
+    if P {
+        c.r.set(RCX, c.msrs.tsc_aux & 0xffff_ffff);
+    }
+    Ok(())
+}
+
+/// RDPMC: there are no counters.
+pub fn rdpmc(c: &mut Cpu, _: &Op) -> Step {
+    Err(c.gp())
+}
+
+/// RDMSR.
+pub fn rdmsr(c: &mut Cpu, _: &Op) -> Step {
+    ring_0(c)?;
+    let index = c.r.r(RCX) as u32;
+    let Some(value) = c.read_msr(index) else {
+        tracing::debug!("the guest reads the unknown model-specific register {index:#x}");
+        return Err(c.gp());
+    };
+    c.r.set(RAX, value & 0xffff_ffff);
+    c.r.set(RDX, value >> 32);
+    Ok(())
+}
+
+/// WRMSR.
+pub fn wrmsr(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let index = c.r.r(RCX) as u32;
+    let value = c.r.r(RAX) & 0xffff_ffff | c.r.r(RDX) << 32;
+    if !c.write_msr(index, value) {
+        tracing::debug!(
+            "the guest writes {value:#x} to the unknown model-specific register {index:#x}"
+        );
+        return Err(c.gp());
+    }
+    c.check_interrupts = true;
+    done(c, o)
+}
+
+/// MOV from CR`extra`.
+pub fn read_control(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let value = match o.extra {
+        0 => c.cr0,
+        2 => c.cr2,
+        3 => c.cr3,
+        4 => c.cr4,
+        8 => u64::from(c.shared.lock().task_priority() >> 4),
+        _ => return Err(c.raise(UD)),
+    };
+    put_register(c, o.dst, value);
+    Ok(())
+}
+
+fn put_register(c: &mut Cpu, register: u8, value: u64) {
+    if c.mode == Mode::Bits64 {
+        c.r.put::<u64>(register, value);
+    } else {
+        c.r.put::<u32>(register, value);
+    }
+}
+
+/// MOV to CR`extra`.
+pub fn write_control(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let mut value = c.r.get::<u64>(o.src);
+    if c.mode != Mode::Bits64 {
+        value &= 0xffff_ffff;
+    }
+    match o.extra {
+        0 => c.set_cr0(value)?,
+        2 => c.cr2 = value,
+        3 => {
+            c.cr3 = value & !(1 << 63);
+            c.flush_tlb();
+        }
+        4 => {
+            if value & !CR4_ALLOWED != 0 || c.long() && value & CR4_PAE == 0 {
+                return Err(c.gp());
+            }
+            c.cr4 = value;
+            c.flush_tlb();
+        }
+        8 => {
+            if value > 15 {
+                return Err(c.gp());
+            }
+            c.shared.lock().set_task_priority((value as u32) << 4);
+            c.check_interrupts = true;
+        }
+        _ => return Err(c.raise(UD)),
+    }
+    done(c, o)
+}
+
+/// MOV from DR`extra`.
+pub fn read_debug(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let value = match o.extra {
+        0..=3 => c.debug.dr[o.extra as usize],
+        4 | 6 => c.debug.dr6,
+        _ => c.debug.dr7,
+    };
+    put_register(c, o.dst, value);
+    Ok(())
+}
+
+/// MOV to DR`extra`.
+pub fn write_debug(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let value = c.r.get::<u64>(o.src);
+    match o.extra {
+        0..=3 => c.debug.dr[o.extra as usize] = value,
+        4 | 6 => c.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
+        _ => c.debug.dr7 = value & 0xffff_23ff | 0x400,
+    }
+    Ok(())
+}
+
+/// CLTS.
+pub fn clts(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    c.cr0 &= !crate::cpu::CR0_TS;
+    done(c, o)
+}
+
+/// INVLPG.
+pub fn invlpg(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let linear = c.linear(o);
+    c.flush_page(linear);
+    done(c, o)
+}
+
+/// WBINVD, INVD: memory is coherent.
+pub fn write_back(c: &mut Cpu, _: &Op) -> Step {
+    ring_0(c)
+}
+
+/// SWAPGS.
+pub fn swapgs(c: &mut Cpu, _: &Op) -> Step {
+    if c.mode != Mode::Bits64 {
+        return Err(c.raise(UD));
+    }
+    ring_0(c)?;
+    let base = c.segments[GS].base;
+    c.segments[GS].base = c.msrs.kernel_gs_base;
+    c.base[GS] = c.msrs.kernel_gs_base;
+    c.msrs.kernel_gs_base = base;
+    Ok(())
+}
+
+/// LGDT and LIDT (`IDT`).
+pub fn load_table<const IDT: bool>(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let linear = c.linear(o);
+    let limit = c.read::<u16>(linear)? as u16;
+    let at = linear.wrapping_add(2) & c.linear_mask;
+    let base = if c.mode == Mode::Bits64 {
+        c.read::<u64>(at)?
+    } else {
+        let base = c.read::<u32>(at)?;
+        if o.extra == 2 { base & 0xff_ffff } else { base }
+    };
+    let table = engine::state::DescriptorTable { base, limit };
+    if IDT {
+        c.idt = table;
+    } else {
+        c.gdt = table;
+    }
+    Ok(())
+}
+
+/// SGDT and SIDT (`IDT`).
+pub fn store_table<const IDT: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let table = if IDT { c.idt } else { c.gdt };
+    let linear = c.linear(o);
+    c.write::<u16>(linear, table.limit.into())?;
+    let at = linear.wrapping_add(2) & c.linear_mask;
+    if c.mode == Mode::Bits64 {
+        c.write::<u64>(at, table.base)
+    } else {
+        c.write::<u32>(at, table.base)
+    }
+}
+
+/// A selector from a register or (`M`) memory.
+fn selector<const M: bool>(c: &mut Cpu, o: &Op) -> Step<u16> {
+    let value = if M { c.read::<u16>(c.linear(o))? } else { c.r.get::<u16>(o.src).into() };
+    Ok(value as u16)
+}
+
+/// LTR, LLDT (`LDT`).
+pub fn load_system<const LDT: bool, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    if !c.protected() {
+        return Err(c.raise(UD));
+    }
+    ring_0(c)?;
+    let selector = selector::<M>(c, o)?;
+    if LDT { c.load_local_table(selector) } else { c.load_task(selector) }
+}
+
+/// A 16-bit system value to a register of `W` or to memory: SLDT 0, STR 1, SMSW 2, MOV from a segment
+/// register 3 (number in `extra`).
+pub fn store_system<W: Word, const KIND: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let value = match KIND {
+        0 => c.ldt.selector.into(),
+        1 => c.tr.selector.into(),
+        2 => c.cr0,
+        _ => c.segments[o.extra as usize % 6].selector.into(),
+    };
+    if M {
+        return c.write::<u16>(c.linear(o), value);
+    }
+    c.r.put::<W>(o.dst, value);
+    Ok(())
+}
+
+/// LMSW.
+pub fn lmsw<const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    ring_0(c)?;
+    let value = u64::from(selector::<M>(c, o)?) & 15;
+    // It can set PE, never clear it.
+    let new = c.cr0 & !14 | value;
+    c.set_cr0(new)?;
+    done(c, o)
+}
+
+/// MOV to segment register `extra`.
+pub fn load_segment<const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let selector = selector::<M>(c, o)?;
+    c.load_segment(o.extra as usize % 6, selector)?;
+    if o.extra as usize == SS {
+        c.shadow = 2;
+    }
+    done(c, o)
+}
+
+/// PUSH of segment register `extra`, `dst` bytes.
+pub fn push_segment(c: &mut Cpu, o: &Op) -> Step {
+    let value = c.segments[o.extra as usize % 6].selector.into();
+    c.push_sized(o.dst, value)
+}
+
+/// POP likewise.
+pub fn pop_segment(c: &mut Cpu, o: &Op) -> Step {
+    let before = c.r.r(crate::cpu::RSP);
+    let value = c.pop_sized(o.dst)?;
+    if let Err(stop) = c.load_segment(o.extra as usize % 6, value as u16) {
+        c.r.set(crate::cpu::RSP, before);
+        return Err(stop);
+    }
+    if o.extra as usize == SS {
+        c.shadow = 2;
+    }
+    done(c, o)
+}
+
+/// PUSHF of `dst` bytes.
+pub fn pushf(c: &mut Cpu, o: &Op) -> Step {
+    if c.rflags & FLAG_VM != 0 && c.iopl() < 3 {
+        return Err(c.gp());
+    }
+    let value = c.get_rflags() & !(FLAG_VM | crate::cpu::FLAG_RF);
+    c.push_sized(o.dst, value)
+}
+
+/// POPF of `dst` bytes.
+pub fn popf(c: &mut Cpu, o: &Op) -> Step {
+    if c.rflags & FLAG_VM != 0 && c.iopl() < 3 {
+        return Err(c.gp());
+    }
+    let value = c.pop_sized(o.dst)?;
+    c.change_rflags(value, o.dst, false);
+    done(c, o)
+}
+
+/// INT `imm`, INT3.
+pub fn int(c: &mut Cpu, o: &Op) -> Step {
+    if c.rflags & FLAG_VM != 0 && c.iopl() < 3 {
+        return Err(c.gp());
+    }
+    c.deliver(o.imm as u8, None, true, o.next)?;
+    Err(Stop::Branch)
+}
+
+/// INTO.
+pub fn into(c: &mut Cpu, o: &Op) -> Step {
+    if !c.flags.of() {
+        return Ok(());
+    }
+    c.deliver(4, None, true, o.next)?;
+    Err(Stop::Branch)
+}
+
+/// IRET of `dst` bytes.
+pub fn iret(c: &mut Cpu, o: &Op) -> Step {
+    c.iret(o.dst)
+}
+
+/// RETF of `dst` bytes.
+pub fn retf(c: &mut Cpu, o: &Op) -> Step {
+    c.far_return(o.dst, o.imm)
+}
+
+/// SYSCALL.
+pub fn syscall(c: &mut Cpu, o: &Op) -> Step {
+    c.syscall(o.next)
+}
+
+/// SYSRET.
+pub fn sysret<const WIDE: bool>(c: &mut Cpu, _: &Op) -> Step {
+    c.sysret(WIDE)
+}
+
+/// LAR, LSL, VERR, VERW as 0 to 3.
+pub fn look_at<W: Word, const KIND: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    if !c.protected() {
+        return Err(c.raise(UD));
+    }
+    let selector = selector::<M>(c, o)?;
+    let found = c.look_at(selector, KIND)?;
+    c.flags.set_zf(found.is_some());
+    if let (0 | 1, Some(value)) = (KIND, found) {
+        c.r.put::<W>(o.dst, value);
+    }
+    Ok(())
+}
+
+/// IN: port from `imm`, or DX where `extra` is 1.
+pub fn input<W: Word>(c: &mut Cpu, o: &Op) -> Step {
+    let port = if o.extra == 1 { c.r.r(RDX) as u16 } else { o.imm as u16 };
+    c.check_port(port, W::BYTES)?;
+    let value = c.port_in(port, W::BYTES);
+    c.r.put::<W>(0, value);
+    done(c, o)
+}
+
+/// OUT likewise.
+pub fn output<W: Word>(c: &mut Cpu, o: &Op) -> Step {
+    let port = if o.extra == 1 { c.r.r(RDX) as u16 } else { o.imm as u16 };
+    c.check_port(port, W::BYTES)?;
+    let value = W::cut(c.r.r(RAX)).wide();
+    c.port_out(port, W::BYTES, value);
+    done(c, o)
+}
+
+impl Cpu {
+    /// #GP unless the I/O privilege or the task's permission bitmap allows the port.
+    pub fn check_port(&mut self, port: u16, bytes: u64) -> Step {
+        if self.cr0 & CR0_PE == 0 || self.rflags & FLAG_VM == 0 && self.cpl <= self.iopl() {
+            return Ok(());
+        }
+        if self.tr.access & 0xd != 9 || self.tr.limit < 0x67 {
+            return Err(self.gp());
+        }
+        let map = self.read_system::<u16>(self.tr.base.wrapping_add(0x66))?;
+        let at = map + u64::from(port / 8);
+        if at + 1 > self.tr.limit.into() {
+            return Err(self.gp());
+        }
+        let word = self.read_system::<u16>(self.tr.base.wrapping_add(at))?;
+        let mask = ((1_u64 << bytes) - 1) << (port % 8);
+        if word & mask != 0 {
+            return Err(self.gp());
+        }
+        Ok(())
+    }
+
+    fn set_cr0(&mut self, value: u64) -> Step {
+        let value = value & 0xe005_003f | CR0_ET;
+        let bad = value & CR0_PG != 0 && value & CR0_PE == 0
+            || value & 1 << 29 != 0 && value & 1 << 30 == 0;
+        if bad {
+            return Err(self.gp());
+        }
+        let paging = (value ^ self.cr0) & CR0_PG != 0;
+        if paging && value & CR0_PG != 0 && self.efer & EFER_LME != 0 {
+            if self.cr4 & CR4_PAE == 0 || self.segments[crate::cpu::CS].access & 1 << 13 != 0 {
+                return Err(self.gp());
+            }
+            self.efer |= EFER_LMA;
+        } else if paging && value & CR0_PG == 0 {
+            if self.mode == Mode::Bits64 {
+                return Err(self.gp());
+            }
+            self.efer &= !EFER_LMA;
+        }
+        self.cr0 = value;
+        self.flush_tlb();
+        self.refresh();
+        Ok(())
+    }
+
+    /// A model-specific register, if there is one.
+    pub fn read_msr(&mut self, index: u32) -> Option<u64> {
+        Some(match index {
+            0x10 => self.tsc(),
+            0x1b => self.shared.lock().base(),
+            0x174..=0x176 => self.msrs.sysenter[index as usize - 0x174],
+            0x277 => self.msrs.pat,
+            0x2ff => self.msrs.mtrr_def_type,
+            0x1a0 => self.msrs.misc_enable,
+            0x6e0 => self.shared.lock().deadline(),
+            0x800..=0x83f => {
+                let apic = self.shared.lock();
+                if !apic.x2apic() {
+                    return None;
+                }
+                apic.read_msr(index, self.vm.now())?
+            }
+            0xc000_0080 => self.efer,
+            0xc000_0081 => self.msrs.star,
+            0xc000_0082 => self.msrs.lstar,
+            0xc000_0083 => self.msrs.cstar,
+            0xc000_0084 => self.msrs.fmask,
+            0xc000_0100 => self.segments[FS].base,
+            0xc000_0101 => self.segments[GS].base,
+            0xc000_0102 => self.msrs.kernel_gs_base,
+            0xc000_0103 => self.msrs.tsc_aux,
+            crate::clock::WALL_CLOCK => self.msrs.wall_clock,
+            crate::clock::SYSTEM_TIME => self.msrs.system_time,
+            // Nothing to tell: platform ID, microcode, machine checks, MTRR capabilities, AMD's
+            // hardware configuration, system configuration, interrupt pending, topology.
+            0x8b | 0x17 | 0x179 | 0x17a | 0xfe | 0x1d9 | 0xc001_0010 | 0xc001_0015
+            | 0xc001_001f | 0xc001_0055 | 0xc001_0140 | 0xc001_0141 | 0xc001_1029 => 0,
+            _ => return None,
+        })
+    }
+
+    /// Sets a model-specific register; `false` where there is none or the value cannot be.
+    pub fn write_msr(&mut self, index: u32, value: u64) -> bool {
+        let canonical = ((value << 16) as i64 >> 16) as u64 == value;
+        match index {
+            0x10 => self.tsc_offset = value.wrapping_sub(crate::host::host_tsc()),
+            0x1b => {
+                if !self.shared.lock().set_base(value) {
+                    return false;
+                }
+                self.vm.base_changed(&self.shared);
+                self.flush_tlb();
+            }
+            0x174..=0x176 => self.msrs.sysenter[index as usize - 0x174] = value,
+            0x277 => self.msrs.pat = value,
+            0x2ff => self.msrs.mtrr_def_type = value,
+            0x1a0 => self.msrs.misc_enable = value,
+            0x6e0 => self.set_deadline(value),
+            0x800..=0x83f => return self.write_x2apic(index, value),
+            0xc000_0080 => return self.write_efer(value),
+            0xc000_0081 => self.msrs.star = value,
+            0xc000_0082 if canonical => self.msrs.lstar = value,
+            0xc000_0083 if canonical => self.msrs.cstar = value,
+            0xc000_0084 => self.msrs.fmask = value & 0xffff_ffff,
+            0xc000_0100 if canonical => {
+                self.segments[FS].base = value;
+                self.base[FS] = value;
+            }
+            0xc000_0101 if canonical => {
+                self.segments[GS].base = value;
+                self.base[GS] = value;
+            }
+            0xc000_0102 if canonical => self.msrs.kernel_gs_base = value,
+            0xc000_0103 => self.msrs.tsc_aux = value,
+            crate::clock::WALL_CLOCK => {
+                self.msrs.wall_clock = value;
+                crate::clock::write_wall_clock(self, value);
+            }
+            crate::clock::SYSTEM_TIME => {
+                self.msrs.system_time = value;
+                crate::clock::write_system_time(self);
+            }
+            0x8b | 0x79 | 0x17 | 0x17a | 0xfe | 0x1d9 | 0xc001_0010 | 0xc001_0015 | 0xc001_001f
+            | 0xc001_0055 | 0xc001_1029 => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn write_efer(&mut self, value: u64) -> bool {
+        let paging = self.cr0 & CR0_PG != 0;
+        if value & !EFER_ALLOWED != 0 || paging && (value ^ self.efer) & EFER_LME != 0 {
+            return false;
+        }
+        self.efer = value & !EFER_LMA | self.efer & EFER_LMA;
+        self.flush_tlb();
+        true
+    }
+}
