@@ -135,8 +135,7 @@ fn fadt(config: &AcpiConfig, dsdt: u64) -> acpi_tables::fadt::FADT {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::SlpButton)
-        .flag(Flags::ResetRegSup)
-        .flag(Flags::TmrValExt);
+        .flag(Flags::ResetRegSup);
     // No FACS: there is no waking vector and no global lock.
     fadt.sci_int = u16::from(config.sci).into();
     fadt.pm1a_evt_blk = port(power::PM1A_EVENT).into();
@@ -145,9 +144,7 @@ fn fadt(config: &AcpiConfig, dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.pm1a_cnt_blk = port(power::PM1A_CONTROL).into();
     fadt.pm1_cnt_len = 2;
     fadt.x_pm1a_cnt_blk = register(power::PM1A_CONTROL, 16, AccessSize::WordAccess);
-    fadt.pm_tmr_blk = port(power::PM_TIMER).into();
-    fadt.pm_tmr_len = 4;
-    fadt.x_pm_tmr_blk = register(power::PM_TIMER, 32, AccessSize::DwordAccess);
+    // No power management timer: Linux would read it some thirty times to see whether it is a good clock.
     fadt.reset_reg = register(power::RESET, 8, AccessSize::ByteAccess);
     fadt.reset_value = power::RESET_VALUE;
     // C2 and C3 are not supported (section 5.2.9: values above 100 and 1000).
