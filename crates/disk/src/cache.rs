@@ -1,6 +1,7 @@
 //! A bounded store of what was read lately: pages of tables, unpacked grains.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::Result;
@@ -172,19 +173,20 @@ impl Tables {
         let size = self.page_size as u64;
         let (number, within) = (offset / size, (offset % size) as usize);
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-        if !changed.contains_key(&number) {
-            let mut page = self.load(number)?;
-            // A table's last page may end with the file; it is written whole.
-            page.resize(self.page_size, 0);
-            changed.insert(number, (stage, page));
-        }
-        if let Some((_, page)) = changed.get_mut(&number) {
-            page[within..within + bytes.len()].copy_from_slice(bytes);
-        }
+        let (_, page) = match changed.entry(number) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let mut page = self.load(number)?;
+                // A table's last page may end with the file; it is written whole.
+                page.resize(self.page_size, 0);
+                entry.insert((stage, page))
+            }
+        };
+        page[within..within + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
-    /// A new page of zeroes, whatever its file holds there.
+    /// A new page with this content, whatever the file holds there.
     pub fn begin(&self, offset: u64, content: Vec<u8>) {
         let number = offset / self.page_size as u64;
         self.pages.remove(number);

@@ -108,6 +108,9 @@ pub enum Error {
     /// A chain of parents that leads back to itself, or is longer than any real one.
     #[error("The image's chain of parents {0}")]
     Chain(&'static str),
+    /// A part of a conversion ended before its other parts.
+    #[error("The conversion stopped")]
+    Stopped,
     /// The parent was changed after the child was made.
     #[error("The parent {} is not the one that the image was made from: {what}", path.display())]
     ParentChanged {

@@ -1,7 +1,7 @@
 //! From a format's map of its own bytes to a disk.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::cache::Cache;
 use crate::codec::{self, Codec};
@@ -115,6 +115,8 @@ pub(crate) struct Image {
     pub length: u64,
     pub format: Format,
     pub read_only: bool,
+    /// Held for reading while bytes are read or written in place, for writing while the map changes.
+    pub changes: RwLock<()>,
     unpacked: Cache<[u8]>,
 }
 
@@ -128,7 +130,9 @@ impl Image {
     ) -> Self {
         let kept = (UNPACKED_BYTES / layer.block_size().max(1)).clamp(4, 64) as usize;
         let read_only = read_only || layer.writer().is_none();
-        Self { layer, parent, length, format, read_only, unpacked: Cache::new(kept / 4, 4) }
+        let unpacked = Cache::new(kept / 4, 4);
+        let changes = RwLock::default();
+        Self { layer, parent, length, format, read_only, changes, unpacked }
     }
 
     fn check(&self, range: &Range<u64>) -> Result<()> {
@@ -165,6 +169,26 @@ impl Image {
 
     fn damaged(&self, what: impl Into<String>) -> Error {
         Error::Damaged { format: self.format, what: what.into() }
+    }
+
+    /// Reads a range that was checked, while `changes` is held.
+    pub fn read_unlocked(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        while !buffer.is_empty() {
+            let (run, end) = self.locate(offset..offset + buffer.len() as u64)?;
+            // Not longer than the buffer, so it fits.
+            let (part, rest) = buffer.split_at_mut((end - offset) as usize);
+            match run.place {
+                Place::Stored { source, offset } => {
+                    read_padded(&*self.layer.sources()[source], part, offset)?;
+                }
+                Place::Zero => part.fill(0),
+                Place::Absent => self.read_parent(part, offset)?,
+                Place::Packed(grain) => self.read_packed(&grain, part, offset)?,
+            }
+            buffer = rest;
+            offset = end;
+        }
+        Ok(())
     }
 
     /// Fills `buffer` with what the parent has at `offset`.
@@ -243,24 +267,11 @@ impl Disk for Image {
         self.read_only
     }
 
-    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         self.check(&(offset..offset.saturating_add(buffer.len() as u64)))?;
-        while !buffer.is_empty() {
-            let (run, end) = self.locate(offset..offset + buffer.len() as u64)?;
-            // Not longer than the buffer, so it fits.
-            let (part, rest) = buffer.split_at_mut((end - offset) as usize);
-            match run.place {
-                Place::Stored { source, offset } => {
-                    read_padded(&*self.layer.sources()[source], part, offset)?;
-                }
-                Place::Zero => part.fill(0),
-                Place::Absent => self.read_parent(part, offset)?,
-                Place::Packed(grain) => self.read_packed(&grain, part, offset)?,
-            }
-            buffer = rest;
-            offset = end;
-        }
-        Ok(())
+        let lock = (!self.read_only).then_some(&self.changes);
+        let _unchanged = lock.map(|lock| lock.read().unwrap_or_else(PoisonError::into_inner));
+        self.read_unlocked(buffer, offset)
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> Result<()> {
@@ -290,6 +301,8 @@ impl Disk for Image {
         if range.is_empty() {
             return Ok(Extent { range, content: Content::Hole });
         }
+        let lock = (!self.read_only).then_some(&self.changes);
+        let _unchanged = lock.map(|lock| lock.read().unwrap_or_else(PoisonError::into_inner));
         let (run, end) = self.locate(range.clone())?;
         let found = range.start..end;
         let content = match run.place {

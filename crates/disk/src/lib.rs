@@ -22,6 +22,7 @@
 
 mod cache;
 mod codec;
+mod convert;
 mod error;
 mod extent;
 mod format;
@@ -44,13 +45,16 @@ mod vmdk;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+pub use convert::{Compression, ConvertOptions, Report, UnknownCompression, convert};
 pub use error::{Error, Holder, Result};
 pub use extent::{Content, Extent, Extents, Location};
 pub use format::{Format, UnknownFormat};
-pub use open::{FilePolicy, ImageInfo, ImageOptions, Snapshot, open, open_chain};
+pub use open::{
+    FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over, overlay,
+};
 pub use parallels::fuzz_parallels;
 pub use qcow::fuzz_qcow;
-pub use qcow2::fuzz_qcow2;
+pub use qcow2::{Qcow2Options, create_qcow2, fuzz_qcow2};
 pub use qed::fuzz_qed;
 pub use raw::{OpenOptions, RawDisk};
 pub use source::{FileSource, MemorySource, Source, WritableSource};

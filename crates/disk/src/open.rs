@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::layer::{Image, Layer};
+use crate::qcow2::Qcow2Options;
 use crate::source::{FileSource, Source};
 use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
 use crate::{parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
@@ -12,7 +13,7 @@ use crate::{parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
 const MAX_DEPTH: usize = 128;
 
 /// Longest disk: offsets within it can be rounded up and added without overflow.
-pub(crate) const MAX_LENGTH: u64 = 1 << 62;
+pub const MAX_LENGTH: u64 = 1 << 62;
 
 /// Most files of a folder that are looked into for a parent that is known by its identity only.
 const MAX_SEARCHED: usize = 4096;
@@ -102,6 +103,30 @@ pub fn open_chain(
     let mut chain = Chain { folder, infos: Vec::new(), seen: Vec::new() };
     let link = chain.open(path, options)?;
     Ok((link.disk, chain.infos))
+}
+
+/// Makes a new qcow2 image at `path` that holds what is written to it and reads as `parent` elsewhere.
+/// `parent` can be any disk; `named` is what the image says of it to programs that look for it by name.
+pub fn overlay(
+    path: impl AsRef<Path>,
+    parent: Arc<dyn Disk>,
+    named: Option<(String, Format)>,
+) -> Result<Arc<dyn Disk>> {
+    let path = path.as_ref();
+    let options = Qcow2Options { backing: named, ..Qcow2Options::new(parent.len()) };
+    qcow2::create_qcow2(path, &options)?;
+    open_over(path, parent)
+}
+
+/// Opens an image for reading and writing over a parent that is given, whatever the image says of it.
+pub fn open_over(path: impl AsRef<Path>, parent: Arc<dyn Disk>) -> Result<Arc<dyn Disk>> {
+    let path = path.as_ref();
+    let image = |source| Error::Image { path: path.to_owned(), source: Box::new(source) };
+    let source = FileSource::open(path, false)?;
+    let format = Format::detect(&source)?;
+    let neighbours = Neighbours { read_only: false, ..Neighbours::NONE };
+    let parsed = parse(Arc::new(source), format, &neighbours, None).map_err(image)?;
+    Ok(Arc::new(Image::new(format, parsed.layer, parsed.length, Some(parent), false)))
 }
 
 /// What a format found in an image.

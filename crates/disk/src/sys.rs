@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(crate) enum Lock {
     Shared,
     Exclusive,
+    None,
 }
 
 /// A range of bytes from `start`; up to the end of every possible file where `length` is 0.
@@ -49,6 +50,7 @@ fn ofd_lock(
         l_type: match lock {
             Lock::Shared => libc::F_RDLCK as libc::c_short,
             Lock::Exclusive => libc::F_WRLCK as libc::c_short,
+            Lock::None => libc::F_UNLCK as libc::c_short,
         },
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: range.start,

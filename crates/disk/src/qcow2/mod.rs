@@ -1,22 +1,35 @@
 //! QEMU's format qcow2, versions 2 and 3.
 
+mod append;
+mod create;
 mod header;
 mod map;
+mod refcount;
 mod snapshot;
+#[cfg(test)]
+mod tests;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use header::{Checked, incompatible, unsupported};
 use map::Map;
+use write::Writer;
 
-use crate::layer::{Layer, Run};
+pub(crate) use append::Appender;
+#[cfg(test)]
+pub(crate) use create::write_empty;
+pub use create::{Qcow2Options, create_qcow2};
+
+use crate::layer::{Image, Layer, LayerWriter, Run};
 use crate::open::{Neighbours, ParentLink, Parsed, is_protocol};
 use crate::source::Source;
-use crate::{Format, Result};
+use crate::{Error, Format, Result};
 
 struct Qcow2 {
     map: Map,
+    writer: Option<Writer>,
 }
 
 /// Reads an image's structures, as an internal snapshot had them if one is named.
@@ -35,6 +48,11 @@ pub(crate) fn parse(
         (Some(name), true) => Some(neighbours.open(name)?),
         (None, true) => return Err(unsupported("it does not name its external data file")),
     };
+    let writer = if neighbours.read_only || snapshot.is_some() {
+        None
+    } else {
+        Some(Writer::new(&checked, &*source)?)
+    };
     let mut map = Map::new(&checked, source.clone(), data);
     let mut length = checked.header.size.get();
     if let Some(wanted) = snapshot {
@@ -49,7 +67,7 @@ pub(crate) fn parse(
     }
     let parent = parent_link(&checked)?;
     let details = details(&checked);
-    let mut parsed = Parsed::new(Qcow2 { map }, length);
+    let mut parsed = Parsed::new(Qcow2 { map, writer }, length);
     parsed.parent = parent;
     parsed.details = details;
     parsed.snapshots = saved.into_iter().map(|saved| saved.snapshot).collect();
@@ -65,8 +83,42 @@ impl Layer for Qcow2 {
         &self.map.sources
     }
 
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.writer.as_ref().map(|_| self as &dyn LayerWriter)
+    }
+
     fn block_size(&self) -> u64 {
         self.map.cluster_size()
+    }
+}
+
+impl Qcow2 {
+    fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or(Error::ReadOnly)
+    }
+}
+
+impl LayerWriter for Qcow2 {
+    fn write(&self, disk: &Image, buffer: &[u8], offset: u64) -> Result<()> {
+        self.writer()?.write(&self.map, disk, buffer, offset)
+    }
+
+    fn write_zeroes(&self, disk: &Image, range: Range<u64>, unmap: bool) -> Result<()> {
+        self.writer()?.write_zeroes(&self.map, disk, range, unmap)
+    }
+
+    fn discard(&self, disk: &Image, range: Range<u64>) -> Result<()> {
+        self.writer()?.discard(&self.map, disk, range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.writer()?.flush(&self.map)
+    }
+
+    fn close(&self) {
+        if let Some(writer) = &self.writer {
+            writer.close(&self.map);
+        }
     }
 }
 

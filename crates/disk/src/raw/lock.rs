@@ -42,6 +42,13 @@ pub(super) fn lock_file(path: &Path, file: &File, read_only: bool) -> Result<()>
     }
 }
 
+/// Gives up every lock at once, although a child process that is just being started may still have the
+/// description.
+pub(crate) fn unlock_file(file: &File) {
+    // Closing the file gives them up, too, only later.
+    let _ = sys::try_lock(file.as_fd(), Lock::None, WHOLE_FILE);
+}
+
 fn lock_writer(file: &File) -> io::Result<bool> {
     sys::try_lock(file.as_fd(), Lock::Exclusive, WHOLE_FILE)
 }

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use lock::unlock_file;
 pub(crate) use open::open_locked;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -131,6 +132,12 @@ impl RawDisk {
             offset += count as u64;
         }
         Ok(())
+    }
+}
+
+impl Drop for RawDisk {
+    fn drop(&mut self) {
+        unlock_file(&self.file);
     }
 }
 

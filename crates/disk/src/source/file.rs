@@ -10,7 +10,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::{Source, WritableSource, truncated};
-use crate::raw::{OpenOptions, open_locked};
+use crate::raw::{OpenOptions, open_locked, unlock_file};
 use crate::{Error, Result};
 
 /// A regular file or a block device, locked like a [`RawDisk`](crate::RawDisk).
@@ -60,6 +60,12 @@ impl FileSource {
 
     fn io(&self, action: &'static str) -> impl Fn(io::Error) -> Error + '_ {
         move |source| Error::Io { action, path: self.path.clone(), source }
+    }
+}
+
+impl Drop for FileSource {
+    fn drop(&mut self) {
+        unlock_file(&self.file);
     }
 }
 

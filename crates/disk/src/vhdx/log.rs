@@ -50,7 +50,10 @@ pub(super) fn replay(
         return Ok((source, false));
     }
     let length = header.log_length.get();
-    if header.log_version.get() != 0 || length > MAX_LOG || length as usize % SECTOR != 0 {
+    if header.log_version.get() != 0
+        || length > MAX_LOG
+        || !(length as usize).is_multiple_of(SECTOR)
+    {
         return Err(damaged("its log has a wrong version or length"));
     }
     let log = read_vec(&*source, header.log_offset.get(), length as usize)?;
@@ -147,7 +150,7 @@ impl Replayed {
         }
         let count = header.descriptor_count.get() as usize;
         let descriptors = size_of::<EntryHeader>()
-            .checked_add(count.checked_mul(32).unwrap_or(usize::MAX))
+            .checked_add(count.saturating_mul(32))
             .filter(|&end| end <= entry.bytes.len())
             .ok_or_else(|| damaged("an entry of its log has too many descriptors"))?;
         let mut data = descriptors.next_multiple_of(SECTOR);

@@ -161,7 +161,7 @@ impl Vmdk {
         let source = neighbours.open(&extent.file)?;
         let kind = match extent.kind {
             ExtentKind::Flat => {
-                let offset = extent.offset.checked_mul(SECTOR_SIZE).unwrap_or(u64::MAX);
+                let offset = extent.offset.saturating_mul(SECTOR_SIZE);
                 if offset.checked_add(length).is_none_or(|end| end > source.len()) {
                     return Err(damaged(format!("the file {} is too short", extent.file)));
                 }

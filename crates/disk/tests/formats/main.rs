@@ -2,5 +2,7 @@
 
 mod chains;
 mod common;
+mod converting;
 mod qemu;
 mod virtualbox;
+mod writing;

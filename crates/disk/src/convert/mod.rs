@@ -1,0 +1,256 @@
+//! From any disk to a new image: map, read, leave out zeroes, compress on all processors, write in order.
+
+mod pack;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use pack::Packing;
+pub use pack::{Compression, UnknownCompression};
+
+use crate::qcow2::Appender;
+use crate::{
+    Content, Disk, Error, Extents, FileSource, Format, Qcow2Options, Result, WritableSource,
+};
+
+/// Bytes that are read at once.
+const CHUNK: u64 = 1 << 20;
+/// Zeroes are left out in units of this many bytes at least.
+const ZERO_UNIT: usize = 4096;
+
+/// How to convert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConvertOptions {
+    /// Format of the new image: raw or qcow2.
+    pub format: Format,
+    /// Compresses every cluster, qcow2 only.
+    pub compression: Option<Compression>,
+    /// How hard to compress; the format's usual level otherwise.
+    pub level: Option<i32>,
+    /// Threads that compress; one per processor otherwise.
+    pub jobs: Option<usize>,
+    /// A file that is there already is replaced, at once and only in the end.
+    pub replace: bool,
+}
+
+impl ConvertOptions {
+    /// Without compression, and refusing to replace a file.
+    pub fn new(format: Format) -> Self {
+        Self { format, compression: None, level: None, jobs: None, replace: false }
+    }
+}
+
+/// What a conversion did, in bytes of the guest's view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Read and written.
+    pub data: u64,
+    /// Read, and found to be zeroes.
+    pub zeroes: u64,
+    /// Known to be zeroes without being read.
+    pub holes: u64,
+    /// Of `data`, what was written compressed.
+    pub compressed: u64,
+    /// Length of the new file.
+    pub file_length: u64,
+}
+
+/// Writes what `source` holds into a new image at `path`, under a temporary name until it is whole and
+/// would survive a loss of power. `progress` is told how many bytes of the disk are done.
+pub fn convert(
+    source: &dyn Disk,
+    path: impl AsRef<Path>,
+    options: &ConvertOptions,
+    mut progress: impl FnMut(u64),
+) -> Result<Report> {
+    let path = path.as_ref();
+    let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
+    if !options.replace && path.symlink_metadata().is_ok() {
+        let exists = std::io::ErrorKind::AlreadyExists.into();
+        return Err(io("create")(exists));
+    }
+    let partial = Partial::new(path)?;
+    let mut report = Report::default();
+    match options.format {
+        Format::Raw => to_raw(source, &partial.path, &mut report, &mut progress)?,
+        Format::Qcow2 => to_qcow2(source, &partial.path, options, &mut report, &mut progress)?,
+        format => {
+            let what = "images of this format cannot be made yet".to_owned();
+            return Err(Error::Unsupported { format, what });
+        }
+    }
+    report.file_length = partial.path.metadata().map_err(io("look at"))?.len();
+    partial.publish(path).map_err(io("name"))?;
+    Ok(report)
+}
+
+/// A file that is removed unless it gets its name.
+struct Partial {
+    path: PathBuf,
+    is_published: bool,
+}
+
+impl Partial {
+    /// Removes what an earlier conversion that was killed left behind, unless it still runs.
+    fn new(target: &Path) -> Result<Self> {
+        let mut name = target.file_name().map(OsString::from).unwrap_or_default();
+        name.push(".partial");
+        let path = target.with_file_name(name);
+        if path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+            // Its lock tells whether somebody writes to it.
+            drop(FileSource::open(&path, false)?);
+            let io = |source| Error::Io { action: "remove", path: path.clone(), source };
+            std::fs::remove_file(&path).map_err(io)?;
+        }
+        Ok(Self { path, is_published: false })
+    }
+
+    fn publish(mut self, target: &Path) -> std::io::Result<()> {
+        std::fs::rename(&self.path, target)?;
+        self.is_published = true;
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn to_raw(
+    source: &dyn Disk,
+    path: &Path,
+    report: &mut Report,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let target = FileSource::create(path)?;
+    target.set_len(source.len())?;
+    read_data(source, CHUNK, report, progress, |start, bytes, report| {
+        for range in nonzero(bytes, ZERO_UNIT) {
+            report.data += range.len() as u64;
+            target.write_at(&bytes[range.clone()], start + range.start as u64)?;
+        }
+        Ok(())
+    })?;
+    target.flush()
+}
+
+fn to_qcow2(
+    source: &dyn Disk,
+    path: &Path,
+    options: &ConvertOptions,
+    report: &mut Report,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let mut create = Qcow2Options::new(source.len());
+    create.compression = options.compression.unwrap_or_default();
+    let cluster = 1_usize << create.cluster_bits;
+    let mut target = Appender::create(path, &create)?;
+    let Some(compression) = options.compression else {
+        read_data(source, CHUNK, report, progress, |start, bytes, report| {
+            for range in nonzero(bytes, cluster) {
+                report.data += range.len() as u64;
+                target.write(start + range.start as u64, &bytes[range.clone()])?;
+            }
+            Ok(())
+        })?;
+        return target.finish();
+    };
+    let packing = Packing { compression, level: options.level, jobs: options.jobs, cluster };
+    let compressed = packing.run(
+        |send| {
+            read_data(source, CHUNK, report, progress, |start, bytes, report| {
+                for range in nonzero(bytes, cluster) {
+                    report.data += range.len() as u64;
+                    for (index, part) in bytes[range.clone()].chunks(cluster).enumerate() {
+                        let mut part = part.to_vec();
+                        part.resize(cluster, 0);
+                        send(start + (range.start + index * cluster) as u64, part)?;
+                    }
+                }
+                Ok(())
+            })
+        },
+        |start, packed| match packed {
+            Ok(stream) => target.write_packed(start, &stream),
+            Err(bytes) => target.write(start, &bytes),
+        },
+    )?;
+    report.compressed = compressed;
+    target.finish()
+}
+
+/// Reads everything that is not known to be zeroes, in pieces that begin at multiples of `chunk`.
+fn read_data(
+    source: &dyn Disk,
+    chunk: u64,
+    report: &mut Report,
+    progress: &mut dyn FnMut(u64),
+    mut write: impl FnMut(u64, &[u8], &mut Report) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = vec![0; chunk as usize];
+    let mut start = 0;
+    while start < source.len() {
+        let end = (start + chunk).min(source.len());
+        let bytes = &mut buffer[..(end - start) as usize];
+        let (mut data, mut skip) = (false, end);
+        let mut next = start;
+        for extent in Extents::new(source, start..source.len()) {
+            let extent = extent?;
+            match extent.content {
+                Content::Data(_) => {
+                    data = true;
+                    break;
+                }
+                Content::Zero | Content::Hole => next = extent.range.end,
+            }
+            if next >= source.len() {
+                break;
+            }
+        }
+        if !data || next >= end {
+            // Whole pieces of zeroes; a rest of one is read with the data that it has.
+            skip = if next >= source.len() { next } else { (next / chunk * chunk).max(end) };
+            report.holes += skip - start;
+        } else {
+            source.read_at(bytes, start)?;
+            let before = report.data;
+            write(start, bytes, report)?;
+            report.zeroes += bytes.len() as u64 - (report.data - before);
+        }
+        start = skip;
+        progress(start);
+    }
+    Ok(())
+}
+
+/// The parts of `bytes` that are not zeroes, in multiples of `unit`.
+fn nonzero(bytes: &[u8], unit: usize) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for (index, part) in bytes.chunks(unit).enumerate() {
+        if is_zero(part) {
+            continue;
+        }
+        let range = index * unit..index * unit + part.len();
+        match found.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => found.push(range),
+        }
+    }
+    found
+}
+
+/// Looks at the first and last bytes before all others, where data mostly show.
+fn is_zero(bytes: &[u8]) -> bool {
+    if bytes.first().is_some_and(|&byte| byte != 0) || bytes.last().is_some_and(|&byte| byte != 0) {
+        return false;
+    }
+    let (chunks, rest) = bytes.as_chunks::<32>();
+    chunks.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
+}

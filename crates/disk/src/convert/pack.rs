@@ -1,0 +1,202 @@
+//! Compression on all processors, in order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use flate2::{Compress, FlushCompress, Status};
+
+use crate::{Error, Result};
+
+/// QEMU reads zlib clusters with a window of 4 KiB.
+const WINDOW_BITS: u8 = 12;
+const ZLIB_LEVEL: i32 = 6;
+const ZSTD_LEVEL: i32 = 3;
+/// Clusters that wait for each thread, so that memory stays bounded.
+const QUEUE: usize = 8;
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Deflate, which every program reads.
+    #[default]
+    Zlib,
+    /// Zstandard, faster and smaller; QEMU reads it since 5.1.
+    Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// A name that is no [`Compression`]'s.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("There is no compression \"{0}\"; there are zlib and zstd")]
+pub struct UnknownCompression(pub String);
+
+impl FromStr for Compression {
+    type Err = UnknownCompression;
+
+    fn from_str(name: &str) -> std::result::Result<Self, UnknownCompression> {
+        match name {
+            "zlib" => Ok(Self::Zlib),
+            "zstd" => Ok(Self::Zstd),
+            other => Err(UnknownCompression(other.to_owned())),
+        }
+    }
+}
+
+pub(super) struct Packing {
+    pub compression: Compression,
+    pub level: Option<i32>,
+    pub jobs: Option<usize>,
+    pub cluster: usize,
+}
+
+/// A cluster with its number in the order of reading and its guest offset.
+type Cluster<T> = (u64, u64, T);
+/// The stream, or the cluster itself where that is not shorter.
+type Packed = std::result::Result<Vec<u8>, Vec<u8>>;
+
+impl Packing {
+    /// Calls `write` on another thread with each cluster that `read` sends, in the order of sending;
+    /// returns how many bytes were compressed.
+    pub fn run(
+        &self,
+        read: impl FnOnce(&mut dyn FnMut(u64, Vec<u8>) -> Result<()>) -> Result<()>,
+        mut write: impl FnMut(u64, Packed) -> Result<()> + Send,
+    ) -> Result<u64> {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let jobs = self.jobs.unwrap_or(processors).clamp(1, 256);
+        let (to_pack, waiting) = sync_channel::<Cluster<Vec<u8>>>(jobs * QUEUE);
+        let (packed, to_write) = sync_channel::<Cluster<Packed>>(jobs * QUEUE);
+        let waiting = Mutex::new(Some(waiting));
+        thread::scope(|scope| {
+            let receiver = &waiting;
+            let writer = scope.spawn(move || {
+                let written = self.write_in_order(&to_write, &mut write);
+                // After an error nobody takes clusters any more, so nobody may wait for that.
+                if written.is_err() {
+                    receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    while to_write.recv().is_ok() {}
+                }
+                written
+            });
+            let workers: Vec<_> = (0..jobs)
+                .map(|_| {
+                    let (packed, waiting) = (packed.clone(), &waiting);
+                    scope.spawn(move || self.work(waiting, packed))
+                })
+                .collect();
+            drop(packed);
+            let mut number = 0;
+            let mut stopped = false;
+            let read = read(&mut |start, bytes| {
+                stopped = to_pack.send((number, start, bytes)).is_err();
+                number += 1;
+                // The writer's or a worker's error tells more.
+                if stopped { Err(Error::Stopped) } else { Ok(()) }
+            });
+            drop(to_pack);
+            let worked = workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().unwrap_or(Err(Error::Stopped)));
+            let written = writer.join().unwrap_or(Err(Error::Stopped));
+            match (read, worked, written) {
+                (Err(error), _, Ok(_)) if !stopped => Err(error),
+                (_, _, Err(error)) | (_, Err(error), _) | (Err(error), ..) => Err(error),
+                (Ok(()), Ok(()), Ok(compressed)) => Ok(compressed),
+            }
+        })
+    }
+
+    fn write_in_order(
+        &self,
+        to_write: &Receiver<Cluster<Packed>>,
+        write: &mut dyn FnMut(u64, Packed) -> Result<()>,
+    ) -> Result<u64> {
+        let (mut next, mut compressed) = (0, 0);
+        let mut early = BTreeMap::new();
+        while let Ok((number, start, packed)) = to_write.recv() {
+            early.insert(number, (start, packed));
+            while let Some((start, packed)) = early.remove(&next) {
+                if packed.is_ok() {
+                    compressed += self.cluster as u64;
+                }
+                write(start, packed)?;
+                next += 1;
+            }
+        }
+        Ok(compressed)
+    }
+
+    fn work(
+        &self,
+        waiting: &Mutex<Option<Receiver<Cluster<Vec<u8>>>>>,
+        packed: SyncSender<Cluster<Packed>>,
+    ) -> Result<()> {
+        let mut packer = Packer::new(self)?;
+        loop {
+            let received = {
+                let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.as_ref().and_then(|waiting| waiting.recv().ok())
+            };
+            let Some((number, start, bytes)) = received else { return Ok(()) };
+            let result = match packer.pack(&bytes) {
+                Some(stream) => Ok(stream),
+                None => Err(bytes),
+            };
+            if packed.send((number, start, result)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+enum Packer {
+    Zlib(Box<Compress>),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Packer {
+    fn new(packing: &Packing) -> Result<Self> {
+        match packing.compression {
+            Compression::Zlib => {
+                // Not more than nine, so it fits.
+                let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(0, 9) as u32;
+                let level = flate2::Compression::new(level);
+                Ok(Self::Zlib(Box::new(Compress::new_with_window_bits(level, false, WINDOW_BITS))))
+            }
+            Compression::Zstd => {
+                let level = packing.level.unwrap_or(ZSTD_LEVEL).clamp(-7, 22);
+                zstd::bulk::Compressor::new(level).map(Self::Zstd).map_err(|_| Error::Stopped)
+            }
+        }
+    }
+
+    /// The stream, if it is shorter.
+    fn pack(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut stream = vec![0; bytes.len() - 1];
+        let length = match self {
+            Self::Zlib(state) => {
+                state.reset();
+                let status = state.compress(bytes, &mut stream, FlushCompress::Finish).ok()?;
+                if status != Status::StreamEnd {
+                    return None;
+                }
+                usize::try_from(state.total_out()).ok()?
+            }
+            Self::Zstd(state) => state.compress_to_buffer(bytes, &mut stream[..]).ok()?,
+        };
+        stream.truncate(length);
+        Some(stream)
+    }
+}
