@@ -139,7 +139,8 @@ impl Cpu {
 
     /// Stores at a guest-physical address, if memory is there.
     pub fn write_physical(&mut self, physical: u64, bytes: &[u8]) {
-        for (byte, address) in bytes.iter().zip(physical..) {
+        for (byte, offset) in bytes.iter().zip(0_u64..) {
+            let address = physical.wrapping_add(offset);
             if let Some(page) = self.ram.page(address).filter(|page| !page.read_only()) {
                 page.host().plus(address % PAGE).store::<u8>((*byte).into());
                 page.set_dirty();

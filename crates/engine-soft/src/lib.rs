@@ -14,6 +14,7 @@ mod clock;
 mod cpu;
 mod decode;
 mod decode_native;
+mod decode_system;
 mod devices;
 mod flags;
 #[allow(unsafe_code)]

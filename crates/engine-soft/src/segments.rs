@@ -88,8 +88,8 @@ impl Cpu {
     fn mark_accessed(&mut self, segment: &mut Segment) -> Step {
         if segment.access & ACCESSED == 0 {
             let place = self.descriptor_place(segment.selector)?;
-            let byte = self.read_system::<u8>(place + 5)?;
-            self.write_system::<u8>(place + 5, byte | 1)?;
+            let byte = self.read_system::<u8>(place.wrapping_add(5))?;
+            self.write_system::<u8>(place.wrapping_add(5), byte | 1)?;
             segment.access |= ACCESSED;
         }
         Ok(())
@@ -406,7 +406,7 @@ impl Cpu {
         if place + 3 > u64::from(self.idt.limit) {
             return Err(self.gp());
         }
-        let entry = self.read_system::<u32>(self.idt.base + place)?;
+        let entry = self.read_system::<u32>(self.idt.base.wrapping_add(place))?;
         let (flags, cs) = (self.get_rflags(), self.segments[CS].selector);
         self.push::<u16>(flags)?;
         self.push::<u16>(cs.into())?;
@@ -427,7 +427,7 @@ impl Cpu {
         }
         let place = self.idt.base.wrapping_add(number.into());
         let low = self.read_system::<u64>(place)?;
-        let high = if long { self.read_system::<u64>(place + 8)? } else { 0 };
+        let high = if long { self.read_system::<u64>(place.wrapping_add(8))? } else { 0 };
         let access = (low >> 40) as u16;
         let kind = access & 0x1f;
         let bytes = match kind {
@@ -583,8 +583,8 @@ impl Cpu {
             return Err(self.raise_code(NP, code));
         }
         let place = self.descriptor_place(selector)?;
-        let byte = self.read_system::<u8>(place + 5)?;
-        self.write_system::<u8>(place + 5, byte | 2)?;
+        let byte = self.read_system::<u8>(place.wrapping_add(5))?;
+        self.write_system::<u8>(place.wrapping_add(5), byte | 2)?;
         segment.access |= 2;
         self.tr = segment;
         Ok(())
@@ -613,7 +613,7 @@ impl Cpu {
         let mut segment = self.descriptor(selector)?;
         if self.long() {
             let place = self.descriptor_place(selector)?;
-            segment.base |= self.read_system::<u64>(place + 8)? << 32;
+            segment.base |= self.read_system::<u64>(place.wrapping_add(8))? << 32;
         }
         Ok(segment)
     }
@@ -683,7 +683,7 @@ impl Cpu {
             0 if system && !matches!(access & 15, 1..=5 | 9 | 11 | 12) => None,
             0 => {
                 let place = self.descriptor_place(selector)?;
-                Some(self.read_system::<u32>(place + 4)? & 0x00ff_ff00)
+                Some(self.read_system::<u32>(place.wrapping_add(4))? & 0x00ff_ff00)
             }
             1 if system && !matches!(access & 15, 1..=3 | 9 | 11) => None,
             1 => Some(segment.limit.into()),

@@ -28,6 +28,9 @@ pub const INIT: u32 = 64;
 pub const STARTUP: u32 = 128;
 pub const FORGET_WRITES: u32 = 256;
 
+/// Nanoseconds of 146 years: what is added to it still fits.
+const LONGEST_RUN: u64 = 1 << 62;
+
 /// Memory slots.
 const SLOTS: u32 = 512;
 
@@ -505,6 +508,9 @@ impl Vm for SoftVm {
         let mut chips = self.shared.chips();
         let before = self.shared.now();
         let clock = state.clock_nanoseconds;
+        if clock > LONGEST_RUN {
+            return Err(Error::Invalid(format!("A guest cannot have run for {clock} ns")));
+        }
         chips.set_state(state, clock)?;
         let moved = clock.wrapping_sub(before);
         let mut offset = self.shared.offset.lock().unwrap_or_else(PoisonError::into_inner);
