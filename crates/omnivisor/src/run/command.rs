@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -39,7 +40,7 @@ impl Command {
         argv: &[OsString],
         announcement: Option<String>,
     ) -> Result<Self, Failure> {
-        let listener = UnixListener::bind(&socket.path).map_err(|error| {
+        let listener = bind(&socket.path).map_err(|error| {
             Failure::new(
                 FAILED,
                 format!("Cannot listen on {} for the guest agent: {error}", socket.path.display()),
@@ -99,6 +100,22 @@ impl Pending {
                 Err(with_console(failure, attachment))
             }
         }
+    }
+}
+
+/// Binds a socket, also where one is left of a process that was killed: nobody answers at that.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let left = matches!(UnixStream::connect(path),
+                Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused);
+            if !left {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
     }
 }
 

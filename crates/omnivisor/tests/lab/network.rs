@@ -32,35 +32,6 @@ fn networks_carry_data_both_ways() {
                ip link del omni0"#,
         )
         .scenario(
-            "through passt, without a route of its own",
-            r#"busybox modprobe veth
-               ip netns add outside; ip link add wan type veth peer name eth0 netns outside
-               ip addr add 192.0.2.2/24 dev wan; ip link set wan up; ip route add default via 192.0.2.1
-               ip -n outside addr add 192.0.2.1/24 dev eth0; ip -n outside link set eth0 up
-               echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
-               mkdir web; head -c 16M /dev/urandom >web/blob
-               ip netns exec outside busybox httpd -f -p 192.0.2.1:8000 -h web & web=$!
-               ip netns exec outside socat -u TCP-LISTEN:9000 CREATE:got & sink=$!
-               "$OMNIVISOR" run --net user,forward=7001:7000 debian -- sh -c '
-                   set -e
-                   ping -c 3 192.0.2.1 >&2
-                   wget -q -O - http://192.0.2.1:8000/blob | sha256sum
-                   dd if=/dev/urandom of=/sent bs=1M count=4 2>/dev/null
-                   sha256sum </sent; nc 192.0.2.1 9000 </sent
-                   mkfifo /hold; sleep 9999 >/hold 2>&1 &
-                   echo listening; nc -l -p 7000 </hold | sha256sum' >output 2>err &
-               machine=$!
-               within 240 grep -q listening output
-               head -c 1M web/blob >part; sleep 1; socat -u OPEN:part TCP:127.0.0.1:7001
-               wait $machine || fail "exit code $?: $(cat output err)"
-               wait $sink
-               same "$(sed -n 1p output)" "$(sha256sum <web/blob)"
-               same "$(sed -n 2p output)" "$(sha256sum <got)"
-               same "$(tail -n 1 output)" "$(sha256sum <part)"
-               within 20 no_passt; [ ! -s err ] || ! grep WARN err || fail 'a warning'
-               kill $web"#,
-        )
-        .scenario(
             "a killed machine leaves nothing that is in the way of the next",
             r#"truncate -s 4M disk
                start() {
