@@ -44,15 +44,14 @@ fn mistakes_are_told_in_a_sentence_and_have_their_exit_codes() {
                    setpriv --reuid 65534 --regid 65534 --clear-groups timeout 60 "$OMNIVISOR" "$@"
                }
                run debian --dry-run | sed '/^\[\[nics/,$d' >vm.toml; chmod 644 vm.toml
-               code 126 as_nobody run --net none --config vm.toml
+               code 126 as_nobody run --engine kvm --net none --config vm.toml
                says 'may open /dev/kvm' err; says usermod err
                chmod 666 /dev/kvm"#,
         )
         .scenario(
             "no KVM at all",
             r#"mv /dev/kvm /dev/hidden
-               code 126 run debian; says 'There is no /dev/kvm' err
-               code 1 omnivisor probe >/dev/null
+               code 126 run --engine kvm debian; says 'There is no /dev/kvm' err
                mv /dev/hidden /dev/kvm"#,
         )
         .run();
