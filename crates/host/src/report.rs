@@ -321,10 +321,15 @@ fn soft_engine() -> Candidate {
     Candidate {
         id: "soft".into(),
         name: "software processor".into(),
-        state: Usability::Absent,
-        reason: "Planned; this version has no software processor".into(),
+        state: Usability::Unusable,
+        reason:
+            "Not chosen by itself: it interprets, which is slow, and has not run many guests yet"
+                .into(),
         evidence: Vec::new(),
-        repair: Vec::new(),
+        repair: vec![Repair {
+            explain: "Ask for it".into(),
+            command: Some("omnivisor run --engine soft debian".into()),
+        }],
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::convert::ConvertArgs;
 use crate::probe::ProbeArgs;
 
 /// Runs any hypervisor's virtual machine on the fastest hypervisor the machine has
@@ -27,6 +28,8 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Tell what this computer's virtualization can do, and how to repair what it cannot
     Probe(ProbeArgs),
+    /// Make a raw or qcow2 image out of a disk of any format
+    Convert(Box<ConvertArgs>),
     /// Print the JSON Schema of --config files
     Schema,
     /// Print a script that completes this command line in a shell
@@ -136,6 +139,8 @@ pub enum EngineChoice {
     Auto,
     /// Linux's KVM
     Kvm,
+    /// The built-in software processor: anywhere, slowly
+    Soft,
 }
 
 /// `--console`

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod convert;
 mod documents;
 mod failure;
 mod probe;
@@ -29,6 +30,9 @@ fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Run(args) => run::run(*args, cli.verbose > 0),
         Verb::Probe(args) => Ok(probe::run(&args, &probe::kvm_proof)),
+        Verb::Convert(args) => convert::run(&args)
+            .map(|_| ExitCode::SUCCESS)
+            .map_err(|error| failure::Failure::from_error(failure::FAILED, error)),
         Verb::Schema => documents::schema(),
         Verb::Completions { shell } => documents::completions(shell),
         Verb::Man { folder } => documents::man(&folder),

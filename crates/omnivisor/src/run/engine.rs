@@ -4,6 +4,7 @@ use std::path::Path;
 
 use engine::Engine;
 use engine_kvm::{KvmEngine, OpenError};
+use engine_soft::SoftEngine;
 use host::Facts;
 
 use crate::cli::EngineChoice;
@@ -12,9 +13,10 @@ use crate::probe;
 
 /// The engine that was asked for, or the fastest that is usable.
 pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
-    // With one engine, both choices come to the same; `auto` will look further once there are more.
     match choice {
+        // The software processor is for those who ask for it, until it has run more guests.
         EngineChoice::Auto | EngineChoice::Kvm => kvm(),
+        EngineChoice::Soft => Ok(Box::new(SoftEngine::new())),
     }
 }
 
@@ -44,7 +46,7 @@ fn unusable(error: &OpenError) -> Failure {
 }
 
 fn failure(advice: host::Advice) -> Failure {
-    let repairs: Vec<String> = advice
+    let mut repairs: Vec<String> = advice
         .repair
         .iter()
         .map(|repair| match &repair.command {
@@ -52,8 +54,11 @@ fn failure(advice: host::Advice) -> Failure {
             None => repair.explain.clone(),
         })
         .collect();
-    let help =
-        if repairs.is_empty() { "see `omnivisor probe`".to_owned() } else { repairs.join("\n") };
+    repairs.push("or run it slowly on the software processor, with --engine soft".to_owned());
+    let help = repairs.join(
+        "
+",
+    );
     Failure::new(NOT_STARTED, format!("No engine can run this guest here: {}", advice.sentence))
         .help(help)
 }
