@@ -161,18 +161,12 @@ fn luks_is_refused_by_its_name() {
         return;
     }
     let workshop = Workshop::new(1 << 20);
-    workshop.qemu_img(&[
-        "create",
-        "-q",
-        "--object",
-        "secret,id=key,data=secret",
-        "-f",
-        "qcow2",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
-        "disk.qcow2",
-        "1M",
-    ]);
+    workshop.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]);
+    // qemu-img can encrypt, but measures the processor for it and gives up on a busy one: crypt_method is 2.
+    let path = workshop.path("disk.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[32..36].copy_from_slice(&2_u32.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
     let Err(error) = disk::open(workshop.path("disk.qcow2"), &read_only()) else {
         panic!("an encrypted image was opened")
     };
