@@ -30,6 +30,10 @@ code() {
 says() { grep -qF -- "$@" || fail "'$1' is not in: $(shift; cat "$@")"; }
 same() { [ "$1" = "$2" ] || fail "'$1' is not '$2'"; }
 no_passt() { ! pgrep -x 'passt(\.avx2)?'; }
+# description ARG...: a file that describes the machine, with a shell on its console and no agent.
+description() {
+    run "$@" --dry-run | sed '/^\[vsock\]/,/^path/d; s/ omnivisor\.agent=[a-z0-9:]*//'
+}
 # early: what a serial port that the guest opens throws away of what was typed before.
 early() { yes '' | head -n 40; }
 # within SECONDS COMMAND...: the command succeeds in the end.
@@ -168,6 +172,7 @@ fn prepare(arguments: &[String]) {
         .args(["run", "--dry-run"])
         .args(arguments)
         .env("XDG_CACHE_HOME", cache())
+        .stdin(Stdio::null())
         .output()
         .unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));

@@ -26,6 +26,10 @@ fn commands_stream_and_their_exit_codes_become_ours() {
         )
         .scenario("a command that is not there is 127", "code 127 run debian -- no-such-program")
         .scenario(
+            "a script on standard input is read by the guest's shell",
+            "echo 'echo $((6 * 7)); exit 5' | code 5 run debian >output; same \"$(cat output)\" 42",
+        )
+        .scenario(
             "input, output and errors stream",
             r#"head -c 300000 /dev/urandom >input
                code 3 run debian -- sh -c 'tee /dev/stderr; exit 3' <input >output
@@ -62,7 +66,7 @@ fn debians_kernels_boot_with_one_and_two_processors() {
         .scenario(
             "a bzImage of 6.1 described in a file, with a shell on its console",
             r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.1.*/vmlinuz | head -n 1)
-               run debian --dry-run | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
+               description debian | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
                { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
                grep -q '^6\.1\.' output"#,
@@ -70,7 +74,7 @@ fn debians_kernels_boot_with_one_and_two_processors() {
         .scenario(
             "a bzImage of 6.12 described in a file, with a shell on its console",
             r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.12.*/vmlinuz | head -n 1)
-               run debian:6.12 --dry-run | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
+               description debian:6.12 | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
                { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
                grep -q '^6\.12\.' output"#,
@@ -84,7 +88,8 @@ fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
         .prepare(&["--net", "none", "debian"])
         .scenario(
             "a reboot starts the guest again, and power-off ends it",
-            r#"mkfifo in; run debian <in >output 2>err & exec 4>in
+            r#"description debian >vm.toml
+               mkfifo in; omnivisor run --config vm.toml <in >output 2>err & exec 4>in
                early >&4; echo 'echo first-$((1 + 1)); reboot -f' >&4
                within 120 grep -q first-2 output
                i=0
@@ -97,7 +102,8 @@ fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
         )
         .scenario(
             "with --no-reboot, a reboot ends it",
-            "{ early; echo 'reboot -f'; } | run --no-reboot debian >output",
+            "description debian >vm.toml
+             { early; echo 'reboot -f'; } | omnivisor run --no-reboot --config vm.toml >output",
         )
         .scenario(
             "leaving by keys and by signals restores the terminal",
