@@ -29,7 +29,6 @@ code() {
 # says TEXT FILE...
 says() { grep -qF -- "$@" || fail "'$1' is not in: $(shift; cat "$@")"; }
 same() { [ "$1" = "$2" ] || fail "'$1' is not '$2'"; }
-no_passt() { ! pgrep -x 'passt(\.avx2)?'; }
 # description ARG...: a file that describes the machine, with a shell on its console and no agent.
 description() {
     run "$@" --dry-run | sed '/^\[vsock\]/,/^path/d; s/ omnivisor\.agent=[a-z0-9:]*//'
