@@ -96,7 +96,7 @@ impl Msix {
         for (position, byte) in data.iter_mut().enumerate() {
             let first = offset.saturating_add(position as u64).saturating_mul(8);
             *byte = (0..8).fold(0, |bits, bit| {
-                let index = usize::try_from(first + bit).unwrap_or(usize::MAX);
+                let index = usize::try_from(first.saturating_add(bit)).unwrap_or(usize::MAX);
                 bits | u8::from(state.pending.get(index).copied().unwrap_or(false)) << bit
             });
         }
