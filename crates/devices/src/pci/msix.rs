@@ -113,7 +113,7 @@ impl Msix {
         if state.masked(index) {
             state.pending[index] = true;
         } else {
-            drop(state);
+            // Under the lock: a guest that masks the vector just now would otherwise lose the interrupt.
             target.signal();
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Seconds that a whole lab may take on a machine that is busy with much else.
-const DEADLINE: u32 = 900;
+const DEADLINE: u32 = 480;
 
 /// What each scenario begins with: a shell that stops at the first failure, and a few words.
 const PRELUDE: &str = r#"
@@ -15,7 +15,7 @@ cd "$SCENARIO"
 export TMPDIR=$SCENARIO
 exec 3>&1
 trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT
-omnivisor() { timeout 240 "$OMNIVISOR" "$@"; }
+omnivisor() { timeout 150 "$OMNIVISOR" "$@"; }
 # run ARG...: a machine without a network.
 run() { omnivisor run --net none "$@"; }
 fail() { echo "$*" >&3; exit 1; }
