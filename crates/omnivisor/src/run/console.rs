@@ -1,7 +1,7 @@
 //! Joins the guest's console with the user's terminal, or with standard input and output.
 
 use std::collections::VecDeque;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -317,7 +317,6 @@ impl Write for Output {
 
 /// Sends the number of `signal` through `writer` whenever it comes.
 fn register(signal: i32, writer: &UnixStream) -> io::Result<signal_hook::SigId> {
-    let _ = io::stdin().is_terminal();
     signal_hook::low_level::pipe::register(signal, writer.try_clone()?)
 }
 
