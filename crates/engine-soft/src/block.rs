@@ -7,8 +7,8 @@ use iced_x86::{DecoderError, DecoderOptions};
 use crate::cpu::{Access, Cpu, Mode, Step, Stop};
 use crate::decode::decode;
 use crate::host::{HostAddress, PAGE};
-use crate::native::Stubs;
 use crate::op::Op;
+use crate::stubs::Stubs;
 
 /// Instructions of the longest block.
 const LONGEST: usize = 64;

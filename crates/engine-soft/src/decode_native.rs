@@ -3,8 +3,9 @@
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, OpAccess, OpKind};
 
 use crate::cpu::Mode;
-use crate::native::{ALIGNED, Encoding, FLOATS, READS, SETS_FLAGS, Stubs, WRITES, X87, execute};
+use crate::native::{ALIGNED, FLOATS, READS, SETS_FLAGS, WRITES, X87, execute};
 use crate::op::{Op, Run};
+use crate::stubs::{Encoding, Stubs};
 
 /// `None` for what is not offered to guests, or not in a form that is known here.
 pub fn native(

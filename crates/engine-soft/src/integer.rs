@@ -1,6 +1,6 @@
 //! Integer instructions.
 
-use crate::cpu::{Cpu, DE, RAX, RBP, RCX, RDX, RSP, Step, Stop};
+use crate::cpu::{Cpu, DE, RAX, RCX, RDX, Step};
 use crate::flags::Flags;
 use crate::host::Word;
 use crate::op::Op;
@@ -59,7 +59,7 @@ pub fn alu<W: Word, const OP: u8, const M: bool, const S: u8, const L: bool>(
 
 /// Replaces the first operand. `change` may run more than once, each time with the flags as they were.
 #[inline(always)]
-fn modify<W: Word, const M: bool, const L: bool>(
+pub fn modify<W: Word, const M: bool, const L: bool>(
     c: &mut Cpu,
     o: &Op,
     mut change: impl FnMut(&mut Flags, u64) -> u64,
@@ -107,115 +107,6 @@ pub fn unary<W: Word, const OP: u8, const M: bool, const L: bool>(c: &mut Cpu, o
             }
             _ => !a,
         }
-    })
-}
-
-pub const ROL: u8 = 0;
-pub const ROR: u8 = 1;
-pub const RCL: u8 = 2;
-pub const SHL: u8 = 4;
-pub const SHR: u8 = 5;
-pub const SAR: u8 = 7;
-
-#[inline(always)]
-fn shift_value<W: Word, const OP: u8>(flags: &mut Flags, a: u64, count: u64) -> u64 {
-    let bits = u64::from(W::BITS);
-    let count = count & if bits == 64 { 63 } else { 31 };
-    if count == 0 {
-        return a;
-    }
-    let top = |value: u64| value >> (bits - 1) & 1 != 0;
-    match OP {
-        SHL => {
-            let result = if count < bits { W::cut(a << count).wide() } else { 0 };
-            let carry = count <= bits && a >> (bits - count) & 1 != 0;
-            flags.result::<W>(result, carry, top(result) != carry);
-            result
-        }
-        SHR => {
-            let result = if count < bits { a >> count } else { 0 };
-            let carry = count <= bits && a >> (count - 1) & 1 != 0;
-            flags.result::<W>(result, carry, top(a));
-            result
-        }
-        SAR => {
-            let wide = (a << (64 - bits)) as i64 >> (64 - bits);
-            let result = W::cut((wide >> count.min(63)) as u64).wide();
-            flags.result::<W>(result, wide >> (count - 1).min(63) & 1 != 0, false);
-            result
-        }
-        ROL => {
-            let turn = count % bits;
-            let result = if turn == 0 { a } else { W::cut(a << turn | a >> (bits - turn)).wide() };
-            let carry = result & 1 != 0;
-            flags.set_carry_overflow(carry, top(result) != carry);
-            result
-        }
-        ROR => {
-            let turn = count % bits;
-            let result = if turn == 0 { a } else { W::cut(a >> turn | a << (bits - turn)).wide() };
-            let carry = top(result);
-            flags.set_carry_overflow(carry, carry != (result >> (bits - 2) & 1 != 0));
-            result
-        }
-        _ => {
-            let turn = count % (bits + 1);
-            let (mut value, mut carry) = (a, flags.cf());
-            for _ in 0..turn {
-                if OP == RCL {
-                    let out = top(value);
-                    value = W::cut(value << 1).wide() | u64::from(carry);
-                    carry = out;
-                } else {
-                    let out = value & 1 != 0;
-                    value = value >> 1 | u64::from(carry) << (bits - 1);
-                    carry = out;
-                }
-            }
-            let overflow = if OP == RCL {
-                top(value) != carry
-            } else {
-                top(value) != (value >> (bits - 2) & 1 != 0)
-            };
-            flags.set_carry_overflow(carry, overflow);
-            value
-        }
-    }
-}
-
-/// Shifts and rotations by `imm` (`S == IMM`) or CL.
-pub fn shift<W: Word, const OP: u8, const M: bool, const S: u8>(c: &mut Cpu, o: &Op) -> Step {
-    let count = if S == IMM { o.imm } else { c.r.r(RCX) };
-    modify::<W, M, false>(c, o, |flags, a| shift_value::<W, OP>(flags, a, count))
-}
-
-/// SHLD (`LEFT`) and SHRD.
-pub fn shift_double<W: Word, const LEFT: bool, const M: bool, const S: u8>(
-    c: &mut Cpu,
-    o: &Op,
-) -> Step {
-    let bits = u64::from(W::BITS);
-    let count = if S == IMM { o.imm } else { c.r.r(RCX) } & if bits == 64 { 63 } else { 31 };
-    let b = c.r.get::<W>(o.src).wide();
-    modify::<W, M, false>(c, o, |flags, a| {
-        if count == 0 {
-            return a;
-        }
-        let pair = if LEFT {
-            u128::from(a) << bits | u128::from(b)
-        } else {
-            u128::from(b) << bits | u128::from(a)
-        };
-        // Counts beyond 16 bits of a word operand are undefined; the pair goes round.
-        let count = if count > bits { count - bits } else { count };
-        let (result, carry) = if LEFT {
-            ((pair << count >> bits) as u64, a >> (bits - count) & 1 != 0)
-        } else {
-            ((pair >> count) as u64, a >> (count - 1) & 1 != 0)
-        };
-        let result = W::cut(result).wide();
-        flags.result::<W>(result, carry, (result ^ a) >> (bits - 1) & 1 != 0);
-        result
     })
 }
 
@@ -359,143 +250,6 @@ pub fn cmov<W: Word, const CODE: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step
     let value = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.src).wide() };
     let value = if c.flags.condition::<CODE>() { value } else { c.r.get::<W>(o.dst).wide() };
     c.r.put::<W>(o.dst, value);
-    Ok(())
-}
-
-/// Jcc: `imm` is the target.
-pub fn jcc<const CODE: u8>(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = if c.flags.condition::<CODE>() { o.imm } else { o.next };
-    Err(Stop::Branch)
-}
-
-/// JMP to `imm`.
-pub fn jmp(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = o.imm;
-    Err(Stop::Branch)
-}
-
-/// JMP through a register or memory.
-pub fn jmp_indirect<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.dst).wide() };
-    Err(Stop::Branch)
-}
-
-/// CALL of `imm`.
-pub fn call<W: Word>(c: &mut Cpu, o: &Op) -> Step {
-    c.push::<W>(o.next)?;
-    c.rip = o.imm;
-    Err(Stop::Branch)
-}
-
-/// CALL through a register or memory.
-pub fn call_indirect<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
-    let target = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.dst).wide() };
-    c.push::<W>(o.next)?;
-    c.rip = target;
-    Err(Stop::Branch)
-}
-
-/// RET, and `imm` more bytes.
-pub fn ret<W: Word>(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = c.pop::<W>()?;
-    let pointer = c.r.r(RSP).wrapping_add(o.imm);
-    c.set_sp(pointer);
-    Err(Stop::Branch)
-}
-
-/// LOOP (0), LOOPE (1), LOOPNE (2) and JCXZ (3).
-pub fn looping<const KIND: u8>(c: &mut Cpu, o: &Op) -> Step {
-    let mask = crate::op::ADDRESS_MASKS[usize::from(o.address) % 3];
-    let mut count = c.r.r(RCX) & mask;
-    if KIND != 3 {
-        count = count.wrapping_sub(1) & mask;
-        match o.address {
-            0 => c.r.set(RCX, count),
-            1 => c.r.put::<u32>(8, count),
-            _ => c.r.put::<u16>(8, count),
-        }
-    }
-    let taken = match KIND {
-        0 => count != 0,
-        1 => count != 0 && c.flags.zf(),
-        2 => count != 0 && !c.flags.zf(),
-        _ => count == 0,
-    };
-    c.rip = if taken { o.imm } else { o.next };
-    Err(Stop::Branch)
-}
-
-/// PUSH.
-pub fn push<W: Word, const S: u8>(c: &mut Cpu, o: &Op) -> Step {
-    let value = match S {
-        REG => c.r.get::<W>(o.dst).wide(),
-        IMM => o.imm,
-        _ => c.read::<W>(c.linear(o))?,
-    };
-    c.push::<W>(value)
-}
-
-/// POP.
-pub fn pop<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
-    if !M {
-        let value = c.pop::<W>()?;
-        c.r.put::<W>(o.dst, value);
-        return Ok(());
-    }
-    // The address is computed with the stack pointer after the pop; a fault must not move it.
-    let before = c.r.r(RSP);
-    let value = c.pop::<W>()?;
-    let result = c.write::<W>(c.linear(o), value);
-    if result.is_err() {
-        c.r.set(RSP, before);
-    }
-    result
-}
-
-/// PUSHA and POPA.
-pub fn push_all<W: Word>(c: &mut Cpu, _: &Op) -> Step {
-    let start = c.r.r(RSP);
-    for number in 0..8_u64 {
-        let value = c.r.r(number as usize);
-        let place = start.wrapping_sub((number + 1) * W::BYTES);
-        c.write::<W>(c.stack(place), value)?;
-    }
-    c.set_sp(start.wrapping_sub(8 * W::BYTES));
-    Ok(())
-}
-
-/// See [`push_all`].
-pub fn pop_all<W: Word>(c: &mut Cpu, _: &Op) -> Step {
-    let start = c.r.r(RSP);
-    let mut values = [0; 8];
-    for (value, number) in values.iter_mut().zip(0..) {
-        *value = c.read::<W>(c.stack(start.wrapping_add(number * W::BYTES)))?;
-    }
-    for (number, value) in values.into_iter().rev().enumerate() {
-        if number != RSP {
-            c.r.put::<W>(8 * number as u8, value);
-        }
-    }
-    c.set_sp(start.wrapping_add(8 * W::BYTES));
-    Ok(())
-}
-
-/// LEAVE.
-pub fn leave<W: Word>(c: &mut Cpu, _: &Op) -> Step {
-    let frame = c.r.r(RBP);
-    let value = c.read::<W>(c.stack(frame))?;
-    c.set_sp(frame.wrapping_add(W::BYTES));
-    c.r.put::<W>(8 * RBP as u8, value);
-    Ok(())
-}
-
-/// ENTER with nesting level 0; `imm` bytes of locals.
-pub fn enter<W: Word>(c: &mut Cpu, o: &Op) -> Step {
-    let frame = c.r.r(RBP);
-    c.push::<W>(frame)?;
-    let pointer = c.r.r(RSP);
-    c.r.put::<W>(8 * RBP as u8, pointer);
-    c.set_sp(pointer.wrapping_sub(o.imm));
     Ok(())
 }
 

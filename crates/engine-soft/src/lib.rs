@@ -1,18 +1,21 @@
 //! The software engine: an x86-64 processor and its interrupt controllers behind the engine traits.
 //!
 //! Instructions are decoded once into blocks of function pointers with their operands ([`block`], [`op`]);
-//! x87 and SSE instructions are executed by the host's own processor through small stubs ([`native`]). Guest
-//! memory is reached through a software TLB ([`host`], [`mmu`]). `host` and `native` are the only modules
-//! with unsafe code.
+//! x87 and SSE instructions are executed by the host's own processor through small pieces of machine code
+//! ([`native`], [`stubs`]). Guest memory is reached through a software TLB ([`host`], [`mmu`]). `host`,
+//! `native` and `stubs` are the only modules with unsafe code.
 
 #![deny(unsafe_code)]
 
 mod apic;
 mod block;
+mod branch;
 mod chips;
 mod clock;
 mod cpu;
 mod decode;
+mod decode_control;
+mod decode_integer;
 mod decode_native;
 mod decode_system;
 mod devices;
@@ -20,14 +23,19 @@ mod flags;
 #[allow(unsafe_code)]
 mod host;
 mod integer;
+mod interrupts;
 mod mmu;
+mod msr;
 #[allow(unsafe_code)]
 mod native;
 mod op;
 mod segments;
+mod shifts;
 mod soft;
 mod state;
 mod strings;
+#[allow(unsafe_code)]
+mod stubs;
 mod system;
 mod vcpu;
 mod vm;

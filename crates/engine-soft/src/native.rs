@@ -1,8 +1,4 @@
-//! x87, MMX and SSE instructions, executed by the host's own processor: for each encoding a stub is made
-//! that loads what the instruction reads, executes it and stores what it wrote. This module writes and
-//! calls machine code.
-
-use std::collections::HashMap;
+//! x87, MMX and SSE instructions, executed by the host's own processor through [`stubs`](crate::stubs).
 
 use crate::cpu::{CR0_EM, CR0_TS, CR4_OSFXSR, Cpu, NM, Step, UD, XM};
 use crate::flags::Flags;
@@ -12,8 +8,8 @@ use crate::op::Op;
 pub const FXSAVE: usize = 512;
 const FCW: usize = 0;
 const FSW: usize = 2;
-const MXCSR: usize = 24;
-const XMM: usize = 160;
+pub const MXCSR: usize = 24;
+pub const XMM: usize = 160;
 /// MXCSR's writable bits.
 const MXCSR_MASK: u32 = 0xffff;
 /// All exceptions masked.
@@ -30,9 +26,9 @@ pub struct FpuState {
     host_mxcsr: u32,
 }
 
-const OPERAND: usize = FXSAVE;
-const FLAGS: usize = 2 * FXSAVE;
-const HOST_MXCSR: usize = FLAGS + 8;
+pub const OPERAND: usize = FXSAVE;
+pub const FLAGS: usize = 2 * FXSAVE;
+pub const HOST_MXCSR: usize = FLAGS + 8;
 
 impl Default for FpuState {
     fn default() -> Self {
@@ -187,199 +183,6 @@ fn call(c: &mut Cpu, o: &Op) {
         let stub: extern "sysv64" fn(*mut FpuState, *mut u64) =
             std::mem::transmute::<usize, _>(o.imm as usize);
         stub(fpu, registers);
-    }
-}
-
-/// What is to be executed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Encoding {
-    /// 66, F2, F3 in their order.
-    pub prefixes: Vec<u8>,
-    /// REX.W, REX.R and REX.B as they are to be.
-    pub rex: u8,
-    /// With the escape bytes, or the x87 opcode.
-    pub opcode: Vec<u8>,
-    /// ModRM's `reg`, and `rm` where that is a register; memory is at RSI.
-    pub reg: u8,
-    pub rm: Option<u8>,
-    pub has_modrm: bool,
-    pub immediate: Vec<u8>,
-    /// A general register: its number; the encoding has RAX in its place.
-    pub general: Option<u8>,
-    /// Vector registers that are read or written.
-    pub vectors: Vec<u8>,
-    pub x87: bool,
-    pub floats: bool,
-    pub flags: bool,
-}
-
-/// Executable memory for stubs.
-pub struct Stubs {
-    memory: Option<Executable>,
-    known: HashMap<Encoding, usize>,
-}
-
-/// Bytes for stubs; a kernel and its programs use a few hundred, of less than 128 bytes each.
-const ARENA: usize = 2 << 20;
-
-impl Stubs {
-    /// Without memory where the host forbids to execute what was written.
-    pub fn new() -> Self {
-        Self { memory: Executable::new(ARENA), known: HashMap::new() }
-    }
-
-    /// The address of the stub for `encoding`; `None` when there is no room (then [`Stubs::clear`]).
-    pub fn make(&mut self, encoding: &Encoding) -> Option<usize> {
-        if let Some(address) = self.known.get(encoding) {
-            return Some(*address);
-        }
-        let code = assemble(encoding);
-        let address = self.memory.as_mut()?.append(&code)?;
-        self.known.insert(encoding.clone(), address);
-        Some(address)
-    }
-
-    /// Forgets every stub. No decoded instruction may be kept.
-    pub fn clear(&mut self) {
-        self.known.clear();
-        if let Some(memory) = &mut self.memory {
-            memory.used = 0;
-        }
-    }
-}
-
-/// RDI: `FpuState`, RSI: the general registers, then the memory operand.
-fn assemble(e: &Encoding) -> Vec<u8> {
-    let mut code = Vec::with_capacity(128);
-    let displacement = |code: &mut Vec<u8>, at: usize| code.extend((at as u32).to_le_bytes());
-    // push rdx; mov rdx, rsi (the general registers); lea rsi, [rdi + OPERAND]
-    code.extend([0x52, 0x48, 0x89, 0xf2, 0x48, 0x8d, 0xb7]);
-    displacement(&mut code, OPERAND);
-    if e.x87 {
-        code.extend([0x48, 0x0f, 0xae, 0x0f]); // fxrstor64 [rdi]
-    }
-    if e.floats {
-        code.extend([0x0f, 0xae, 0x9f]); // stmxcsr
-        displacement(&mut code, HOST_MXCSR);
-        code.extend([0x0f, 0xae, 0x57, MXCSR as u8]); // ldmxcsr
-    }
-    let vector_move = |code: &mut Vec<u8>, opcode: u8, register: u8| {
-        if register >= 8 {
-            code.push(0x44);
-        }
-        code.extend([0x0f, opcode, 0x87 | (register & 7) << 3]); // movups
-        displacement(code, XMM + 16 * usize::from(register));
-    };
-    if !e.x87 {
-        for register in &e.vectors {
-            vector_move(&mut code, 0x10, *register);
-        }
-    }
-    if let Some(register) = e.general {
-        code.extend([0x48, 0x8b, 0x42, 8 * register]); // mov rax, [rdx + 8 * register]
-    }
-    code.extend(&e.prefixes);
-    if e.rex != 0 {
-        code.push(0x40 | e.rex);
-    }
-    code.extend(&e.opcode);
-    if e.has_modrm {
-        let rm = e.rm.map_or(6, |rm| 0xc0 | rm & 7);
-        code.push(rm | (e.reg & 7) << 3);
-    }
-    code.extend(&e.immediate);
-    if let Some(register) = e.general {
-        code.extend([0x48, 0x89, 0x42, 8 * register]); // mov [rdx + 8 * register], rax
-    }
-    if e.flags {
-        code.extend([0x9c, 0x8f, 0x87]); // pushfq; pop [rdi + FLAGS]
-        displacement(&mut code, FLAGS);
-    }
-    if !e.x87 {
-        for register in &e.vectors {
-            vector_move(&mut code, 0x11, *register);
-        }
-    }
-    if e.floats {
-        code.extend([0x0f, 0xae, 0x5f, MXCSR as u8]); // stmxcsr
-        code.extend([0x0f, 0xae, 0x97]); // ldmxcsr
-        displacement(&mut code, HOST_MXCSR);
-    }
-    if e.x87 {
-        code.extend([0x48, 0x0f, 0xae, 0x07, 0xdb, 0xe3]); // fxsave64 [rdi]; fninit
-        // fxrstor64 loaded the guest's MXCSR: back to what Rust expects.
-        code.extend([0x68, 0x80, 0x1f, 0, 0, 0x0f, 0xae, 0x14, 0x24, 0x58]);
-    }
-    code.extend([0x5a, 0xc3]); // pop rdx; ret
-    code
-}
-
-/// Memory that is written through one mapping and executed through another.
-struct Executable {
-    writable: *mut u8,
-    executable: *const u8,
-    used: usize,
-    size: usize,
-}
-
-// SAFETY: the mappings belong to the whole process.
-unsafe impl Send for Executable {}
-
-impl Executable {
-    fn new(size: usize) -> Option<Self> {
-        // SAFETY: plain system calls; the results are checked, and the descriptor is closed.
-        unsafe {
-            let file = libc::memfd_create(c"stubs".as_ptr(), libc::MFD_CLOEXEC);
-            if file < 0 {
-                return None;
-            }
-            let null = std::ptr::null_mut();
-            let grown = libc::ftruncate(file, size as libc::off_t) == 0;
-            let map = |protection| {
-                if !grown {
-                    return libc::MAP_FAILED;
-                }
-                libc::mmap(null, size, protection, libc::MAP_SHARED, file, 0)
-            };
-            let writable = map(libc::PROT_READ | libc::PROT_WRITE);
-            let executable = map(libc::PROT_READ | libc::PROT_EXEC);
-            libc::close(file);
-            for mapping in [writable, executable] {
-                if mapping == libc::MAP_FAILED {
-                    for other in [writable, executable] {
-                        if other != libc::MAP_FAILED {
-                            libc::munmap(other, size);
-                        }
-                    }
-                    return None;
-                }
-            }
-            Some(Self { writable: writable.cast(), executable: executable.cast(), used: 0, size })
-        }
-    }
-
-    fn append(&mut self, code: &[u8]) -> Option<usize> {
-        let end = self.used.checked_add(code.len())?.next_multiple_of(16);
-        if end > self.size {
-            return None;
-        }
-        // SAFETY: the range was just checked; nobody executes it yet.
-        unsafe {
-            self.writable.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
-        }
-        let address = self.executable as usize + self.used;
-        self.used = end;
-        Some(address)
-    }
-}
-
-impl Drop for Executable {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and stubs live no longer than this.
-        unsafe {
-            libc::munmap(self.writable.cast(), self.size);
-            libc::munmap(self.executable.cast_mut().cast(), self.size);
-        }
     }
 }
 
