@@ -23,6 +23,7 @@
 mod cache;
 mod codec;
 mod convert;
+mod create;
 mod error;
 mod extent;
 mod format;
@@ -46,6 +47,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 pub use convert::{Compression, ConvertOptions, Report, UnknownCompression, convert};
+pub use create::{CreateOptions, Layout, Preallocation, WrongOption, create};
 pub use error::{Error, Holder, Result};
 pub use extent::{Content, Extent, Extents, Location};
 pub use format::{Format, UnknownFormat};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use disk::{Compression, ConvertOptions, FilePolicy, Format, ImageOptions, Report};
+use disk::{Compression, ConvertOptions, CreateOptions, FilePolicy, Format, ImageOptions, Report};
 
 /// Progress is shown this often.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -56,9 +56,10 @@ pub fn run(args: &ConvertArgs) -> disk::Result<Report> {
     let options =
         ImageOptions { read_only: true, format: args.from, files, ..ImageOptions::default() };
     let source = disk::open(&args.source, &options)?;
+    let mut image = CreateOptions::new(args.to, 0);
+    image.compression = args.compress;
     let options = ConvertOptions {
-        format: args.to,
-        compression: args.compress,
+        image,
         level: args.level,
         jobs: args.jobs,
         replace: args.force,

@@ -2,31 +2,27 @@
 
 mod pack;
 
-use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pack::Packing;
 pub use pack::{Compression, UnknownCompression};
 
-use crate::qcow2::Appender;
-use crate::{
-    Content, Disk, Error, Extents, FileSource, Format, Qcow2Options, Result, WritableSource,
-};
+use crate::create::{Builder, Files, build};
+use crate::{Content, CreateOptions, Disk, Error, Extents, FileSource, Format, Result};
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
-/// Zeroes are left out in units of this many bytes at least.
-const ZERO_UNIT: usize = 4096;
+/// What a file's name ends in until its image is whole.
+const PARTIAL: &str = ".partial";
 
 /// How to convert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvertOptions {
-    /// Format of the new image: raw or qcow2.
-    pub format: Format,
-    /// Compresses every cluster, qcow2 only.
-    pub compression: Option<Compression>,
+    /// What the new image is like. Its length is the source's.
+    pub image: CreateOptions,
     /// How hard to compress; the format's usual level otherwise.
     pub level: Option<i32>,
     /// Threads that compress; one per processor otherwise.
@@ -38,7 +34,7 @@ pub struct ConvertOptions {
 impl ConvertOptions {
     /// Without compression, and refusing to replace a file.
     pub fn new(format: Format) -> Self {
-        Self { format, compression: None, level: None, jobs: None, replace: false }
+        Self { image: CreateOptions::new(format, 0), level: None, jobs: None, replace: false }
     }
 }
 
@@ -67,50 +63,51 @@ pub fn convert(
 ) -> Result<Report> {
     let path = path.as_ref();
     let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
-    if !options.replace && path.symlink_metadata().is_ok() {
-        let exists = std::io::ErrorKind::AlreadyExists.into();
-        return Err(io("create")(exists));
-    }
-    let partial = Partial::new(path)?;
-    let mut report = Report::default();
-    match options.format {
-        Format::Raw => to_raw(source, &partial.path, &mut report, &mut progress)?,
-        Format::Qcow2 => to_qcow2(source, &partial.path, options, &mut report, &mut progress)?,
-        format => {
-            let what = "images of this format cannot be made yet".to_owned();
-            return Err(Error::Unsupported { format, what });
+    let create = CreateOptions { length: source.len(), ..options.image.clone() };
+    let files = Files::new(path, PARTIAL);
+    let mut partials = Vec::new();
+    for target in files.all(&create) {
+        if !options.replace && target.symlink_metadata().is_ok() {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(Error::Io { action: "create", path: target, source });
         }
+        partials.push(Partial::new(files.temporary(&target), target)?);
     }
-    report.file_length = partial.path.metadata().map_err(io("look at"))?.len();
-    partial.publish(path).map_err(io("name"))?;
+    let mut report = Report::default();
+    let mut builder = build(&files, &create)?;
+    write_data(source, &mut *builder, options, &mut report, &mut progress)?;
+    drop(builder);
+    for partial in &partials {
+        report.file_length += partial.path.metadata().map_err(io("look at"))?.len();
+    }
+    // The image's own file comes last: until then its old one stays.
+    partials.into_iter().try_for_each(Partial::publish).map_err(io("name"))?;
     Ok(report)
 }
 
 /// A file that is removed unless it gets its name.
 struct Partial {
     path: PathBuf,
+    target: PathBuf,
     is_published: bool,
 }
 
 impl Partial {
     /// Removes what an earlier conversion that was killed left behind, unless it still runs.
-    fn new(target: &Path) -> Result<Self> {
-        let mut name = target.file_name().map(OsString::from).unwrap_or_default();
-        name.push(".partial");
-        let path = target.with_file_name(name);
+    fn new(path: PathBuf, target: PathBuf) -> Result<Self> {
         if path.symlink_metadata().is_ok_and(|found| found.is_file()) {
             // Its lock tells whether somebody writes to it.
             drop(FileSource::open(&path, false)?);
             let io = |source| Error::Io { action: "remove", path: path.clone(), source };
             std::fs::remove_file(&path).map_err(io)?;
         }
-        Ok(Self { path, is_published: false })
+        Ok(Self { path, target, is_published: false })
     }
 
-    fn publish(mut self, target: &Path) -> std::io::Result<()> {
-        std::fs::rename(&self.path, target)?;
+    fn publish(mut self) -> io::Result<()> {
+        std::fs::rename(&self.path, &self.target)?;
         self.is_published = true;
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
 }
@@ -123,38 +120,20 @@ impl Drop for Partial {
     }
 }
 
-fn to_raw(
+/// Writes all that is not zeroes.
+fn write_data(
     source: &dyn Disk,
-    path: &Path,
-    report: &mut Report,
-    progress: &mut dyn FnMut(u64),
-) -> Result<()> {
-    let target = FileSource::create(path)?;
-    target.set_len(source.len())?;
-    read_data(source, CHUNK, report, progress, |start, bytes, report| {
-        for range in nonzero(bytes, ZERO_UNIT) {
-            report.data += range.len() as u64;
-            target.write_at(&bytes[range.clone()], start + range.start as u64)?;
-        }
-        Ok(())
-    })?;
-    target.flush()
-}
-
-fn to_qcow2(
-    source: &dyn Disk,
-    path: &Path,
+    target: &mut dyn Builder,
     options: &ConvertOptions,
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let mut create = Qcow2Options::new(source.len());
-    create.compression = options.compression.unwrap_or_default();
-    let cluster = 1_usize << create.cluster_bits;
-    let mut target = Appender::create(path, &create)?;
-    let Some(compression) = options.compression else {
-        read_data(source, CHUNK, report, progress, |start, bytes, report| {
-            for range in nonzero(bytes, cluster) {
+    // A builder's blocks are powers of two.
+    let block = target.block_size().min(1 << 30) as usize;
+    let chunk = CHUNK.max(block as u64);
+    let Some(codec) = target.codec() else {
+        read_data(source, chunk, report, progress, |start, bytes, report| {
+            for range in nonzero(bytes, block) {
                 report.data += range.len() as u64;
                 target.write(start + range.start as u64, &bytes[range.clone()])?;
             }
@@ -162,16 +141,16 @@ fn to_qcow2(
         })?;
         return target.finish();
     };
-    let packing = Packing { compression, level: options.level, jobs: options.jobs, cluster };
+    let packing = Packing { codec, level: options.level, jobs: options.jobs, block };
     let compressed = packing.run(
         |send| {
-            read_data(source, CHUNK, report, progress, |start, bytes, report| {
-                for range in nonzero(bytes, cluster) {
+            read_data(source, chunk, report, progress, |start, bytes, report| {
+                for range in nonzero(bytes, block) {
                     report.data += range.len() as u64;
-                    for (index, part) in bytes[range.clone()].chunks(cluster).enumerate() {
+                    for (index, part) in bytes[range.clone()].chunks(block).enumerate() {
                         let mut part = part.to_vec();
-                        part.resize(cluster, 0);
-                        send(start + (range.start + index * cluster) as u64, part)?;
+                        part.resize(block, 0);
+                        send(start + (range.start + index * block) as u64, part)?;
                     }
                 }
                 Ok(())

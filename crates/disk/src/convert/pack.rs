@@ -9,6 +9,7 @@ use std::thread;
 
 use flate2::{Compress, FlushCompress, Status};
 
+use crate::codec::Codec;
 use crate::{Error, Result};
 
 /// QEMU reads zlib clusters with a window of 4 KiB.
@@ -55,10 +56,10 @@ impl FromStr for Compression {
 }
 
 pub(super) struct Packing {
-    pub compression: Compression,
+    pub codec: Codec,
     pub level: Option<i32>,
     pub jobs: Option<usize>,
-    pub cluster: usize,
+    pub block: usize,
 }
 
 /// A cluster with its number in the order of reading and its guest offset.
@@ -129,7 +130,7 @@ impl Packing {
             early.insert(number, (start, packed));
             while let Some((start, packed)) = early.remove(&next) {
                 if packed.is_ok() {
-                    compressed += self.cluster as u64;
+                    compressed += self.block as u64;
                 }
                 write(start, packed)?;
                 next += 1;
@@ -162,31 +163,45 @@ impl Packing {
 }
 
 enum Packer {
-    Zlib(Box<Compress>),
+    Deflate(Box<Compress>),
+    Zlib(libdeflater::Compressor),
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
 impl Packer {
     fn new(packing: &Packing) -> Result<Self> {
-        match packing.compression {
-            Compression::Zlib => {
+        match packing.codec {
+            Codec::Zlib => {
+                let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(1, 12);
+                let level = libdeflater::CompressionLvl::new(level).unwrap_or_default();
+                Ok(Self::Zlib(libdeflater::Compressor::new(level)))
+            }
+            Codec::Deflate => {
                 // Not more than nine, so it fits.
                 let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(0, 9) as u32;
                 let level = flate2::Compression::new(level);
-                Ok(Self::Zlib(Box::new(Compress::new_with_window_bits(level, false, WINDOW_BITS))))
+                Ok(Self::Deflate(Box::new(Compress::new_with_window_bits(
+                    level,
+                    false,
+                    WINDOW_BITS,
+                ))))
             }
-            Compression::Zstd => {
+            Codec::Zstd => {
                 let level = packing.level.unwrap_or(ZSTD_LEVEL).clamp(-7, 22);
                 zstd::bulk::Compressor::new(level).map(Self::Zstd).map_err(|_| Error::Stopped)
             }
         }
     }
 
-    /// The stream, if it is shorter.
+    /// The stream, if it is shorter or has to be one: VMDK's compressed grains all are.
     fn pack(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut stream = vec![0; bytes.len() - 1];
         let length = match self {
             Self::Zlib(state) => {
+                stream.resize(state.zlib_compress_bound(bytes.len()), 0);
+                state.zlib_compress(bytes, &mut stream).ok()?
+            }
+            Self::Deflate(state) => {
                 state.reset();
                 let status = state.compress(bytes, &mut stream, FlushCompress::Finish).ok()?;
                 if status != Status::StreamEnd {

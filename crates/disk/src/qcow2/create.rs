@@ -4,9 +4,11 @@ use std::path::Path;
 
 use zerocopy::IntoBytes;
 
-use super::header::{EXTENSION_BACKING_FORMAT, Header, MAGIC, incompatible, unsupported};
+use super::header::{
+    EXTENSION_BACKING_FORMAT, EXTENSION_EXTERNAL_DATA, Header, MAGIC, incompatible, unsupported,
+};
 use crate::source::{FileSource, WritableSource};
-use crate::{Compression, Format, MAX_LENGTH, Result};
+use crate::{Compression, CreateOptions, Format, MAX_LENGTH, Result};
 
 /// Counts of 16 bits.
 const REFCOUNT_ORDER: u32 = 4;
@@ -22,12 +24,36 @@ pub struct Qcow2Options {
     pub backing: Option<(String, Format)>,
     /// How clusters are compressed, if any are.
     pub compression: Compression,
+    /// Name of the file beside the image that has the guest's bytes.
+    pub data_file: Option<String>,
+    /// Clusters are divided into 32 parts that are kept one by one.
+    pub extended_l2: bool,
 }
 
 impl Qcow2Options {
     /// Clusters of 64 KiB, no parent.
     pub fn new(length: u64) -> Self {
-        Self { length, cluster_bits: 16, backing: None, compression: Compression::Zlib }
+        Self {
+            length,
+            cluster_bits: 16,
+            backing: None,
+            compression: Compression::Zlib,
+            data_file: None,
+            extended_l2: false,
+        }
+    }
+
+    /// What all formats' options say of a qcow2 image.
+    pub(super) fn from_create(options: &CreateOptions) -> Result<Self> {
+        let least = if options.extended_l2 { 1 << 14 } else { 1 << 9 };
+        Ok(Self {
+            cluster_bits: options.block_size(1 << 16, least..=1 << 21)?.trailing_zeros(),
+            backing: options.backing.clone(),
+            compression: options.compression.unwrap_or_default(),
+            data_file: options.data_file.clone(),
+            extended_l2: options.extended_l2,
+            ..Self::new(options.length)
+        })
     }
 }
 
@@ -45,7 +71,8 @@ pub(crate) fn write_empty(target: &dyn WritableSource, options: &Qcow2Options) -
         return Err(unsupported("its clusters or its disk would have a wrong size"));
     }
     let size = 1_u64 << bits;
-    let l1_size = options.length.div_ceil(size * (size / 8));
+    let entry_size = if options.extended_l2 { 16 } else { 8 };
+    let l1_size = options.length.div_ceil(size * (size / entry_size));
     if l1_size * 8 > 32 << 20 {
         return Err(unsupported("its disk would be too long for clusters of this size"));
     }
@@ -83,19 +110,35 @@ pub(crate) fn write_empty(target: &dyn WritableSource, options: &Qcow2Options) -
         header.compression_type = 1;
     }
     let mut extensions = Vec::new();
-    if let Some((name, format)) = &options.backing {
-        let format = qemu_name(*format).as_bytes();
-        extensions.extend_from_slice(&EXTENSION_BACKING_FORMAT.to_be_bytes());
-        extensions.extend_from_slice(&(format.len() as u32).to_be_bytes());
-        extensions.extend_from_slice(format);
+    let mut extend = |kind: u32, content: &[u8]| {
+        extensions.extend_from_slice(&kind.to_be_bytes());
+        extensions.extend_from_slice(&(content.len() as u32).to_be_bytes());
+        extensions.extend_from_slice(content);
         extensions.resize(extensions.len().next_multiple_of(8), 0);
+    };
+    if options.extended_l2 {
+        header.incompatible_features =
+            (header.incompatible_features.get() | incompatible::EXTENDED_L2).into();
+    }
+    if let Some(name) = &options.data_file {
+        header.incompatible_features =
+            (header.incompatible_features.get() | incompatible::EXTERNAL_DATA).into();
+        extend(EXTENSION_EXTERNAL_DATA, name.as_bytes());
+    }
+    if let Some((_, format)) = &options.backing {
+        extend(EXTENSION_BACKING_FORMAT, qemu_name(*format).as_bytes());
+    }
+    if options.data_file.is_some() || options.backing.is_some() {
         extensions.extend_from_slice(&[0; 8]);
+    }
+    if let Some((name, _)) = &options.backing {
         header.backing_file_offset = ((size_of::<Header>() + extensions.len()) as u64).into();
         header.backing_file_size = (name.len() as u32).into();
         extensions.extend_from_slice(name.as_bytes());
-        if name.len() > 1023 || size_of::<Header>() + extensions.len() > size as usize {
-            return Err(unsupported("the path of its parent would be too long"));
-        }
+    }
+    let has_long_name = options.backing.as_ref().is_some_and(|(name, _)| name.len() > 1023);
+    if has_long_name || size_of::<Header>() + extensions.len() > size as usize {
+        return Err(unsupported("the name of its parent or data file would be too long"));
     }
 
     let mut counts = vec![0; (blocks * size) as usize];

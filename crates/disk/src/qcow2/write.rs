@@ -22,7 +22,7 @@ const MAX_CHANGED: u64 = 8 << 20;
 /// Where the header has its autoclear features.
 const AUTOCLEAR_FIELD: u64 = 88;
 /// All subclusters stored; all zero.
-const ALL_STORED: u64 = u32::MAX as u64;
+pub(super) const ALL_STORED: u64 = u32::MAX as u64;
 const ALL_ZERO: u64 = ALL_STORED << 32;
 
 /// What changing an image takes beside its map.

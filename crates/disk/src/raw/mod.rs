@@ -1,5 +1,6 @@
 //! Disks whose file holds the guest's bytes one by one.
 
+mod build;
 mod lock;
 mod open;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use build::{Builder, prepare};
 pub(crate) use lock::unlock_file;
 pub(crate) use open::open_locked;
 

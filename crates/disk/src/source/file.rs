@@ -53,6 +53,22 @@ impl FileSource {
         &self.path
     }
 
+    /// Takes space for `range` from the file system, or does nothing where that cannot.
+    pub(crate) fn allocate(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mode = FallocateFlags::empty();
+        match rustix::fs::fallocate(&self.file, mode, range.start, range.end - range.start) {
+            Ok(()) => {
+                self.length.fetch_max(range.end, Ordering::AcqRel);
+                Ok(())
+            }
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(()),
+            Err(error) => Err(self.io("take space for")(error.into())),
+        }
+    }
+
     /// What tells this file from every other one: device and inode numbers.
     pub(crate) fn identity(&self) -> (u64, u64) {
         self.identity
