@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::Result;
@@ -72,7 +73,15 @@ pub(crate) struct Tables {
     source: Arc<dyn Source>,
     page_size: usize,
     pages: Cache<[u8]>,
-    changed: RwLock<BTreeMap<u64, (Stage, Vec<u8>)>>,
+    changed: RwLock<BTreeMap<u64, Changed>>,
+}
+
+/// A page that is to be written.
+struct Changed {
+    stage: Stage,
+    page: Vec<u8>,
+    /// What of it: the rest may be none of the tables' business.
+    part: Range<usize>,
 }
 
 impl Tables {
@@ -97,8 +106,8 @@ impl Tables {
         let (number, within) = (offset / size, (offset % size) as usize);
         {
             let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, page)) = changed.get(&number) {
-                return Ok(look(&page[within..]));
+            if let Some(changed) = changed.get(&number) {
+                return Ok(look(&changed.page[within..]));
             }
         }
         if let Some(page) = self.pages.get(number)
@@ -173,16 +182,18 @@ impl Tables {
         let size = self.page_size as u64;
         let (number, within) = (offset / size, (offset % size) as usize);
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-        let (_, page) = match changed.entry(number) {
+        let part = within..within + bytes.len();
+        let changed = match changed.entry(number) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let mut page = self.load(number)?;
-                // A table's last page may end with the file; it is written whole.
+                // The file may end within it.
                 page.resize(self.page_size, 0);
-                entry.insert((stage, page))
+                entry.insert(Changed { stage, page, part: part.clone() })
             }
         };
-        page[within..within + bytes.len()].copy_from_slice(bytes);
+        changed.page[part.clone()].copy_from_slice(bytes);
+        changed.part = changed.part.start.min(part.start)..changed.part.end.max(part.end);
         Ok(())
     }
 
@@ -191,7 +202,8 @@ impl Tables {
         let number = offset / self.page_size as u64;
         self.pages.remove(number);
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-        changed.insert(number, (Stage::First, content));
+        let part = 0..content.len();
+        changed.insert(number, Changed { stage: Stage::First, page: content, part });
     }
 
     /// How many pages are changed.
@@ -203,13 +215,17 @@ impl Tables {
     pub fn write_back(&self, stage: Stage) -> Result<()> {
         let writable = self.source.writable().ok_or(crate::Error::ReadOnly)?;
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-        let numbers: Vec<u64> =
-            changed.iter().filter(|(_, page)| page.0 == stage).map(|(number, _)| *number).collect();
+        let numbers: Vec<u64> = changed
+            .iter()
+            .filter(|(_, page)| page.stage == stage)
+            .map(|(number, _)| *number)
+            .collect();
         for number in numbers {
-            if let Some((_, page)) = changed.get(&number) {
-                writable.write_at(page, number * self.page_size as u64)?;
+            if let Some(Changed { page, part, .. }) = changed.get(&number) {
+                let offset = number * self.page_size as u64 + part.start as u64;
+                writable.write_at(&page[part.clone()], offset)?;
             }
-            if let Some((_, page)) = changed.remove(&number) {
+            if let Some(Changed { page, .. }) = changed.remove(&number) {
                 self.pages.insert(number, page.into());
             }
         }

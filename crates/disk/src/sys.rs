@@ -64,6 +64,19 @@ fn ofd_lock(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(flock) }
 }
 
+/// Numbers that nobody can guess, for identifiers.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    while done < N {
+        // SAFETY: the pointer and the length are those of the rest of `bytes`, which the call fills.
+        let count = unsafe { libc::getrandom(bytes[done..].as_mut_ptr().cast(), N - done, 0) };
+        // It fails only if it is interrupted, as long as the kernel has it (3.17).
+        done += usize::try_from(count).unwrap_or(0);
+    }
+    bytes
+}
+
 /// Tells a block device that a range is not needed any more (BLKDISCARD of linux/fs.h).
 pub(crate) fn block_discard(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
     const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);

@@ -2,7 +2,7 @@
 
 mod options;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub use options::{CreateOptions, Layout, Preallocation, WrongOption};
 
 use crate::codec::Codec;
 use crate::source::{FileSource, Source, WritableSource};
-use crate::{Error, Format, Result, qcow2, raw};
+use crate::{Error, Format, Result, qcow2, raw, vmdk};
 
 /// Makes a new, empty image; refuses to replace files.
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
@@ -32,6 +32,7 @@ pub(crate) fn build(files: &Files, options: &CreateOptions) -> Result<Box<dyn Bu
     Ok(match options.format {
         Format::Raw => Box::new(raw::Builder::new(files, options)?),
         Format::Qcow2 => Box::new(qcow2::Appender::new(files, options)?),
+        Format::Vmdk => vmdk::build(files, options)?,
         format => {
             let what = "images of this format cannot be made".to_owned();
             return Err(Error::Unsupported { format, what });
@@ -116,6 +117,23 @@ impl Files {
         FileSource::create(self.temporary(&self.path.with_file_name(name)))
     }
 
+    /// The image's name.
+    pub fn name(&self) -> Result<String> {
+        self.text(self.path.file_name())
+    }
+
+    /// The image's name without its ending.
+    pub fn stem(&self) -> Result<String> {
+        self.text(self.path.file_stem())
+    }
+
+    /// A name that an image can tell of itself.
+    fn text(&self, name: Option<&OsStr>) -> Result<String> {
+        let name = name.and_then(OsStr::to_str).filter(|name| !name.contains(['"', '\n']));
+        let missing = || Error::NotFound { name: self.path.display().to_string() };
+        name.map(str::to_owned).ok_or_else(missing)
+    }
+
     /// The final paths of all of them, the image's own last.
     pub fn all(&self, options: &CreateOptions) -> Vec<PathBuf> {
         let names = self.names(options).unwrap_or_default();
@@ -128,6 +146,7 @@ impl Files {
     fn names(&self, options: &CreateOptions) -> Result<Vec<String>> {
         match options.format {
             Format::Qcow2 => Ok(options.data_file.iter().cloned().collect()),
+            Format::Vmdk => vmdk::names(self, options),
             _ => Ok(Vec::new()),
         }
     }

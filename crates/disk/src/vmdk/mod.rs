@@ -1,5 +1,6 @@
 //! VMware's formats ("Virtual Disk Format 5.0"; COWD and seSparse after QEMU, block/vmdk.c).
 
+mod create;
 mod descriptor;
 mod sesparse;
 mod sparse;
@@ -7,6 +8,7 @@ mod sparse;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use create::{build, names};
 use descriptor::{Access, Descriptor, ExtentKind};
 use sesparse::SeSparse;
 use sparse::Sparse;

@@ -13,12 +13,16 @@ use crate::layer::{Grain, Place, Run};
 use crate::source::{Source, read_struct};
 use crate::{Result, SECTOR_SIZE};
 
+/// Line ends tell whether the file was changed as text on its way.
+pub(super) const FLAG_NEW_LINES: u32 = 1 << 0;
+/// There is a second grain directory with grain tables of its own.
+pub(super) const FLAG_REDUNDANT: u32 = 1 << 1;
 const FLAG_ZEROED_GRAINS: u32 = 1 << 2;
-const FLAG_COMPRESSED: u32 = 1 << 16;
-const FLAG_MARKERS: u32 = 1 << 17;
+pub(super) const FLAG_COMPRESSED: u32 = 1 << 16;
+pub(super) const FLAG_MARKERS: u32 = 1 << 17;
 
 /// The grain directory is where the footer says.
-const DIRECTORY_AT_END: u64 = u64::MAX;
+pub(super) const DIRECTORY_AT_END: u64 = u64::MAX;
 /// A grain table's entry: the grain is zeroes, if a flag says that there are such entries.
 const ZERO: u32 = 1;
 /// Entries of a COWD's table, each of one sector at least.
@@ -45,6 +49,29 @@ pub(super) struct SparseExtentHeader {
 }
 
 const _: () = assert!(size_of::<SparseExtentHeader>() == 512);
+
+impl SparseExtentHeader {
+    /// What the headers of all new extents have in common.
+    pub fn new(version: u32, length: u64, grain: u64) -> Self {
+        Self {
+            magic_number: *b"KDMV",
+            version: version.into(),
+            flags: 0.into(),
+            capacity: (length / SECTOR_SIZE).into(),
+            grain_size: (grain / SECTOR_SIZE).into(),
+            descriptor_offset: 0.into(),
+            descriptor_size: 0.into(),
+            num_gtes_per_gt: 512.into(),
+            rgd_offset: 0.into(),
+            gd_offset: 0.into(),
+            over_head: 0.into(),
+            unclean_shutdown: 0,
+            line_ends: *b"\n \r\n",
+            compress_algorithm: 0.into(),
+            pad: [0; 433],
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -3,6 +3,7 @@
 mod chains;
 mod common;
 mod converting;
+mod creating;
 mod qemu;
 mod virtualbox;
 mod writing;
