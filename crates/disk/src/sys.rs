@@ -77,6 +77,14 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A random UUID (RFC 9562, version 4).
+pub(crate) fn uuid() -> [u8; 16] {
+    let mut bytes: [u8; 16] = random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
 /// Tells a block device that a range is not needed any more (BLKDISCARD of linux/fs.h).
 pub(crate) fn block_discard(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
     const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);

@@ -11,7 +11,7 @@ pub use options::{CreateOptions, Layout, Preallocation, WrongOption};
 
 use crate::codec::Codec;
 use crate::source::{FileSource, Source, WritableSource};
-use crate::{Error, Format, Result, qcow2, raw, vmdk};
+use crate::{Error, Format, Result, parallels, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// Makes a new, empty image; refuses to replace files.
 pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
@@ -33,6 +33,10 @@ pub(crate) fn build(files: &Files, options: &CreateOptions) -> Result<Box<dyn Bu
         Format::Raw => Box::new(raw::Builder::new(files, options)?),
         Format::Qcow2 => Box::new(qcow2::Appender::new(files, options)?),
         Format::Vmdk => vmdk::build(files, options)?,
+        Format::Vhd => Box::new(vhd::NewImage::new(files, options)?),
+        Format::Vhdx => Box::new(vhdx::NewImage::new(files, options)?),
+        Format::Vdi => Box::new(vdi::NewImage::new(files, options)?),
+        Format::Parallels => Box::new(parallels::NewImage::new(files, options)?),
         format => {
             let what = "images of this format cannot be made".to_owned();
             return Err(Error::Unsupported { format, what });

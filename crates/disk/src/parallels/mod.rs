@@ -1,10 +1,14 @@
 //! One image of Parallels' format (QEMU, docs/interop/parallels.txt), plain or expanding.
 
+mod create;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub(crate) use create::NewImage;
 
 use crate::cache::Tables;
 use crate::layer::{self, Layer, Place, Run};
@@ -15,7 +19,7 @@ use crate::{Error, Format, Result, SECTOR_SIZE};
 /// The image is in use, or was when its program died.
 const IN_USE: u32 = 0x746f_6e59;
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
     magic: [u8; 16],

@@ -1,10 +1,14 @@
 //! VirtualBox's format (VirtualBox, src/VBox/Storage/VDICore.h).
 
+mod create;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub(crate) use create::NewImage;
 
 use crate::cache::Tables;
 use crate::layer::{self, Layer, Place, Run};
@@ -20,7 +24,7 @@ const VERSION: u32 = 0x0001_0001;
 const FREE: u32 = u32::MAX;
 const ZERO: u32 = u32::MAX - 1;
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
     text: [u8; 64],

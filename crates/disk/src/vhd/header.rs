@@ -53,7 +53,7 @@ pub(super) struct DynamicHeader {
 const _: () = assert!(size_of::<DynamicHeader>() == 1024);
 
 /// Where one form of the parent's path lies.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Locator {
     pub platform_code: [u8; 4],

@@ -1,11 +1,13 @@
 //! Virtual PC's format ("Virtual Hard Disk Image Format Specification" 1.0).
 
+mod create;
 mod header;
 mod parent;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use create::NewImage;
 pub(crate) use header::Footer;
 use header::{DynamicHeader, damaged, unsupported};
 
@@ -56,7 +58,7 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
                 sources: [source],
                 table_offset: header.table_offset.get(),
                 block_size,
-                bitmap_size: (block_size / SECTOR_SIZE).div_ceil(8).next_multiple_of(SECTOR_SIZE),
+                bitmap_size: bitmap_size(block_size),
             };
             let mut parsed = Parsed::new(Vhd::Sparse(sparse), length);
             let kind = if kind == 4 { "differencing" } else { "dynamic" };
@@ -67,6 +69,11 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         }
         other => Err(unsupported(format!("it is of type {other}"))),
     }
+}
+
+/// Bytes of the bitmap of a block's sectors: whole sectors.
+fn bitmap_size(block_size: u64) -> u64 {
+    (block_size / SECTOR_SIZE).div_ceil(8).next_multiple_of(SECTOR_SIZE)
 }
 
 impl Sparse {

@@ -7,13 +7,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::crc32c::crc32c;
 use crate::source::{Source, read_vec};
-use crate::{Error, Format, Result};
+use crate::{Error, Format, Result, sys};
 
-const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
+pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 const HEADER_BYTES: usize = 4096;
-const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
+pub(super) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
 const REGION_TABLE_BYTES: usize = 64 << 10;
 const MAX_REGIONS: u32 = 2047;
+/// Bytes of a new disk's log.
+pub(super) const LOG_LENGTH: u32 = 1 << 20;
 
 const BAT: [u8; 16] = guid(b"2DC27766F62342009D64115E9BFD4A08");
 const METADATA: [u8; 16] = guid(b"8B7CA20647904B9AB8FE575F050F886E");
@@ -33,7 +35,7 @@ pub(super) struct FileHeader {
     pub log_offset: U64,
 }
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RegionTableEntry {
     guid: [u8; 16],
@@ -49,6 +51,30 @@ pub(super) struct RegionTable {
 }
 
 impl FileHeader {
+    /// That of a new file, whose log is empty.
+    pub fn new(log_offset: u64, log_length: u32) -> Self {
+        Self {
+            signature: *b"head",
+            checksum: 0.into(),
+            sequence_number: 0.into(),
+            file_write_guid: sys::uuid(),
+            data_write_guid: sys::uuid(),
+            log_guid: [0; 16],
+            log_version: 0.into(),
+            version: 1.into(),
+            log_length: log_length.into(),
+            log_offset: log_offset.into(),
+        }
+    }
+
+    /// As it lies in the file, with its checksum.
+    pub fn to_sector(self) -> Vec<u8> {
+        let mut bytes = self.as_bytes().to_vec();
+        bytes.resize(HEADER_BYTES, 0);
+        seal(&mut bytes);
+        bytes
+    }
+
     /// The current one of the two.
     pub fn read(source: &dyn Source) -> Result<Self> {
         let found = HEADERS.into_iter().filter_map(|offset| {
@@ -98,6 +124,31 @@ impl RegionTable {
             _ => Err(damaged("it has no block allocation table or no metadata")),
         }
     }
+}
+
+/// A region table of two regions.
+pub(super) fn new_region_table(bat: &Range<u64>, metadata: &Range<u64>) -> Vec<u8> {
+    let mut bytes = b"regi\0\0\0\0\x02\0\0\0\0\0\0\0".to_vec();
+    for (guid, range) in [(BAT, bat), (METADATA, metadata)] {
+        let entry = RegionTableEntry {
+            guid,
+            file_offset: range.start.into(),
+            // At most 512 MiB.
+            length: ((range.end - range.start) as u32).into(),
+            required: 1.into(),
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+    }
+    bytes.resize(REGION_TABLE_BYTES, 0);
+    seal(&mut bytes);
+    bytes
+}
+
+/// Puts the checksum of the whole to byte 4.
+pub(super) fn seal(bytes: &mut [u8]) {
+    bytes[4..8].fill(0);
+    let checksum = crc32c(&[bytes]);
+    bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// The checksum at byte 4 is that of the structure with zeroes in its place.

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::{damaged, guid, unsupported};
 use crate::open::{Identity, ParentLink, portable_names};
 use crate::source::{Source, read_struct, read_vec};
-use crate::{Format, Result};
+use crate::{Format, Result, sys};
 
 const FILE_PARAMETERS: [u8; 16] = guid(b"CAA16737FA364D43B3B633F0AA44E76B");
 const VIRTUAL_DISK_SIZE: [u8; 16] = guid(b"2FA54224CD1B4876B2115DBED83BF4B8");
@@ -21,11 +21,14 @@ const VHDX_PARENT: [u8; 16] = guid(b"B04AEFB7D19E4A81B78925B8E9445913");
 
 const HAS_PARENT: u32 = 2;
 const IS_REQUIRED: u32 = 4;
+const IS_VIRTUAL_DISK: u32 = 2;
 const MAX_ENTRIES: u16 = 2047;
+/// Where the first item lies in the region, behind the table.
+const ITEMS: usize = 64 << 10;
 /// Longest disk (2.6.2.2).
-const MAX_LENGTH: u64 = 64 << 40;
+pub(super) const MAX_LENGTH: u64 = 64 << 40;
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TableHeader {
     signature: [u8; 8],
@@ -34,7 +37,7 @@ struct TableHeader {
     reserved2: [U32; 5],
 }
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TableEntry {
     item_id: [u8; 16],
@@ -121,6 +124,41 @@ impl Metadata {
         }
         Ok(())
     }
+}
+
+/// The region of a new disk with sectors of 512 bytes, from block size and flags.
+pub(super) fn new(parameters: [U32; 2], length: u64) -> Vec<u8> {
+    let disk = IS_REQUIRED | IS_VIRTUAL_DISK;
+    let sector = 512_u32.to_le_bytes();
+    let items: [([u8; 16], u32, &[u8]); 5] = [
+        (FILE_PARAMETERS, IS_REQUIRED, parameters.as_bytes()),
+        (VIRTUAL_DISK_SIZE, disk, &length.to_le_bytes()),
+        (VIRTUAL_DISK_ID, disk, &sys::uuid()),
+        (LOGICAL_SECTOR_SIZE, disk, &sector),
+        (PHYSICAL_SECTOR_SIZE, disk, &4096_u32.to_le_bytes()),
+    ];
+    let header = TableHeader {
+        signature: *b"metadata",
+        reserved: 0.into(),
+        entry_count: (items.len() as u16).into(),
+        reserved2: [0.into(); 5],
+    };
+    let mut table = header.as_bytes().to_vec();
+    let mut content = Vec::new();
+    for (item_id, flags, bytes) in items {
+        let entry = TableEntry {
+            item_id,
+            offset: ((ITEMS + content.len()) as u32).into(),
+            length: (bytes.len() as u32).into(),
+            flags: flags.into(),
+            reserved2: 0.into(),
+        };
+        table.extend_from_slice(entry.as_bytes());
+        content.extend_from_slice(bytes);
+    }
+    table.resize(ITEMS, 0);
+    table.extend_from_slice(&content);
+    table
 }
 
 fn parent(source: &dyn Source, offset: u64) -> Result<ParentLink> {

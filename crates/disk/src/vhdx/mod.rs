@@ -1,6 +1,7 @@
 //! Hyper-V's format ([MS-VHDX]).
 
 mod crc32c;
+mod create;
 mod header;
 mod log;
 mod metadata;
@@ -8,6 +9,7 @@ mod metadata;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use create::NewImage;
 use header::{FileHeader, RegionTable, damaged};
 use metadata::Metadata;
 

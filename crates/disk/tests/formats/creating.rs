@@ -7,7 +7,7 @@ use crate::common::{Workshop, assert_disk_holds, chain, has_qemu_img, open};
 const LENGTH: usize = (9 << 20) + 3 * 512;
 
 /// What the image is like, and its ending.
-const WAYS: [(&str, &str); 16] = [
+const WAYS: [(&str, &str); 25] = [
     ("raw", "raw"),
     ("raw,preallocation=falloc", "raw"),
     ("raw,preallocation=full", "raw"),
@@ -24,6 +24,15 @@ const WAYS: [(&str, &str); 16] = [
     ("vmdk,layout=fixed", "vmdk"),
     ("vmdk,layout=split-sparse", "vmdk"),
     ("vmdk,layout=split-fixed", "vmdk"),
+    ("vdi", "vdi"),
+    ("vdi,layout=fixed", "vdi"),
+    ("vhd", "vhd"),
+    ("vhd,block-size=512k", "vhd"),
+    ("vhd,layout=fixed", "vhd"),
+    ("vhdx", "vhdx"),
+    ("vhdx,layout=fixed,block-size=1M", "vhdx"),
+    ("parallels", "hds"),
+    ("parallels,block-size=64k", "hds"),
 ];
 
 fn options(text: &str) -> CreateOptions {
