@@ -31,6 +31,8 @@ pub struct Location<'a> {
     pub file: BorrowedFd<'a>,
     /// Offset of the extent's first byte in it.
     pub offset: u64,
+    /// The bytes stay there, and can be read at any alignment, for as long as the disk is open.
+    pub is_lasting: bool,
 }
 
 /// Walks over the extents of a range; ends after an error.

@@ -312,7 +312,11 @@ impl Disk for Image {
                     offset.checked_add(end - range.start).is_some_and(|end| end <= source.len());
                 // Bytes past the end of the file are zeroes here but not in the file.
                 let file = source.file().filter(|_| whole);
-                Content::Data(file.map(|file| Location { file, offset }))
+                Content::Data(file.map(|file| Location {
+                    file,
+                    offset,
+                    is_lasting: self.read_only,
+                }))
             }
             Place::Packed(_) => Content::Data(None),
             Place::Zero => Content::Zero,
@@ -329,7 +333,9 @@ impl Disk for Image {
     fn geometry(&self) -> Geometry {
         let block = self.layer.block_size().clamp(4096, 2 << 20);
         let block = if block.is_power_of_two() { block as u32 } else { 4096 };
-        let logical_block = self.layer.logical_block();
+        // Over a disk of 4096-byte sectors a guest goes on to see those.
+        let below = self.parent.as_ref().map_or(0, |parent| parent.geometry().logical_block);
+        let logical_block = self.layer.logical_block().max(below).min(4096);
         Geometry { logical_block, physical_block: 4096, discard_granularity: block }
     }
 }

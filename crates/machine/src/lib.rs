@@ -7,6 +7,7 @@ mod board;
 pub mod boot;
 pub mod bus;
 mod cpu;
+pub mod disks;
 mod error;
 mod interrupts;
 pub mod layout;

@@ -9,17 +9,17 @@ use devices::virtio::fs::{Fs, FsConfig};
 use devices::virtio::net::{Backend, Forward, MacAddress, Net, NetConfig, Vhost};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{Vsock, VsockConfig};
-use disk::{OpenOptions, RawDisk};
 use spec::{Nic, NicKind, Rate, VmSpec};
 
+use crate::disks::OpenDisk;
 use crate::{Board, Result};
 
 /// Most queues of a disk that does not say how many.
 const DISK_QUEUES: u32 = 4;
 
-/// Plugs everything that `spec` asks for into `board`, but for the console.
-pub fn plug(board: &mut Board, spec: &VmSpec) -> Result<()> {
-    for (disk, index) in spec.disks.iter().zip(0..) {
+/// Plugs everything that `spec` asks for into `board`, but for the console; the disks that it names are `disks`.
+pub fn plug(board: &mut Board, spec: &VmSpec, disks: &[OpenDisk]) -> Result<()> {
+    for (disk, index) in disks.iter().zip(0..) {
         plug_disk(board, &format!("disk{index}"), disk, spec.cpus.count())?;
     }
     let vm = spec.name.as_deref().unwrap_or("vm");
@@ -53,10 +53,9 @@ pub fn plug(board: &mut Board, spec: &VmSpec) -> Result<()> {
     Ok(())
 }
 
-fn plug_disk(board: &mut Board, name: &str, disk: &spec::Disk, cpus: u32) -> Result<()> {
-    let options = OpenOptions { read_only: disk.readonly, direct: disk.direct };
-    let raw = RawDisk::open(&disk.path, &options)?;
-    let mut config = BlockConfig::new(Arc::new(raw));
+fn plug_disk(board: &mut Board, name: &str, disk: &OpenDisk, cpus: u32) -> Result<()> {
+    let mut config = BlockConfig::new(Arc::clone(&disk.disk));
+    let disk = &disk.spec;
     config.read_only |= disk.readonly;
     config.serial.clone_from(&disk.serial);
     // More than 64 processors are not offered, so this fits.

@@ -78,9 +78,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "WORDS")]
     pub cmdline: Option<String>,
 
-    /// A disk image (raw) or block device, then ,readonly ,direct ,serial=TEXT ,queues=N; repeatable
+    /// A disk image of any format or a block device; repeatable
+    ///
+    /// What the guest writes goes into an overlay that the next run of the same --name goes on with; the
+    /// image is not changed. Options: ,in-place writes to the image itself, ,discard keeps nothing, ,readonly
+    /// lets the guest write nothing; ,format=NAME says the format instead of finding it out by content, ,outside
+    /// follows parents in other folders; ,direct ,serial=TEXT ,queues=N
     #[arg(long, value_name = "FILE[,OPTION]...")]
     pub disk: Vec<spec::Disk>,
+
+    /// Keep nothing of what the guest writes to any disk
+    #[arg(long)]
+    pub discard: bool,
 
     /// A network card: user[,forward=8080:80], tap=NAME, or none; repeatable
     /// [default: user where passt is installed]

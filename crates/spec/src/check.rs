@@ -164,6 +164,10 @@ impl Check {
                     disk.path.display()
                 )
             });
+            let fates = [disk.in_place, disk.discard, disk.readonly];
+            self.require(fates.iter().filter(|said| **said).count() <= 1, &key("in_place"), || {
+                "A disk is written in place, or what is written is discarded, or it is read-only"
+            });
             if let Some(serial) = &disk.serial {
                 self.require(serial.len() <= LONGEST_SERIAL, &key("serial"), || {
                     format!(
@@ -366,6 +370,10 @@ mod tests {
             (
                 "disks = [\"a\", \"b\", \"a,readonly\"]",
                 "a is there twice, and one of the two would write to it (`disks[2].path`)",
+            ),
+            (
+                "disks = [\"a,in-place,discard\"]",
+                "A disk is written in place, or what is written is discarded, or it is read-only (`disks[0].in_place`)",
             ),
             ("disks = [\"a,queues=0\"]", "A device has 1 to 64 queues (`disks[0].queues`)"),
             (

@@ -9,15 +9,30 @@ use serde::{Deserialize, Serialize};
 use crate::vm::is_default;
 use crate::{Error, Forward, MacAddress, Result, Size, option};
 
-/// A disk. As a text: `PATH[,readonly][,direct][,serial=TEXT][,queues=N][,rate.bytes_per_second=SIZE]`.
+/// A disk of any format. As a text: `PATH[,in-place][,discard][,readonly][,format=NAME][,serial=TEXT]...`.
+///
+/// What the guest writes goes into an overlay that is kept with the VM, unless one of `in_place`, `discard` and
+/// `readonly` says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Disk {
     /// Its file or block device.
     pub path: PathBuf,
+    /// Its format, such as `raw` or `vmdk`; found out by content if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Whether the guest writes to the image itself.
+    #[serde(skip_serializing_if = "is_default")]
+    pub in_place: bool,
+    /// Whether what the guest writes is gone after the run.
+    #[serde(skip_serializing_if = "is_default")]
+    pub discard: bool,
     /// Whether the guest cannot write to it.
     #[serde(skip_serializing_if = "is_default")]
     pub readonly: bool,
+    /// Whether the files that the image names, such as its parents, may lie outside of its folder.
+    #[serde(skip_serializing_if = "is_default")]
+    pub outside: bool,
     /// Whether the host's page cache is passed by.
     #[serde(skip_serializing_if = "is_default")]
     pub direct: bool,

@@ -215,7 +215,11 @@ impl Disk for RawDisk {
         self.check(&range)?;
         let data = |end: u64| Extent {
             range: range.start..end.clamp(range.start, range.end),
-            content: Content::Data(Some(Location { file: self.file.as_fd(), offset: range.start })),
+            content: Content::Data(Some(Location {
+                file: self.file.as_fd(),
+                offset: range.start,
+                is_lasting: self.buffered.is_none(),
+            })),
         };
         if range.is_empty() || self.is_block_device {
             return Ok(data(range.end));

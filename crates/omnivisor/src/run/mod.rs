@@ -2,6 +2,7 @@
 
 mod command;
 mod console;
+mod disks;
 mod engine;
 mod kernel;
 mod plan;
@@ -29,6 +30,8 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         return plan.print();
     }
     let engine = engine::choose(args.engine)?;
+    // Once, since what a reset throws away is the machine, not its disks.
+    let disks = disks::open(&plan.spec)?;
     let announcement = plan.is_script.then(|| {
         let memory = plan.spec.memory.size();
         format!("{} CPU, {memory} of memory, engine {}", plan.config.cpus, engine.name())
@@ -40,7 +43,7 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         let started = Instant::now();
         let attachment = Arc::new(Attachment::new(interactive, command.is_some() && !verbose));
         let machine = Machine::new(&*engine, &plan.config, |board| {
-            machine::plug(board, &plan.spec)?;
+            machine::plug(board, &plan.spec, &disks)?;
             attachment.plug(board, plan.spec.console.unwrap_or_default())
         })
         .map_err(plan::explain)?;

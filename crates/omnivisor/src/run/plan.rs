@@ -68,6 +68,9 @@ impl Plan {
             args.command.is_empty() && image.is_some() && !std::io::stdin().is_terminal();
         let command = if is_script { vec!["sh".into()] } else { args.command.clone() };
         let agent = if command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
+        for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly && args.discard) {
+            (disk.in_place, disk.discard) = (false, true);
+        }
         spec.validate()?;
         let boot = match &image {
             Some(image) => boot_image(image, &mut spec, args, agent.is_some())?,
@@ -177,7 +180,9 @@ fn boot_image(
     if let (Some(base), Some(size)) = (&prepared.disk, args.disk_size) {
         let name = spec.name.as_deref().unwrap_or("debian");
         let path = state::root_disk(name, base, size)?;
-        spec.disks.insert(0, spec::Disk { path, ..spec::Disk::default() });
+        let format = Some("raw".to_owned());
+        let disk = spec::Disk { path, format, in_place: true, ..spec::Disk::default() };
+        spec.disks.insert(0, disk);
     }
     let mut words = vec![format!("console={}", console_device(spec)), BOARD_WORDS.to_owned()];
     words.push(if agent { "quiet loglevel=1 panic=-1".into() } else { "quiet".into() });

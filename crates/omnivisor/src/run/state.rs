@@ -29,7 +29,7 @@ pub fn root_disk(name: &str, base: &Path, size: Size) -> Result<PathBuf, Failure
 }
 
 /// `$XDG_STATE_HOME/omnivisor` or `~/.local/state/omnivisor` (XDG Base Directory Specification).
-fn folder() -> Result<PathBuf, Failure> {
+pub fn folder() -> Result<PathBuf, Failure> {
     let absolute =
         |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_STATE_HOME")

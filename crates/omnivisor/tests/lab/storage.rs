@@ -9,7 +9,7 @@ fn disks_are_read_written_discarded_and_locked() {
         .scenario(
             "what the guest has flushed is in the file, and what it discards is not",
             r#"truncate -s 64M disk; head -c 8M /dev/urandom >input; dd if=input of=disk conv=notrunc status=none
-               code 0 run --disk disk,serial=OV123 debian -- sh -c '
+               code 0 run --disk disk,in-place,serial=OV123 debian -- sh -c '
                    set -e
                    cat /sys/block/vda/serial; echo
                    blockdev --getsize64 /dev/vda
@@ -28,7 +28,7 @@ fn disks_are_read_written_discarded_and_locked() {
         .scenario(
             "a file system on a disk outlives the machine",
             r#"truncate -s 16M disk; mke2fs -q -F -t ext4 disk
-               code 0 run --disk disk debian -- sh -c '
+               code 0 run --disk disk,in-place debian -- sh -c '
                    set -e; mount -t ext4 /dev/vda /mnt; echo kept >/mnt/file; sync; umount /mnt'
                e2fsck -fn disk
                same "$(debugfs -R 'cat file' disk 2>/dev/null)" kept"#,
@@ -43,12 +43,12 @@ fn disks_are_read_written_discarded_and_locked() {
         .scenario(
             "a disk that another machine writes to is busy; the machine killed, it is not",
             r#"truncate -s 4M disk
-               "$OMNIVISOR" run --net none --disk disk --vsock vsock debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
+               "$OMNIVISOR" run --net none --disk disk,in-place --vsock vsock debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
                first=$!
                within 120 grep -q up output
-               code 126 run --disk disk debian -- true; says 'disk is in use by process' err
+               code 126 run --disk disk,in-place debian -- true; says 'disk is in use by process' err
                kill -9 $first; wait $first || true
-               code 0 run --disk disk --vsock vsock debian -- true"#,
+               code 0 run --disk disk,in-place --vsock vsock debian -- true"#,
         )
         .run();
 }

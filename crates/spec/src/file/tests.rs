@@ -189,7 +189,7 @@ prop_compose! {
         path in text(), readonly: bool, direct: bool, serial in prop::option::of(text()), queues: Option<u16>,
         rate in rate(),
     ) -> Disk {
-        Disk { path: path.into(), readonly, direct, serial, queues, rate }
+        Disk { path: path.into(), readonly, direct, serial, queues, rate, ..Disk::default() }
     }
 }
 

@@ -8,6 +8,12 @@ fn error<T: std::fmt::Debug + std::str::FromStr<Err = Error>>(text: &str) -> Str
 }
 
 #[test]
+fn a_disk_that_is_written_in_place() {
+    let disk: Disk = "disk.img,in-place,format=raw".parse().unwrap();
+    assert!(disk.in_place && !disk.discard && disk.format.as_deref() == Some("raw"));
+}
+
+#[test]
 fn a_disk_with_everything() {
     let text = "disk.img,readonly,direct,serial=abc,queues=4,rate.bytes_per_second=10M,\
                 rate.operations-per-second=200,rate.burst=50";
@@ -22,6 +28,7 @@ fn a_disk_with_everything() {
             operations_per_second: Some(200),
             burst: Some(50),
         },
+        ..Disk::default()
     };
     assert_eq!(text.parse::<Disk>().unwrap(), expected);
 }
@@ -89,7 +96,7 @@ fn errors_are_sentences_that_help() {
         (error::<Disk>("a,read-only"), "There is no option `read_only`; did you mean `readonly`?"),
         (
             error::<Disk>("a,cache=none"),
-            "There is no option `cache`; there is `path`, `readonly`, `direct`, `serial`, `queues`, `rate`",
+            "There is no option `cache`; there is `path`, `format`, `in_place`, `discard`, `readonly`, `outside`, `direct`, `serial`, `queues`, `rate`",
         ),
         (error::<Disk>("a,serial"), "Option `serial` needs a value: `serial=...`"),
         (error::<Disk>("a,readonly=maybe"), "Option `readonly` is `on` or `off`, not `maybe`"),
@@ -165,7 +172,7 @@ prop_compose! {
         burst: Option<u32>,
     ) -> Disk {
         let rate = Rate { bytes_per_second: bytes_per_second.map(Size), operations_per_second, burst };
-        Disk { path: path.into(), readonly, direct, serial, queues, rate }
+        Disk { path: path.into(), readonly, direct, serial, queues, rate, ..Disk::default() }
     }
 }
 

@@ -38,8 +38,8 @@ const WRITE_BACK_OFFSET: u64 = 32;
 const MAX_QUEUES: u16 = 64;
 /// A request takes up to three descriptors, and a ring of more is of no use to one thread.
 const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 4..=1024;
-/// Workers call nothing deep.
-const STACK_SIZE: usize = 256 << 10;
+/// Workers call nothing deeper than a format's tables and its decompression.
+const STACK_SIZE: usize = 512 << 10;
 
 /// What a disk device is made of.
 pub struct BlockConfig {

@@ -5,11 +5,12 @@
 //! dropping waits for all operations.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use disk::Disk;
+use disk::{Content, Disk};
 use engine::GuestMemory;
 use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -80,6 +81,8 @@ struct Slot {
     vectors: Vec<libc::iovec>,
     /// Vectors before this one are done.
     first: usize,
+    /// The file that has the data, in the place of the disk's direct file.
+    file: Option<Fd>,
     /// In the place of guest memory where that is not aligned as O_DIRECT wants it.
     bounce: Option<Bounce>,
     in_flight: bool,
@@ -93,17 +96,14 @@ struct Bounce {
 }
 
 impl Ring {
-    /// A ring of `slots`, whose operations are on the direct file of `disk`. Fails where the kernel has no
-    /// io_uring or does not let us use it, and where there is no direct file.
+    /// A ring of `slots`, whose operations are on the files of `disk`. Fails where the kernel has no
+    /// io_uring or does not let us use it.
     pub(super) fn new(
         slots: usize,
         memory: GuestMemory,
         disk: Arc<dyn Disk>,
         watched: Vec<OwnedFd>,
     ) -> io::Result<Self> {
-        if disk.direct_file().is_none() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         let entries = u32::try_from(slots).map_err(|_| io::ErrorKind::InvalidInput)?;
         let entries = (entries + SPARE_ENTRIES).next_power_of_two();
         // Completions are handled when the thread asks for them, as it does all the time: fewer
@@ -129,6 +129,7 @@ impl Ring {
         let slot = idle(&mut self.slots, slot);
         slot.vectors.clear();
         slot.first = 0;
+        slot.file = None;
         slot.bounce = None;
         for segment in data {
             let slices = self
@@ -142,6 +143,18 @@ impl Ring {
             }
         }
         Ok(())
+    }
+
+    /// Where the disk has what is to be read into the slot for as long as it is open, if that is one piece of a
+    /// file; the slot then reads from that file.
+    pub(super) fn aim(&mut self, slot: usize, range: Range<u64>) -> Option<u64> {
+        let extent = self.disk.map(range.clone()).ok()?;
+        let Content::Data(Some(location)) = extent.content else { return None };
+        if extent.range != range || !location.is_lasting {
+            return None;
+        }
+        idle(&mut self.slots, slot).file = Some(Fd(location.file.as_raw_fd()));
+        Some(location.offset)
     }
 
     /// Whether all addresses and lengths of what was loaded are multiples of these powers of two.
@@ -196,8 +209,11 @@ impl Ring {
         direction: Direction,
         offset: u64,
     ) -> io::Result<()> {
-        let fd = self.file()?;
         let loaded = idle(&mut self.slots, slot);
+        let fd = match loaded.file {
+            Some(file) => file,
+            None => direct_file(&*self.disk)?,
+        };
         let vectors = &loaded.vectors[loaded.first..];
         let count = vectors.len().min(MAX_VECTORS) as u32;
         let entry = match direction {
@@ -229,7 +245,8 @@ impl Ring {
 
     /// Begins to make the file's data durable.
     pub(super) fn sync(&mut self, slot: usize) -> io::Result<()> {
-        let entry = opcode::Fsync::new(self.file()?).flags(FsyncFlags::DATASYNC).build();
+        let entry =
+            opcode::Fsync::new(direct_file(&*self.disk)?).flags(FsyncFlags::DATASYNC).build();
         self.push(slot, entry)
     }
 
@@ -245,7 +262,10 @@ impl Ring {
             Allocation::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
             Allocation::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
         } | libc::FALLOC_FL_KEEP_SIZE;
-        let entry = opcode::Fallocate::new(self.file()?, length).offset(offset).mode(mode).build();
+        let entry = opcode::Fallocate::new(direct_file(&*self.disk)?, length)
+            .offset(offset)
+            .mode(mode)
+            .build();
         self.push(slot, entry)
     }
 
@@ -299,11 +319,6 @@ impl Ring {
         &self.memory
     }
 
-    fn file(&self) -> io::Result<Fd> {
-        let direct = self.disk.direct_file().ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Fd(direct.file().as_raw_fd()))
-    }
-
     fn push(&mut self, slot: usize, entry: squeue::Entry) -> io::Result<()> {
         assert!(!self.slots[slot].in_flight, "one operation per slot");
         // SAFETY: vectors and bounce memory belong to the slot, which nothing changes while `in_flight`
@@ -344,6 +359,11 @@ impl Bounce {
     fn as_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.length]
     }
+}
+
+fn direct_file(disk: &dyn Disk) -> io::Result<Fd> {
+    let direct = disk.direct_file().ok_or(io::ErrorKind::Unsupported)?;
+    Ok(Fd(direct.file().as_raw_fd()))
 }
 
 /// Records that a device wrote to `data`.

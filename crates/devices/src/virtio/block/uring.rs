@@ -1,6 +1,7 @@
 //! Requests by io_uring.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub(super) struct UringBackend {
 struct Active {
     request: Request,
     durable: bool,
+    /// Where the data lies in its file, if not where it lies on the disk.
+    file_offset: Option<u64>,
     /// Bytes moved, or ranges done.
     done: u64,
     retries: u32,
@@ -51,7 +54,7 @@ enum Step {
 }
 
 impl UringBackend {
-    /// Fails where io_uring or the disk's direct file is missing.
+    /// Fails where io_uring is missing.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         memory: GuestMemory,
@@ -82,6 +85,7 @@ impl UringBackend {
             Operation::Read { .. } | Operation::Write { .. } => {
                 return self.start_transfer(slot, active);
             }
+            Operation::Flush if self.disk.direct_file().is_none() => return self.execute(active),
             Operation::Flush => {
                 self.ring.sync(slot)?;
                 return Ok(Step::Continued);
@@ -122,6 +126,9 @@ impl UringBackend {
         }
         let (memory_alignment, offset_alignment) = match self.disk.direct_file() {
             Some(file) => (file.memory_alignment(), file.offset_alignment()),
+            None if direction == Direction::FromFile => {
+                return self.start_mapped_read(slot, active, offset..offset + length);
+            }
             None => return self.execute(active),
         };
         if !offset.is_multiple_of(offset_alignment.into())
@@ -141,6 +148,20 @@ impl UringBackend {
             }
         }
         self.ring.transfer(slot, direction, offset)?;
+        Ok(Step::Continued)
+    }
+
+    /// Reads right from where the disk's format has the data, if that is one piece.
+    fn start_mapped_read(
+        &mut self,
+        slot: usize,
+        active: &mut Active,
+        range: Range<u64>,
+    ) -> io::Result<Step> {
+        self.ring.load(slot, &active.request.data)?;
+        let Some(offset) = self.ring.aim(slot, range) else { return self.execute(active) };
+        active.file_offset = Some(offset);
+        self.ring.transfer(slot, Direction::FromFile, offset)?;
         Ok(Step::Continued)
     }
 
@@ -250,7 +271,7 @@ impl UringBackend {
 
 impl Backend for UringBackend {
     fn begin(&mut self, request: Request, durable: bool) {
-        let mut active = Active { request, durable, done: 0, retries: 0 };
+        let mut active = Active { request, durable, file_offset: None, done: 0, retries: 0 };
         let Some(slot) = self.free.pop() else {
             let result = self.executor.execute(self.ring.memory(), &mut active.request, durable);
             self.ended.push(Ended { request: active.request, result });
@@ -288,10 +309,12 @@ impl Backend for UringBackend {
     }
 }
 
-/// Direction and offset of a transfer; `None` for other requests.
+/// Direction of a transfer and its offset in the file; `None` for other requests.
 fn transfer_of(active: &Active) -> Option<(Direction, u64)> {
     match active.request.operation {
-        Operation::Read { offset } => Some((Direction::FromFile, offset)),
+        Operation::Read { offset } => {
+            Some((Direction::FromFile, active.file_offset.unwrap_or(offset)))
+        }
         Operation::Write { offset } => {
             Some((Direction::ToFile { durable: active.durable }, offset))
         }

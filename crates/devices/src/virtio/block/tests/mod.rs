@@ -3,6 +3,7 @@
 mod disks;
 mod hostile;
 mod lifecycle;
+mod mapped;
 mod requests;
 
 use std::sync::Arc;
