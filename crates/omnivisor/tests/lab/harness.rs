@@ -12,7 +12,7 @@ const DEADLINE: u32 = 480;
 const PRELUDE: &str = r#"
 set -eu
 cd "$SCENARIO"
-export TMPDIR=$SCENARIO
+export TMPDIR=$SCENARIO XDG_STATE_HOME=$SCENARIO/state
 exec 3>&1
 trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT
 omnivisor() { timeout 150 "$OMNIVISOR" "$@"; }

@@ -54,6 +54,47 @@ fn disks_are_read_written_discarded_and_locked() {
 }
 
 #[test]
+fn disks_of_every_format_run_with_overlays() {
+    Lab::new(1100)
+        .prepare(&["--net", "none", "--disk", "/dev/null", "debian", "--", "true"])
+        .scenario(
+            "formats are told by content, written through overlays, and images stay as they are",
+            r#"head -c 6M /dev/urandom >content; truncate -s 16M content; disks=; n=0
+               for format in raw qcow2 vmdk vpc vhdx vdi parallels; do
+                   qemu-img convert -f raw -O $format $([ $format != vpc ] || echo -o force_size) content image$n
+                   disks="$disks --disk image$n"; n=$((n + 1))
+               done
+               before=$(sha256sum image?)
+               code 0 run $disks debian -- sh -c '
+                   set -e; cd /dev
+                   for d in vd?; do dd if=$d bs=1M count=16 2>/dev/null | sha256sum; done
+                   for d in vd?; do echo $d-was-here | dd of=$d bs=1k seek=7000 conv=notrunc,fsync 2>/dev/null; done' >output
+               same "$(sort -u output)" "$(sha256sum <content)"; same "$(wc -l <output)" 7
+               same "$before" "$(sha256sum image?)"
+               code 0 run $disks debian -- sh -c '
+                   cd /dev; for d in vd?; do dd if=$d bs=1k skip=7000 count=1 2>/dev/null | head -n 1; done' >output
+               same "$(tr '\n' ' ' <output)" "vda-was-here vdb-was-here vdc-was-here vdd-was-here vde-was-here vdf-was-here vdg-was-here "
+               code 0 run --discard $disks debian -- sh -c 'dd if=/dev/vdc bs=1k skip=7000 count=1 2>/dev/null' >output
+               cmp <(dd if=content bs=1k skip=7000 count=1 status=none) output
+               same "$before" "$(sha256sum image?)""#,
+        )
+        .scenario(
+            "a large write and a file system survive a killed machine",
+            r#"truncate -s 64M content; mke2fs -q -F -t ext4 content; qemu-img convert -f raw -O vmdk content image
+               "$OMNIVISOR" run --net none --disk image debian -- sh -c '
+                   set -e; mount -t ext4 /dev/vda /mnt; dd if=/dev/urandom of=/mnt/file bs=1M count=8 2>/dev/null
+                   sha256sum </mnt/file; sync; echo kept >/mnt/mark; sync; echo synced; sleep 1000' >output 2>&1 &
+               first=$!; within 200 grep -q synced output
+               kill -9 $first; wait $first || true
+               code 0 run --disk image debian -- sh -c '
+                   mount -t ext4 /dev/vda /mnt; cat /mnt/mark; sha256sum </mnt/file' >again
+               same "$(sed -n 1p again)" kept
+               says "$(sed -n 2p again)" output"#,
+        )
+        .run();
+}
+
+#[test]
 fn folders_are_shared_and_sockets_reach_the_guest() {
     Lab::new(1300)
         .prepare(&["--net", "none", "--share", "/usr", "debian", "--", "true"])
