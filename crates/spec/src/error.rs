@@ -1,6 +1,7 @@
 //! What can be wrong with a description.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::Problem;
 
@@ -17,6 +18,15 @@ pub enum Error {
         place: Place,
         /// A sentence.
         message: String,
+    },
+    /// A file or folder cannot be read.
+    #[error("Cannot read {}", path.display())]
+    Read {
+        /// It.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
     },
     /// An option of the command line does not say what it describes.
     #[error("{message}")]

@@ -3,6 +3,8 @@
 //! One set of serde structs is the schema of the TOML file, of the command line's options
 //! ([`option`](mod@option)) and of the JSON Schema ([`schema`]). Reading checks the form; [`VmSpec::validate`] checks
 //! what the values say. Nothing here looks at the host.
+//!
+//! [`foreign`] reads the descriptions that other platforms keep of their VMs.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +12,7 @@ mod check;
 mod devices;
 mod error;
 mod file;
+pub mod foreign;
 mod network;
 mod shorthand;
 mod size;

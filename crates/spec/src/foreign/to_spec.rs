@@ -1,0 +1,189 @@
+//! What of a foreign VM is run here, and what will differ.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::description::{
+    Architecture, Bus, Description, DriveKind, FileRef, FileState, FirmwareKind, Level, Note, Virtualization,
+};
+use crate::{Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Size, VmSpec};
+
+impl Description {
+    /// The VM as it is run here: the disks that are there when it starts, in order of the boot, and one card of the
+    /// user-mode network for each of its own. [`differences`](Self::differences) tells the rest.
+    ///
+    /// # Errors
+    /// A disk is missing, lies where nobody has allowed it, is encrypted, or is no file of this computer.
+    pub fn to_spec(&self) -> Result<VmSpec> {
+        let mut spec = VmSpec {
+            name: self.name.as_deref().map(usable_name),
+            cpus: Cpus { count: self.cpus.count.map(|count| count.min(MAX_CPUS)) },
+            memory: Memory {
+                size: self.memory.size.map(Size),
+                hugepages: self.memory.hugepages.then_some(true),
+                ..Memory::default()
+            },
+            ..VmSpec::default()
+        };
+        if let Some(kernel) = &self.boot.kernel {
+            spec.boot = Boot {
+                kernel: Some(self.usable(kernel)?),
+                initrd: self.boot.initrd.as_ref().map(|initrd| self.usable(initrd)).transpose()?,
+                cmdline: self.boot.cmdline.clone(),
+            };
+        }
+        let mut drives: Vec<_> = self
+            .drives
+            .iter()
+            .filter(|drive| matches!(drive.kind, DriveKind::Disk | DriveKind::Cdrom) && drive.connected)
+            .filter(|drive| drive.kind == DriveKind::Disk || drive.file.as_ref().is_some_and(FileRef::is_usable))
+            .collect();
+        // The disk that the firmware starts from is the first one; CD-ROMs never come before disks.
+        drives.sort_by_key(|drive| (drive.kind == DriveKind::Cdrom, drive.boot_order.unwrap_or(u32::MAX)));
+        for drive in drives {
+            let Some(file) = &drive.file else { continue };
+            if drive.encrypted {
+                return Err(self.error(format!("The disk `{}` is encrypted", file.written)));
+            }
+            spec.disks.push(Disk {
+                path: self.usable(file)?,
+                readonly: drive.readonly || drive.kind == DriveKind::Cdrom,
+                serial: drive.serial.clone().filter(|serial| serial.len() <= 20),
+                ..Disk::default()
+            });
+        }
+        let cards = self.nics.iter().filter(|nic| nic.connected).map(|nic| Nic {
+            kind: Some(NicKind::User),
+            mac: nic.mac.filter(|mac| !mac.is_multicast()),
+            forwards: nic.forwards.clone(),
+            mtu: nic.mtu.filter(|mtu| *mtu >= 68),
+            ..Nic::default()
+        });
+        spec.nics = Some(cards.collect());
+        Ok(spec)
+    }
+
+    /// Sentences about what will not be as it was when this VM runs here.
+    pub fn differences(&self) -> Vec<Note> {
+        let mut notes = Vec::new();
+        let mut note = |level, message: String| notes.push(Note { level, message });
+        match &self.architecture {
+            Architecture::X86_64 | Architecture::X86 => {}
+            other => note(
+                Level::Obstacle,
+                format!("The guest is made for {} processors; only x86 guests run here", other.name()),
+            ),
+        }
+        if self.virtualization == Virtualization::Container {
+            note(Level::Obstacle, "It is a container without a kernel of its own".into());
+        }
+        if self.virtualization == Virtualization::Pv {
+            note(
+                Level::Warning,
+                "Xen PV runs as an ordinary machine here: the guest's kernel must be able to do without Xen".into(),
+            );
+        }
+        if self.boot.kernel.is_none() {
+            let kind = self.firmware.kind.unwrap_or(FirmwareKind::Bios).title();
+            note(
+                Level::Info,
+                format!("Its {kind} is not run: Linux is started directly from its disk, other systems need firmware"),
+            );
+        }
+        if self.firmware.secure_boot == Some(true) {
+            note(Level::Warning, "Secure Boot is not in force".into());
+        }
+        if self.tpm.is_some() {
+            note(Level::Warning, "There is no TPM: what is sealed to it stays locked".into());
+        }
+        if self.cpus.count.is_some_and(|count| count > MAX_CPUS) {
+            note(Level::Warning, format!("It gets {MAX_CPUS} processors, the most there are"));
+        }
+        if self.cpus.nested == Some(true) {
+            note(Level::Warning, "The guest cannot be a hypervisor itself".into());
+        }
+        if self.saved_state.is_some() {
+            note(
+                Level::Warning,
+                "It is suspended: it starts anew here, as after a loss of power".into(),
+            );
+        }
+        let buses: BTreeSet<_> = self
+            .drives
+            .iter()
+            .filter(|drive| drive.kind == DriveKind::Disk && drive.bus != Bus::Virtio)
+            .map(|drive| self.controller_name(drive.bus, drive.controller))
+            .collect();
+        if !buses.is_empty() {
+            note(
+                Level::Info,
+                format!("Disks are on virtio instead of {}: a guest without that driver finds none", join(buses)),
+            );
+        }
+        let models: BTreeSet<_> = self
+            .nics
+            .iter()
+            .filter_map(|nic| nic.model.clone())
+            .filter(|model| !model.to_ascii_lowercase().starts_with("virtio"))
+            .collect();
+        if !models.is_empty() {
+            note(Level::Info, format!("Network cards are virtio instead of {}", join(models)));
+        }
+        if self.drives.iter().any(|drive| drive.volatile) {
+            note(Level::Info, "Disks that forgot their changes keep them in the overlay".into());
+        }
+        let kinds: BTreeSet<_> = self.devices.iter().map(|device| device.kind.clone()).collect();
+        if !kinds.is_empty() {
+            note(Level::Info, format!("Not there: {}", join(kinds)));
+        }
+        notes
+    }
+
+    fn controller_name(&self, bus: Bus, index: u32) -> String {
+        let model = self
+            .controllers
+            .iter()
+            .find(|one| one.bus == bus && one.index == index)
+            .and_then(|one| one.model.clone());
+        match model {
+            Some(model) if !model.eq_ignore_ascii_case(bus.name()) => format!("{} ({model})", bus.name()),
+            _ => bus.name().into(),
+        }
+    }
+
+    fn usable(&self, file: &FileRef) -> Result<PathBuf> {
+        let name = &file.written;
+        let message = match file.state {
+            FileState::Present | FileState::Moved => match &file.path {
+                Some(path) => return Ok(path.clone()),
+                None => format!("The file `{name}` has no path"),
+            },
+            FileState::Member => format!("The file `{name}` is inside an archive, which a description cannot name"),
+            FileState::Missing => format!("The file `{name}` is not there"),
+            FileState::Refused => {
+                format!("The file `{name}` lies outside of the VM's folder, which is not allowed")
+            }
+            FileState::Remote => format!("`{name}` is not a file of this computer"),
+        };
+        Err(self.error(message))
+    }
+
+    fn error(&self, message: String) -> Error {
+        let place = Place { file: self.file.display().to_string(), position: None };
+        Error::File { place, message }
+    }
+}
+
+/// The name without what [`VmSpec::validate`] refuses.
+fn usable_name(name: &str) -> String {
+    let name = name.trim().replace(|letter: char| letter == '/' || letter.is_control(), "-");
+    let end = (0..=name.len().min(128)).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    match &name[..end] {
+        "" | "." | ".." => "vm".into(),
+        name => name.into(),
+    }
+}
+
+fn join(words: BTreeSet<String>) -> String {
+    words.into_iter().collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,5 @@
+//! Descriptions that others wrote: the test data of libvirt, Xen and dissect, which are downloaded as data and
+//! never kept with the project. Without network the tests say that they are skipped.
+
+mod data;
+mod vmware;
