@@ -8,9 +8,11 @@
 
 mod description;
 mod folder;
+mod libvirt;
 mod read;
 mod text;
 mod to_spec;
+mod virtualbox;
 mod vmware;
 mod xml;
 

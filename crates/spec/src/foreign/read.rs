@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::description::Description;
 use super::folder::Folder;
-use super::{text, vmware, xml};
+use super::xml::Element;
+use super::{libvirt, text, virtualbox, vmware, xml};
 use crate::{Error, Result};
 
 /// How to read a description.
@@ -31,8 +32,10 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     }
     let bytes = text::read_file(path)?;
     let folder = Folder::of(path, options.anywhere)?;
-    match Kind::detect(&bytes, path)? {
-        Kind::Vmx => vmware::read(&bytes, path, &folder).map(|vm| vec![vm]),
+    match Form::detect(&bytes, path)? {
+        Form::Vmx => one(vmware::read(&bytes, path, &folder)),
+        Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
+        Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
     }
 }
 
@@ -42,25 +45,36 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
 /// As [`read`].
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
     let folder = Folder::nowhere();
-    match Kind::detect(bytes, path)? {
-        Kind::Vmx => vmware::parse(bytes, path, &folder).map(|vm| vec![vm]),
+    match Form::detect(bytes, path)? {
+        Form::Vmx => one(vmware::parse(bytes, path, &folder)),
+        Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
+        Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
     }
 }
 
-/// What a file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Vmx,
+fn one(vm: Result<Description>) -> Result<Vec<Description>> {
+    vm.map(|vm| vec![vm])
 }
 
-impl Kind {
+/// What a file is, with its XML if it is XML.
+enum Form {
+    Vmx,
+    Vbox(Element),
+    Libvirt(Element),
+}
+
+impl Form {
     /// By content; the name only helps where two forms look alike.
     fn detect(bytes: &[u8], path: &Path) -> Result<Self> {
         let file = path.display().to_string();
         let text = text::decode_xml(&bytes[..bytes.len().min(64 << 10)]);
         if text.trim_start().starts_with('<') {
             let root = xml::parse(bytes, &file)?;
-            return Err(root.error(format!("<{}> is no VM's description that is known here", root.name)));
+            return match root.name.as_str() {
+                "VirtualBox" => Ok(Self::Vbox(root)),
+                "domain" | "domstatus" | "domainsnapshot" => Ok(Self::Libvirt(root)),
+                name => Err(root.error(format!("<{name}> is no VM's description that is known here"))),
+            };
         }
         if looks_like_vmx(&text) {
             return Ok(Self::Vmx);
@@ -81,7 +95,7 @@ fn looks_like_vmx(text: &str) -> bool {
 /// The one description in a folder.
 fn in_folder(path: &Path) -> Result<PathBuf> {
     let names = Folder::new(path, false)?.names()?;
-    for extension in ["vmx"] {
+    for extension in ["vbox", "vmx"] {
         let found: Vec<_> = names
             .iter()
             .filter(|name| {

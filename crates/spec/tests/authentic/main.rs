@@ -2,4 +2,5 @@
 //! never kept with the project. Without network the tests say that they are skipped.
 
 mod data;
+mod libvirt;
 mod vmware;

@@ -1,0 +1,100 @@
+//! The fixture is written for these tests in the form that libvirt writes; `tests/authentic` reads libvirt's own.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::foreign::{Bus, FileState, xml};
+
+const DOMAIN: &str = "<domain type='kvm' id='3'>
+  <name>web</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>
+  <metadata><l:libosinfo xmlns:l='u'><l:os id='http://debian.org/debian/12'/></l:libosinfo></metadata>
+  <memory unit='GiB'>8</memory><currentMemory unit='KiB'>2097152</currentMemory>
+  <vcpu placement='static' current='2'>4</vcpu>
+  <os firmware='efi'><type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
+    <firmware><feature enabled='yes' name='secure-boot'/></firmware>
+    <nvram>/var/lib/libvirt/qemu/nvram/web_VARS.fd</nvram><boot dev='hd'/></os>
+  <cpu mode='host-model'><topology sockets='1' dies='1' cores='2' threads='2'/></cpu>
+  <on_crash>destroy</on_crash>
+  <features><acpi/></features>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/>
+      <source file='web.qcow2'/><backingStore type='file'><format type='raw'/><source file='base.img'/>
+      <backingStore/></backingStore><target dev='vdb' bus='virtio'/><serial>S1</serial><boot order='1'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x07' function='0x0'/></disk>
+    <disk type='network' device='disk'><source protocol='rbd' name='pool/image'/><target dev='sda' bus='scsi'/></disk>
+    <disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>
+    <interface type='network'><mac address='52:54:00:6b:3c:58'/><source network='default'/><model type='virtio'/>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></interface>
+    <serial type='pty'><target port='0'/></serial>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+    <sound model='ich9'/>
+  </devices>
+</domain>";
+
+fn parsed(text: &str) -> Result<Description> {
+    let root = xml::parse(text.as_bytes(), "x.xml")?;
+    read(&root, Path::new("x.xml"), &Folder::nowhere())
+}
+
+#[test]
+fn all_that_is_said_arrives() {
+    let vm = parsed(DOMAIN).unwrap();
+    assert_eq!((vm.platform, vm.name.as_deref()), (Platform::Qemu, Some("web")));
+    assert_eq!(vm.guest_os.as_deref(), Some("http://debian.org/debian/12"));
+    assert_eq!((vm.memory.size, vm.memory.maximum), (Some(2 << 30), Some(8 << 30)));
+    assert_eq!((vm.cpus.count, vm.cpus.maximum, vm.cpus.threads), (Some(2), Some(4), Some(2)));
+    assert_eq!((vm.firmware.kind, vm.firmware.secure_boot), (Some(FirmwareKind::Uefi), Some(true)));
+    assert_eq!(vm.firmware.nvram.as_ref().unwrap().state, FileState::Refused);
+    assert_eq!(vm.tpm.as_deref(), Some("2.0"));
+    let disk = &vm.drives[0];
+    assert_eq!((disk.bus, disk.unit, disk.slot, disk.boot_order), (Bus::Virtio, 1, Some(7), Some(1)));
+    assert_eq!((disk.format.as_deref(), disk.serial.as_deref()), (Some("qcow2"), Some("S1")));
+    assert_eq!(disk.parents.iter().map(|one| one.written.as_str()).collect::<Vec<_>>(), ["base.img"]);
+    let remote = vm.drives[1].file.as_ref().unwrap();
+    assert_eq!((remote.written.as_str(), remote.state), ("rbd:pool/image", FileState::Remote));
+    assert_eq!(vm.drives[2].address(), "ide1:0");
+    assert_eq!((vm.nics[0].network.as_deref(), vm.nics[0].slot), (Some("default"), None));
+    assert_eq!(vm.devices.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["sound"]);
+    let unread: Vec<_> = vm.unread.iter().map(|one| (one.line, one.key.as_str())).collect();
+    assert_eq!(unread, [(Some(11), "domain/features")]);
+}
+
+#[test]
+fn wrong_domains_are_refused_with_their_place() {
+    for (text, message) in [
+        ("<domain/>", "x.xml:1:1: Expected a `type` in <domain>, such as kvm"),
+        ("<domain type='z80'/>", "x.xml:1:1: The hypervisor `z80` is not known"),
+        ("<domstatus/>", "x.xml:1:1: Expected <domain> in <domstatus>"),
+        (
+            "<domain type='kvm'>\n<memory unit='TiB'>1024</memory></domain>",
+            "x.xml: More memory than 64 TiB is absurd",
+        ),
+        (
+            "<domain type='kvm'>\n<memory unit='apples'>1</memory></domain>",
+            "x.xml:2:1: The unit `apples` is not one of memory",
+        ),
+        (
+            "<domain type='kvm'>\n<memory>much</memory></domain>",
+            "x.xml:2:1: <memory> is `much` instead of a number",
+        ),
+    ] {
+        assert_eq!(parsed(text).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn letters_count_as_disks_do() {
+    for (letters, index) in [("a", Some(0)), ("z", Some(25)), ("aa", Some(26)), ("", None), ("A", None), ("zzzzzzzz", None)] {
+        assert_eq!(devices::letters_to_index(letters), index, "{letters}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_domain_with_any_part_cut_out_is_survived(start in 0..2400_usize, length in 0..300_usize) {
+        let end = (start + length).min(DOMAIN.len());
+        let start = start.min(end);
+        let _ = parsed(&format!("{}{}", &DOMAIN[..start], &DOMAIN[end..]));
+    }
+}

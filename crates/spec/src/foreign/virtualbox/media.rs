@@ -1,0 +1,83 @@
+//! The images that a VM knows, by their UUIDs.
+
+use std::collections::HashMap;
+
+use super::super::description::{FileRef, FileState};
+use super::super::folder::Folder;
+use super::super::xml::Element;
+use super::plain;
+
+/// Images by UUID.
+pub(crate) struct Media {
+    images: HashMap<String, Image>,
+    snapshots: String,
+}
+
+/// What is known of an image.
+#[derive(Clone)]
+pub(crate) struct Image {
+    pub file: FileRef,
+    pub format: Option<String>,
+    /// `Normal`, `Immutable`, `Writethrough`, `Shareable`, `Readonly` or `MultiAttach`; a child has its root's.
+    pub kind: Option<String>,
+    pub encrypted: bool,
+    /// Nearest first.
+    pub parents: Vec<FileRef>,
+}
+
+impl Media {
+    /// The images of a registry; those that are not in it are looked for in the folder of snapshots.
+    pub fn new(registry: Option<&Element>, folder: &Folder, snapshots: &str) -> Self {
+        let mut media = Self { images: HashMap::new(), snapshots: snapshots.into() };
+        let lists = registry.into_iter().flat_map(Element::all);
+        for image in lists.flat_map(Element::all) {
+            media.add(image, folder, None);
+        }
+        media
+    }
+
+    /// No images.
+    pub fn none() -> Self {
+        Self { images: HashMap::new(), snapshots: String::new() }
+    }
+
+    /// The image with this UUID.
+    pub fn get(&self, uuid: &str, folder: &Folder) -> Image {
+        let uuid = plain(uuid);
+        if let Some(image) = self.images.get(&uuid) {
+            return image.clone();
+        }
+        // Linked clones are in the registry of the VM that they were made from.
+        let found = ["vdi", "vmdk", "vhd"].into_iter().find_map(|format| {
+            let file = folder.locate(&format!("{}/{{{uuid}}}.{format}", self.snapshots), &[]);
+            file.is_usable().then_some((file, format))
+        });
+        let (file, format) = match found {
+            Some((file, format)) => (file, Some(format.to_owned())),
+            None => (FileRef::new(&format!("{{{uuid}}}"), None, FileState::Missing), None),
+        };
+        Image { file, format, kind: None, encrypted: false, parents: Vec::new() }
+    }
+
+    fn add(&mut self, element: &Element, folder: &Folder, parent: Option<&Image>) {
+        let Some(uuid) = element.attribute("uuid").map(plain) else { return };
+        let location = element.attribute("location").or(element.attribute("src")).unwrap_or_default();
+        let properties: Vec<_> =
+            element.children("Property").filter_map(|one| one.attribute("name")).collect();
+        let image = Image {
+            file: folder.locate(location, &[&self.snapshots]),
+            format: element.attribute("format").map(str::to_ascii_lowercase),
+            kind: element.string("type").or_else(|| parent.and_then(|parent| parent.kind.clone())),
+            encrypted: properties.iter().any(|name| name.starts_with("CRYPT/"))
+                || parent.is_some_and(|parent| parent.encrypted),
+            parents: parent
+                .map(|parent| std::iter::once(&parent.file).chain(&parent.parents).cloned().collect())
+                .unwrap_or_default(),
+        };
+        for child in element.children("HardDisk") {
+            self.add(child, folder, Some(&image));
+        }
+        element.skip();
+        self.images.insert(uuid, image);
+    }
+}
