@@ -520,7 +520,9 @@ impl Description {
         let Processors { count, maximum, sockets, cores, threads, .. } = self.cpus;
         for number in [count, maximum, sockets, cores, threads].into_iter().flatten() {
             if !(1..=MOST_CPUS).contains(&number) {
-                return Err(wrong(format!("{number} processors are not between 1 and {MOST_CPUS}")));
+                return Err(wrong(format!(
+                    "{number} processors are not between 1 and {MOST_CPUS}"
+                )));
             }
         }
         // The most that could be plugged in is anybody's guess.
@@ -642,7 +644,8 @@ impl FirmwareKind {
 
 /// A hardware address with or without separators.
 pub(crate) fn mac(text: &str) -> Option<MacAddress> {
-    let digits: String = text.trim().chars().filter(|letter| !matches!(letter, ':' | '-' | '.')).collect();
+    let digits: String =
+        text.trim().chars().filter(|letter| !matches!(letter, ':' | '-' | '.')).collect();
     if digits.len() != 12 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

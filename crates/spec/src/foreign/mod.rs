@@ -8,8 +8,11 @@
 
 mod description;
 mod folder;
+mod fuzz;
 mod libvirt;
+mod ovf;
 mod read;
+mod tar;
 mod text;
 mod to_spec;
 mod virtualbox;
@@ -17,8 +20,10 @@ mod vmware;
 mod xml;
 
 pub use description::{
-    Architecture, Bus, Configuration, Controller, Description, DirectBoot, Drive, DriveKind, FileRef, FileState,
-    Firmware, FirmwareKind, Level, MemoryAmount, NetworkCard, Note, OtherDevice, Platform, Processors, Property,
-    SerialPort, SharedFolder, Snapshot, Unread, Virtualization,
+    Architecture, Bus, Configuration, Controller, Description, DirectBoot, Drive, DriveKind,
+    FileRef, FileState, Firmware, FirmwareKind, Level, MemoryAmount, NetworkCard, Note,
+    OtherDevice, Platform, Processors, Property, SerialPort, SharedFolder, Snapshot, Unread,
+    Virtualization,
 };
+pub use fuzz::fuzz;
 pub use read::{ReadOptions, parse, read};

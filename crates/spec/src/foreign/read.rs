@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::description::Description;
 use super::folder::Folder;
 use super::xml::Element;
-use super::{libvirt, text, virtualbox, vmware, xml};
+use super::{libvirt, ovf, tar, text, virtualbox, vmware, xml};
 use crate::{Error, Result};
 
 /// How to read a description.
@@ -30,12 +30,16 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         let file = in_folder(path)?;
         return read(&file, options);
     }
+    if tar::is_tar(&text::read_head(path)?) {
+        return ovf::read_archive(path, options);
+    }
     let bytes = text::read_file(path)?;
     let folder = Folder::of(path, options.anywhere)?;
     match Form::detect(&bytes, path)? {
         Form::Vmx => one(vmware::read(&bytes, path, &folder)),
         Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
         Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
+        Form::Ovf(root) => ovf::read(&root, path, &folder, options),
     }
 }
 
@@ -49,6 +53,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
         Form::Vmx => one(vmware::parse(bytes, path, &folder)),
         Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
         Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
+        Form::Ovf(root) => ovf::read(&root, path, &folder, &ReadOptions::default()),
     }
 }
 
@@ -61,6 +66,7 @@ enum Form {
     Vmx,
     Vbox(Element),
     Libvirt(Element),
+    Ovf(Element),
 }
 
 impl Form {
@@ -73,7 +79,10 @@ impl Form {
             return match root.name.as_str() {
                 "VirtualBox" => Ok(Self::Vbox(root)),
                 "domain" | "domstatus" | "domainsnapshot" => Ok(Self::Libvirt(root)),
-                name => Err(root.error(format!("<{name}> is no VM's description that is known here"))),
+                "Envelope" => Ok(Self::Ovf(root)),
+                name => {
+                    Err(root.error(format!("<{name}> is no VM's description that is known here")))
+                }
             };
         }
         if looks_like_vmx(&text) {
@@ -95,7 +104,7 @@ fn looks_like_vmx(text: &str) -> bool {
 /// The one description in a folder.
 fn in_folder(path: &Path) -> Result<PathBuf> {
     let names = Folder::new(path, false)?.names()?;
-    for extension in ["vbox", "vmx"] {
+    for extension in ["vbox", "vmx", "ovf", "ova"] {
         let found: Vec<_> = names
             .iter()
             .filter(|name| {
@@ -107,7 +116,10 @@ fn in_folder(path: &Path) -> Result<PathBuf> {
             [name] => return Ok(path.join(name)),
             _ => {
                 let names: Vec<_> = found.iter().map(|name| name.as_str()).collect();
-                return Err(text::error(path, format!("There are several VMs: name one of {}", names.join(", "))));
+                return Err(text::error(
+                    path,
+                    format!("There are several VMs: name one of {}", names.join(", ")),
+                ));
             }
         }
     }

@@ -24,9 +24,22 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(reading)?;
     if bytes.len() as u64 > LARGEST {
-        return Err(error(path, format!("It is larger than {} MiB: no description", LARGEST >> 20)));
+        return Err(error(
+            path,
+            format!("It is larger than {} MiB: no description", LARGEST >> 20),
+        ));
     }
     Ok(bytes)
+}
+
+/// The first 64 KiB of a file, or all if it is shorter.
+pub(crate) fn read_head(path: &Path) -> Result<Vec<u8>> {
+    let reading = |source| Error::Read { path: path.to_owned(), source };
+    let mut head = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
+        .map_err(reading)?;
+    Ok(head)
 }
 
 /// An error about a whole file.
@@ -64,7 +77,10 @@ pub(crate) fn decode_xml(bytes: &[u8]) -> Cow<'_, str> {
 /// UTF-8 although they should be are taken for Windows' western European ones.
 pub(crate) fn decode_named<'a>(bytes: &'a [u8], name: Option<&str>) -> Cow<'a, str> {
     let encoding = name.and_then(|name| Encoding::for_label(name.as_bytes())).unwrap_or(UTF_8);
-    if encoding == UTF_8 && Encoding::for_bom(bytes).is_none() && std::str::from_utf8(bytes).is_err() {
+    if encoding == UTF_8
+        && Encoding::for_bom(bytes).is_none()
+        && std::str::from_utf8(bytes).is_err()
+    {
         return decode_as(bytes, WINDOWS_1252);
     }
     decode_as(bytes, encoding)

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::description::{
-    Architecture, Bus, Description, DriveKind, FileRef, FileState, FirmwareKind, Level, Note, Virtualization,
+    Architecture, Bus, Description, DriveKind, FileRef, FileState, FirmwareKind, Level, Note,
+    Virtualization,
 };
 use crate::{Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Size, VmSpec};
 
@@ -35,11 +36,17 @@ impl Description {
         let mut drives: Vec<_> = self
             .drives
             .iter()
-            .filter(|drive| matches!(drive.kind, DriveKind::Disk | DriveKind::Cdrom) && drive.connected)
-            .filter(|drive| drive.kind == DriveKind::Disk || drive.file.as_ref().is_some_and(FileRef::is_usable))
+            .filter(|drive| {
+                matches!(drive.kind, DriveKind::Disk | DriveKind::Cdrom) && drive.connected
+            })
+            .filter(|drive| {
+                drive.kind == DriveKind::Disk || drive.file.as_ref().is_some_and(FileRef::is_usable)
+            })
             .collect();
         // The disk that the firmware starts from is the first one; CD-ROMs never come before disks.
-        drives.sort_by_key(|drive| (drive.kind == DriveKind::Cdrom, drive.boot_order.unwrap_or(u32::MAX)));
+        drives.sort_by_key(|drive| {
+            (drive.kind == DriveKind::Cdrom, drive.boot_order.unwrap_or(u32::MAX))
+        });
         for drive in drives {
             let Some(file) = &drive.file else { continue };
             if drive.encrypted {
@@ -71,7 +78,10 @@ impl Description {
             Architecture::X86_64 | Architecture::X86 => {}
             other => note(
                 Level::Obstacle,
-                format!("The guest is made for {} processors; only x86 guests run here", other.name()),
+                format!(
+                    "The guest is made for {} processors; only x86 guests run here",
+                    other.name()
+                ),
             ),
         }
         if self.virtualization == Virtualization::Container {
@@ -87,7 +97,9 @@ impl Description {
             let kind = self.firmware.kind.unwrap_or(FirmwareKind::Bios).title();
             note(
                 Level::Info,
-                format!("Its {kind} is not run: Linux is started directly from its disk, other systems need firmware"),
+                format!(
+                    "Its {kind} is not run: Linux is started directly from its disk, other systems need firmware"
+                ),
             );
         }
         if self.firmware.secure_boot == Some(true) {
@@ -117,7 +129,10 @@ impl Description {
         if !buses.is_empty() {
             note(
                 Level::Info,
-                format!("Disks are on virtio instead of {}: a guest without that driver finds none", join(buses)),
+                format!(
+                    "Disks are on virtio instead of {}: a guest without that driver finds none",
+                    join(buses)
+                ),
             );
         }
         let models: BTreeSet<_> = self
@@ -146,7 +161,9 @@ impl Description {
             .find(|one| one.bus == bus && one.index == index)
             .and_then(|one| one.model.clone());
         match model {
-            Some(model) if !model.eq_ignore_ascii_case(bus.name()) => format!("{} ({model})", bus.name()),
+            Some(model) if !model.eq_ignore_ascii_case(bus.name()) => {
+                format!("{} ({model})", bus.name())
+            }
             _ => bus.name().into(),
         }
     }
@@ -158,7 +175,9 @@ impl Description {
                 Some(path) => return Ok(path.clone()),
                 None => format!("The file `{name}` has no path"),
             },
-            FileState::Member => format!("The file `{name}` is inside an archive, which a description cannot name"),
+            FileState::Member => {
+                format!("The file `{name}` is inside an archive, which a description cannot name")
+            }
             FileState::Missing => format!("The file `{name}` is not there"),
             FileState::Refused => {
                 format!("The file `{name}` lies outside of the VM's folder, which is not allowed")

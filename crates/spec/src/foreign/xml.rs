@@ -72,7 +72,9 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Element> {
                 parser.text(resolved.encode_utf8(&mut [0; 4]));
             }
             Event::DocType(_) => {
-                return Err(parser.error(start, "Document types and entities of one's own are refused"));
+                return Err(
+                    parser.error(start, "Document types and entities of one's own are refused")
+                );
             }
             Event::Eof => {
                 let message = match parser.open.last() {
@@ -160,6 +162,11 @@ impl Element {
         }
     }
 
+    /// Marks it as looked at.
+    pub fn see(&self) {
+        self.seen.set(true);
+    }
+
     /// Marks it and all that is in it as looked at: it is known and of no account here.
     pub fn skip(&self) {
         self.seen.set(true);
@@ -240,18 +247,28 @@ impl Parser<'_> {
         let mut attributes = Vec::new();
         for attribute in tag.attributes() {
             let wrong = |error: &dyn std::fmt::Display| {
-                self.error(at, format!("An attribute of <{}> is wrong: {error}", tag.local_name().as_ref()))
+                self.error(
+                    at,
+                    format!("An attribute of <{}> is wrong: {error}", tag.local_name().as_ref()),
+                )
             };
             let attribute = attribute.map_err(|error| wrong(&error))?;
             let (prefix, name) = split(attribute.key.into_inner());
-            if prefix == "xmlns" || (prefix.is_empty() && name == "xmlns") || name == "schemaLocation" {
+            if prefix == "xmlns"
+                || (prefix.is_empty() && name == "xmlns")
+                || name == "schemaLocation"
+            {
                 continue;
             }
             let value = attribute
                 .normalized_value(XmlVersion::Implicit1_0)
                 .map_err(|error| wrong(&error))?
                 .into_owned();
-            attributes.push(Attribute { name: name.into(), value, seen: Cell::new(prefix == "xml") });
+            attributes.push(Attribute {
+                name: name.into(),
+                value,
+                seen: Cell::new(prefix == "xml"),
+            });
         }
         self.count += 1 + attributes.len();
         if self.count > MOST_PARTS {
@@ -311,7 +328,8 @@ struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     fn new(text: &'a str) -> Self {
-        let after = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        let after =
+            text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         Self { text, starts: std::iter::once(0).chain(after).collect() }
     }
 
@@ -358,7 +376,10 @@ mod tests {
     #[test]
     fn bombs_and_broken_files_are_refused_with_their_place() {
         let bomb = "<?xml version='1.0'?>\n<!DOCTYPE a [<!ENTITY x 'y'>]>\n<a>&x;</a>";
-        assert_eq!(message(bomb), "x.xml:2:1: Document types and entities of one's own are refused");
+        assert_eq!(
+            message(bomb),
+            "x.xml:2:1: Document types and entities of one's own are refused"
+        );
         assert_eq!(message("<a>\n &x;</a>"), "x.xml:2:2: This entity is not one of XML's own");
         assert!(message("<a b='&x;'/>").starts_with("x.xml:1:1: An attribute of <a> is wrong"));
         assert_eq!(message("<a>\n<b>"), "x.xml:2:4: The file ends within <b>");

@@ -38,7 +38,15 @@ pub fn debian_source(name: &str, folder: &str) -> Option<PathBuf> {
 pub fn python_source(name: &str, version: &str, folder: &str) -> Option<PathBuf> {
     fetch(name, folder, |into| {
         let wanted = format!("{name}=={version}");
-        let arguments = ["download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", &wanted];
+        let arguments = [
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            ":all:",
+            &wanted,
+        ];
         // pip wants to build what it downloads, which fails without the build tools: the archive is there by then.
         let _ = run(Command::new("pip").args(arguments).current_dir(into));
         unpack(into, ".tar.gz", folder)
@@ -98,7 +106,12 @@ fn unpack(into: &Path, part: &str, folder: &str) -> Option<()> {
     let unpacked = into.join("unpacked");
     fs::create_dir_all(&unpacked).ok()?;
     let wanted = format!("*/{folder}");
-    run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&unpacked).args(["--wildcards", &wanted]))
+    run(Command::new("tar")
+        .arg("-xf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&unpacked)
+        .args(["--wildcards", &wanted]))
 }
 
 fn run(command: &mut Command) -> Option<()> {

@@ -9,7 +9,14 @@ fn nearly_every_domain_of_libvirt_is_read() {
     let Some(tests) = data::debian_source("libvirt", "tests") else { return };
     let mut read_files = 0;
     let mut wrong = Vec::new();
-    for folder in ["qemuxml2argvdata", "genericxml2xmlindata", "vmx2xmldata", "xlconfigdata", "xmconfigdata", "lxcxml2xmldata"] {
+    for folder in [
+        "qemuxml2argvdata",
+        "genericxml2xmlindata",
+        "vmx2xmldata",
+        "xlconfigdata",
+        "xmconfigdata",
+        "lxcxml2xmldata",
+    ] {
         for path in data::files(&tests.join(folder), ".xml") {
             let text = std::fs::read_to_string(&path).unwrap();
             if !text.contains("<domain ") || path.is_symlink() {

@@ -15,18 +15,24 @@ fn every_vmx_of_libvirt_is_read_as_libvirt_reads_it() {
     assert!(files.len() > 60, "{} files", files.len());
     let mut different = Vec::new();
     for path in files {
-        let vms = read(&path, &ReadOptions::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let vms = read(&path, &ReadOptions::default())
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let vm = &vms[0];
         let Ok(theirs) = std::fs::read_to_string(path.with_extension("xml")) else { continue };
-        different.extend(compare(vm, &theirs).into_iter().map(|what| format!("{}: {what}", path.display())));
+        different.extend(
+            compare(vm, &theirs).into_iter().map(|what| format!("{}: {what}", path.display())),
+        );
     }
     assert!(different.is_empty(), "{different:#?}");
 }
 
 #[test]
 fn an_encrypted_vm_is_refused_by_name() {
-    let Some(folder) = data::python_source("dissect.hypervisor", "3.13", "tests/data") else { return };
-    let error = read(&folder.join("encrypted.vmx"), &ReadOptions::default()).unwrap_err().to_string();
+    let Some(folder) = data::python_source("dissect.hypervisor", "3.13", "tests/data") else {
+        return;
+    };
+    let error =
+        read(&folder.join("encrypted.vmx"), &ReadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("The VM Encrypted VM is encrypted"), "{error}");
 }
 
@@ -45,24 +51,43 @@ fn compare(vm: &Description, theirs: &str) -> Vec<String> {
     let cpus = theirs.split("<vcpu").nth(1).and_then(|rest| rest.split(['>', '<']).nth(1)).unwrap();
     same("processors", vm.cpus.count.unwrap().to_string(), cpus.into());
     let name = between("<name>", "</name>").unwrap();
-    let name = name.replace("&gt;", ">").replace("&lt;", "<").replace("&quot;", "\"").replace("&amp;", "&");
+    let name = name
+        .replace("&gt;", ">")
+        .replace("&lt;", "<")
+        .replace("&quot;", "\"")
+        .replace("&amp;", "&");
     same("name", vm.name.clone().unwrap_or("(NULL)".into()), name);
     if let Some(size) = vm.memory.size {
-        same("memory", (size >> 10).to_string(), between("<memory unit='KiB'>", "</memory>").unwrap());
+        same(
+            "memory",
+            (size >> 10).to_string(),
+            between("<memory unit='KiB'>", "</memory>").unwrap(),
+        );
     }
     // libvirt leaves out CD-ROMs without an image by rules of its own, and knows no NVMe.
-    let disks: Vec<_> =
-        vm.drives.iter().filter(|drive| drive.kind == DriveKind::Disk && drive.bus != Bus::Nvme).collect();
+    let disks: Vec<_> = vm
+        .drives
+        .iter()
+        .filter(|drive| drive.kind == DriveKind::Disk && drive.bus != Bus::Nvme)
+        .collect();
     same("disks", disks.len().to_string(), theirs.matches("device='disk'").count().to_string());
     let roms = vm.drives.iter().filter(|drive| drive.kind == DriveKind::Cdrom).count();
-    same("all CD-ROMs", (roms >= theirs.matches("device='cdrom'").count()).to_string(), "true".into());
+    same(
+        "all CD-ROMs",
+        (roms >= theirs.matches("device='cdrom'").count()).to_string(),
+        "true".into(),
+    );
     for name in disks.iter().filter_map(|drive| drive.file.as_ref()) {
         let name = name.written.rsplit('/').next().unwrap();
         same(name, theirs.contains(name).to_string(), "true".into());
     }
     same("cards", vm.nics.len().to_string(), theirs.matches("<interface ").count().to_string());
     for mac in vm.nics.iter().filter_map(|nic| nic.mac) {
-        same("address", theirs.contains(&format!("<mac address='{mac}'")).to_string(), "true".into());
+        same(
+            "address",
+            theirs.contains(&format!("<mac address='{mac}'")).to_string(),
+            "true".into(),
+        );
     }
     different
 }

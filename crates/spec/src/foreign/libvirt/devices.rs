@@ -24,7 +24,9 @@ pub(crate) fn read(devices: &Element, folder: &Folder, vm: &mut Description) -> 
     serials(devices, vm)?;
     for share in devices.children("filesystem") {
         let source = share.child("source");
-        let path = source.and_then(|source| ["dir", "name", "file", "dev"].iter().find_map(|name| source.string(name)));
+        let path = source.and_then(|source| {
+            ["dir", "name", "file", "dev"].iter().find_map(|name| source.string(name))
+        });
         vm.shares.push(SharedFolder {
             name: share.child("target").and_then(|target| target.string("dir")).unwrap_or_default(),
             path: path.unwrap_or_default(),
@@ -167,7 +169,8 @@ fn format(name: &str) -> Option<String> {
 
 /// Controller and unit: as they are written, or as the name of the target says.
 fn place(disk: &Element, bus: Bus, target: &str) -> Result<(u32, u32)> {
-    let address = disk.child("address").filter(|address| address.attribute("type") == Some("drive"));
+    let address =
+        disk.child("address").filter(|address| address.attribute("type") == Some("drive"));
     if let Some(address) = address {
         let number = |name| Ok::<u32, crate::Error>(address.number(name)?.unwrap_or(0));
         let (controller, unit) = (number("controller")?, number("unit")?);
@@ -177,7 +180,9 @@ fn place(disk: &Element, bus: Bus, target: &str) -> Result<(u32, u32)> {
         });
     }
     let letters = target.trim_end_matches(|letter: char| letter.is_ascii_digit());
-    let letters = ["xvd", "vd", "hd", "sd", "fd", "ubd"].iter().find_map(|prefix| letters.strip_prefix(prefix));
+    let letters = ["xvd", "vd", "hd", "sd", "fd", "ubd"]
+        .iter()
+        .find_map(|prefix| letters.strip_prefix(prefix));
     let index = letters.and_then(letters_to_index).unwrap_or(0);
     Ok(if bus == Bus::Ide { (index / 2, index % 2) } else { (0, index) })
 }
@@ -198,8 +203,9 @@ fn slot(device: &Element) -> Result<Option<u32>> {
     address.skip();
     let number = |name| {
         let text: &str = address.attribute(name).unwrap_or("0");
-        u32::from_str_radix(text.trim_start_matches("0x"), 16)
-            .map_err(|_| address.error(format!("The attribute `{name}` of <address> is not a number")))
+        u32::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| {
+            address.error(format!("The attribute `{name}` of <address> is not a number"))
+        })
     };
     if address.attribute("type") != Some("pci") || address.attribute("slot").is_none() {
         return Ok(None);
@@ -217,7 +223,9 @@ fn card(interface: &Element, index: usize) -> Result<NetworkCard> {
     nic.mac = interface.child("mac").and_then(|one| one.attribute("address")).and_then(mac);
     nic.model = interface.child("model").and_then(|model| model.string("type"));
     if let Some(source) = interface.child("source") {
-        nic.network = ["network", "bridge", "dev", "path", "name", "address"].iter().find_map(|name| source.string(name));
+        nic.network = ["network", "bridge", "dev", "path", "name", "address"]
+            .iter()
+            .find_map(|name| source.string(name));
         source.skip();
     }
     if let Some(link) = interface.child("link") {
@@ -240,7 +248,9 @@ fn serials(devices: &Element, vm: &mut Description) -> Result<()> {
         vm.serials.push(SerialPort {
             index: port.unwrap_or(u32::try_from(index).unwrap_or(u32::MAX)),
             backend: serial.string("type"),
-            target: source.and_then(|source| ["path", "host", "channel"].iter().find_map(|name| source.string(name))),
+            target: source.and_then(|source| {
+                ["path", "host", "channel"].iter().find_map(|name| source.string(name))
+            }),
         });
         serial.skip();
     }

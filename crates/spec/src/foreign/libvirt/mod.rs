@@ -23,7 +23,9 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
         "vmware" => Platform::Vmware,
         "hyperv" => Platform::Hyperv,
         "parallels" | "vz" => Platform::Parallels,
-        "qemu" | "kvm" | "kqemu" | "hvf" | "test" | "bhyve" | "lxc" | "uml" | "openvz" => Platform::Qemu,
+        "qemu" | "kvm" | "kqemu" | "hvf" | "test" | "bhyve" | "lxc" | "uml" | "openvz" => {
+            Platform::Qemu
+        }
         "" => return Err(domain.error("Expected a `type` in <domain>, such as kvm")),
         other => return Err(domain.error(format!("The hypervisor `{other}` is not known"))),
     };
@@ -35,7 +37,8 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
     domain.skip_attributes(&["id"]);
     vm.name = domain.child_text("name").map(str::to_owned);
     vm.uuid = domain.child_text("uuid").map(str::to_owned);
-    vm.annotation = ["description", "title"].iter().find_map(|name| domain.child_text(name)).map(str::to_owned);
+    vm.annotation =
+        ["description", "title"].iter().find_map(|name| domain.child_text(name)).map(str::to_owned);
     vm.guest_os = guest_os(domain);
     memory(domain, &mut vm)?;
     processors(domain, &mut vm)?;
@@ -70,12 +73,11 @@ fn memory(domain: &Element, vm: &mut Description) -> Result<()> {
         most.skip_attributes(&["slots"]);
     }
     vm.memory.size = current.filter(|size| *size > 0).or(all);
-    vm.memory.maximum = most.or(all.filter(|_| current.is_some_and(|current| Some(current) != all)));
-    if let Some(backing) = domain.child("memoryBacking") {
-        if let Some(pages) = backing.child("hugepages") {
-            vm.memory.hugepages = true;
-            pages.skip();
-        }
+    vm.memory.maximum =
+        most.or(all.filter(|_| current.is_some_and(|current| Some(current) != all)));
+    if let Some(pages) = domain.at(&["memoryBacking", "hugepages"]) {
+        vm.memory.hugepages = true;
+        pages.skip();
     }
     Ok(())
 }
@@ -109,7 +111,8 @@ fn amount(element: &Element) -> Result<Option<u64>> {
 fn processors(domain: &Element, vm: &mut Description) -> Result<()> {
     vm.cpus.count = Some(1);
     if let Some(count) = domain.child_number::<u32>("vcpu")? {
-        let current: Option<u32> = domain.child("vcpu").map_or(Ok(None), |vcpu| vcpu.number("current"))?;
+        let current: Option<u32> =
+            domain.child("vcpu").map_or(Ok(None), |vcpu| vcpu.number("current"))?;
         vm.cpus.count = Some(current.unwrap_or(count));
         vm.cpus.maximum = current.map(|_| count);
     }
@@ -128,7 +131,9 @@ fn processors(domain: &Element, vm: &mut Description) -> Result<()> {
         let features = ["vmx", "svm"];
         let mut given = cpu.children("feature").filter(|one| {
             one.attribute("name").is_some_and(|name| features.contains(&name))
-                && one.attribute("policy").is_none_or(|policy| policy == "require" || policy == "force")
+                && one
+                    .attribute("policy")
+                    .is_none_or(|policy| policy == "require" || policy == "force")
         });
         vm.cpus.nested = given.next().map(|_| true);
         vm.cpus.model = cpu.child_text("model").map(str::to_owned).or_else(|| cpu.string("mode"));
@@ -165,7 +170,9 @@ fn boot(domain: &Element, folder: &Folder, vm: &mut Description) {
     vm.boot.cmdline = os.child_text("cmdline").map(str::to_owned);
     vm.boot.order = os.children("boot").filter_map(|boot| boot.string("dev")).collect();
     vm.firmware = firmware(os, folder);
-    if let Some(loader) = vm.firmware.loader.clone().filter(|_| vm.virtualization == Virtualization::Pv) {
+    if let Some(loader) =
+        vm.firmware.loader.clone().filter(|_| vm.virtualization == Virtualization::Pv)
+    {
         vm.note(Level::Info, format!("Xen would start it through {loader}"));
     }
     os.skip_children(&["bios", "bootmenu", "smbios"]);

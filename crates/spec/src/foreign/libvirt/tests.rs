@@ -48,9 +48,15 @@ fn all_that_is_said_arrives() {
     assert_eq!(vm.firmware.nvram.as_ref().unwrap().state, FileState::Refused);
     assert_eq!(vm.tpm.as_deref(), Some("2.0"));
     let disk = &vm.drives[0];
-    assert_eq!((disk.bus, disk.unit, disk.slot, disk.boot_order), (Bus::Virtio, 1, Some(7), Some(1)));
+    assert_eq!(
+        (disk.bus, disk.unit, disk.slot, disk.boot_order),
+        (Bus::Virtio, 1, Some(7), Some(1))
+    );
     assert_eq!((disk.format.as_deref(), disk.serial.as_deref()), (Some("qcow2"), Some("S1")));
-    assert_eq!(disk.parents.iter().map(|one| one.written.as_str()).collect::<Vec<_>>(), ["base.img"]);
+    assert_eq!(
+        disk.parents.iter().map(|one| one.written.as_str()).collect::<Vec<_>>(),
+        ["base.img"]
+    );
     let remote = vm.drives[1].file.as_ref().unwrap();
     assert_eq!((remote.written.as_str(), remote.state), ("rbd:pool/image", FileState::Remote));
     assert_eq!(vm.drives[2].address(), "ide1:0");
@@ -85,7 +91,14 @@ fn wrong_domains_are_refused_with_their_place() {
 
 #[test]
 fn letters_count_as_disks_do() {
-    for (letters, index) in [("a", Some(0)), ("z", Some(25)), ("aa", Some(26)), ("", None), ("A", None), ("zzzzzzzz", None)] {
+    for (letters, index) in [
+        ("a", Some(0)),
+        ("z", Some(25)),
+        ("aa", Some(26)),
+        ("", None),
+        ("A", None),
+        ("zzzzzzzz", None),
+    ] {
         assert_eq!(devices::letters_to_index(letters), index, "{letters}");
     }
 }

@@ -23,7 +23,9 @@ pub(crate) fn read(
         }
     }
     before_version_1_7(machine, hardware, media, folder, vm)?;
-    for adapter in hardware.child("Network").into_iter().flat_map(|network| network.children("Adapter")) {
+    for adapter in
+        hardware.child("Network").into_iter().flat_map(|network| network.children("Adapter"))
+    {
         network_adapter(adapter, vm)?;
     }
     for port in hardware.child("UART").into_iter().flat_map(|list| list.children("Port")) {
@@ -69,7 +71,8 @@ fn storage_controller(
             return Err(controller.error(format!("The storage controller `{name}` is not known")));
         }
     };
-    let index = u32::try_from(vm.controllers.iter().filter(|one| one.bus == bus).count()).unwrap_or(0);
+    let index =
+        u32::try_from(vm.controllers.iter().filter(|one| one.bus == bus).count()).unwrap_or(0);
     vm.controller(bus, index, model);
     controller.skip_attributes(&[
         "name",
@@ -87,7 +90,9 @@ fn storage_controller(
             Some("HardDisk") | None => DriveKind::Disk,
             Some("DVD") => DriveKind::Cdrom,
             Some("Floppy") => DriveKind::Floppy,
-            Some(other) => return Err(device.error(format!("The kind of drive `{other}` is not known"))),
+            Some(other) => {
+                return Err(device.error(format!("The kind of drive `{other}` is not known")));
+            }
         };
         let (port, place): (u32, u32) =
             (device.number("port")?.unwrap_or(0), device.number("device")?.unwrap_or(0));
@@ -104,10 +109,20 @@ fn storage_controller(
         if let Some(host) = device.child("HostDrive") {
             vm.note(
                 Level::Warning,
-                format!("{} is the host's own drive {}", drive.address(), host.attribute("src").unwrap_or_default()),
+                format!(
+                    "{} is the host's own drive {}",
+                    drive.address(),
+                    host.attribute("src").unwrap_or_default()
+                ),
             );
         }
-        device.skip_attributes(&["hotpluggable", "passthrough", "tempeject", "nonrotational", "discard"]);
+        device.skip_attributes(&[
+            "hotpluggable",
+            "passthrough",
+            "tempeject",
+            "nonrotational",
+            "discard",
+        ]);
         vm.drives.push(drive);
     }
     Ok(())
@@ -137,7 +152,9 @@ fn before_version_1_7(
     folder: &Folder,
     vm: &mut Description,
 ) -> Result<()> {
-    for list in machine.children("HardDiskAttachments").chain(hardware.children("HardDiskAttachments")) {
+    for list in
+        machine.children("HardDiskAttachments").chain(hardware.children("HardDiskAttachments"))
+    {
         for one in list.children("HardDiskAttachment") {
             let bus = match one.attribute("bus") {
                 Some("SATA") => Bus::Sata,
@@ -145,8 +162,11 @@ fn before_version_1_7(
                 _ => Bus::Ide,
             };
             let channel = one.number("channel")?.unwrap_or(0);
-            let (controller, unit) =
-                if bus == Bus::Ide { (channel, one.number("device")?.unwrap_or(0)) } else { (0, channel) };
+            let (controller, unit) = if bus == Bus::Ide {
+                (channel, one.number("device")?.unwrap_or(0))
+            } else {
+                (0, channel)
+            };
             one.skip_attributes(&["device"]);
             let mut drive = Drive::new(DriveKind::Disk, bus, controller, unit);
             let image = media.get(one.attribute("hardDisk").unwrap_or_default(), folder);
@@ -202,14 +222,23 @@ fn network_adapter(adapter: &Element, vm: &mut Description) -> Result<()> {
                 Some(forward) => nic.forwards.push(forward),
                 None => vm.note(
                     Level::Warning,
-                    format!("The port forwarding `{}` cannot be taken over", rule.attribute("name").unwrap_or_default()),
+                    format!(
+                        "The port forwarding `{}` cannot be taken over",
+                        rule.attribute("name").unwrap_or_default()
+                    ),
                 ),
             }
             rule.skip();
         }
         mode.skip();
     }
-    adapter.skip_attributes(&["speed", "bootPriority", "promiscuousModePolicy", "trace", "tracefile"]);
+    adapter.skip_attributes(&[
+        "speed",
+        "bootPriority",
+        "promiscuousModePolicy",
+        "trace",
+        "tracefile",
+    ]);
     vm.nics.push(nic);
     Ok(())
 }
@@ -229,7 +258,8 @@ fn forward(rule: &Element) -> Result<Option<Forward>> {
         },
         None => None,
     };
-    let ports = host.and_then(std::num::NonZeroU16::new).zip(guest.and_then(std::num::NonZeroU16::new));
+    let ports =
+        host.and_then(std::num::NonZeroU16::new).zip(guest.and_then(std::num::NonZeroU16::new));
     Ok(ports.map(|(host, guest)| Forward { address, host, guest, protocol }))
 }
 

@@ -61,7 +61,8 @@ impl Media {
 
     fn add(&mut self, element: &Element, folder: &Folder, parent: Option<&Image>) {
         let Some(uuid) = element.attribute("uuid").map(plain) else { return };
-        let location = element.attribute("location").or(element.attribute("src")).unwrap_or_default();
+        let location =
+            element.attribute("location").or(element.attribute("src")).unwrap_or_default();
         let properties: Vec<_> =
             element.children("Property").filter_map(|one| one.attribute("name")).collect();
         let image = Image {
@@ -71,7 +72,9 @@ impl Media {
             encrypted: properties.iter().any(|name| name.starts_with("CRYPT/"))
                 || parent.is_some_and(|parent| parent.encrypted),
             parents: parent
-                .map(|parent| std::iter::once(&parent.file).chain(&parent.parents).cloned().collect())
+                .map(|parent| {
+                    std::iter::once(&parent.file).chain(&parent.parents).cloned().collect()
+                })
                 .unwrap_or_default(),
         };
         for child in element.children("HardDisk") {

@@ -14,19 +14,21 @@ use super::description::{
 use super::folder::Folder;
 use super::xml::Element;
 use crate::Result;
-use media::Media;
+pub(crate) use media::Media;
 
 /// Reads the document of a `.vbox`.
 pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Description> {
     if let Some(encrypted) = root.child("MachineEncrypted") {
-        let name = encrypted.attribute("name").or(encrypted.attribute("uuid")).unwrap_or("in this file");
+        let name =
+            encrypted.attribute("name").or(encrypted.attribute("uuid")).unwrap_or("in this file");
         return Err(encrypted.error(format!(
             "The VM {name} is encrypted; remove the encryption in VirtualBox first"
         )));
     }
     let mut vm = Description::new(Platform::Virtualbox, "vbox", path);
     vm.version = root.string("version");
-    let machine = root.child("Machine").ok_or_else(|| root.error("Expected <Machine> in <VirtualBox>"))?;
+    let machine =
+        root.child("Machine").ok_or_else(|| root.error("Expected <Machine> in <VirtualBox>"))?;
     let snapshots = machine.attribute("snapshotFolder").unwrap_or("Snapshots");
     let media = Media::new(machine.child("MediaRegistry"), folder, snapshots);
     self::machine(machine, &media, folder, &mut vm)?;
@@ -79,10 +81,15 @@ pub(crate) fn machine(
     Ok(())
 }
 
-fn processors_and_memory(machine: &Element, hardware: &Element, vm: &mut Description) -> Result<()> {
+fn processors_and_memory(
+    machine: &Element,
+    hardware: &Element,
+    vm: &mut Description,
+) -> Result<()> {
     hardware.skip_attributes(&["version", "uuid"]);
     if let Some(memory) = hardware.child("Memory") {
-        vm.memory.size = memory.number::<u64>("RAMSize")?.map(|count| count.saturating_mul(1 << 20));
+        vm.memory.size =
+            memory.number::<u64>("RAMSize")?.map(|count| count.saturating_mul(1 << 20));
         vm.memory.hugepages = memory.attribute("PageFusion") == Some("true");
     }
     let platform = machine.child("Platform");
@@ -92,9 +99,9 @@ fn processors_and_memory(machine: &Element, hardware: &Element, vm: &mut Descrip
         if let Some(count) = cpu.number("count")? {
             vm.cpus.count = Some(count);
         }
-        let special = cpu.child("NestedHWVirt").or_else(|| {
-            platform.and_then(|platform| platform.at(&["x86", "CPU", "NestedHWVirt"]))
-        });
+        let special = cpu
+            .child("NestedHWVirt")
+            .or_else(|| platform.and_then(|platform| platform.at(&["x86", "CPU", "NestedHWVirt"])));
         if let Some(nested) = special {
             vm.cpus.nested = Some(nested.attribute("enabled") == Some("true"));
         }
@@ -136,7 +143,8 @@ fn firmware(hardware: &Element, folder: &Folder, vm: &mut Description) {
     };
     if let Some(boot) = hardware.child("Boot") {
         let mut order: Vec<_> = boot.children("Order").collect();
-        order.sort_by_key(|one| one.attribute("position").and_then(|text| text.parse::<u32>().ok()));
+        order
+            .sort_by_key(|one| one.attribute("position").and_then(|text| text.parse::<u32>().ok()));
         vm.boot.order = order.iter().filter_map(|one| one.string("device")).collect();
         vm.boot.order.retain(|device| device != "None");
     }
@@ -154,7 +162,12 @@ fn architecture(machine: &Element, guest: Option<&str>) -> Architecture {
 }
 
 /// Most snapshots lie within each other; the XML reader bounds the depth.
-fn add_snapshots(snapshot: &Element, parent: Option<&str>, current: Option<&str>, vm: &mut Description) {
+fn add_snapshots(
+    snapshot: &Element,
+    parent: Option<&str>,
+    current: Option<&str>,
+    vm: &mut Description,
+) {
     let id = snapshot.attribute("uuid").map(plain).unwrap_or_default();
     vm.snapshots.push(Snapshot {
         name: snapshot.string("name").unwrap_or_default(),

@@ -25,7 +25,10 @@ fn parsed(text: &str) -> Result<Description> {
 fn both_schemas_of_one_vm_say_the_same() {
     let new = read_file(&fixture("sample-bios.vbox"));
     let old = read_file(&fixture("sample-bios-1.19-linux.vbox"));
-    assert_eq!((new.version.as_deref(), old.version.as_deref()), (Some("1.20-linux"), Some("1.19-linux")));
+    assert_eq!(
+        (new.version.as_deref(), old.version.as_deref()),
+        (Some("1.20-linux"), Some("1.19-linux"))
+    );
     for vm in [&new, &old] {
         assert_eq!(vm.name.as_deref(), Some("sample-bios"));
         assert_eq!(vm.annotation.as_deref(), Some("authentic sample made by VBoxManage"));
@@ -43,7 +46,13 @@ fn both_schemas_of_one_vm_say_the_same() {
         let cards: Vec<_> = vm
             .nics
             .iter()
-            .map(|nic| (nic.mac.unwrap().to_string(), nic.model.as_deref().unwrap(), nic.connection.as_deref().unwrap()))
+            .map(|nic| {
+                (
+                    nic.mac.unwrap().to_string(),
+                    nic.model.as_deref().unwrap(),
+                    nic.connection.as_deref().unwrap(),
+                )
+            })
             .collect();
         let expected =
             [("08:00:27:66:c2:96", "virtio", "nat"), ("08:00:27:52:08:d0", "82540EM", "internal")];

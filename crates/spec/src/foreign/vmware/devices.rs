@@ -50,8 +50,9 @@ fn controller(
     for unit in 0..units {
         if let Some(mut drive) = drive(keys, folder, &format!("{name}:{unit}"))? {
             (drive.bus, drive.controller, drive.unit) = (bus, index, unit);
-            drive.shared |=
-                keys.text(&format!("{name}.sharedbus")).is_some_and(|mode| !mode.eq_ignore_ascii_case("none"));
+            drive.shared |= keys
+                .text(&format!("{name}.sharedbus"))
+                .is_some_and(|mode| !mode.eq_ignore_ascii_case("none"));
             vm.drives.push(drive);
             used = true;
         }
@@ -82,14 +83,17 @@ fn drive(keys: &Dictionary, folder: &Folder, name: &str) -> Result<Option<Drive>
     drive.kind = match kind.as_str() {
         _ if kind.contains("cdrom") => DriveKind::Cdrom,
         "rawdisk" | "scsi-passthru" | "pass-through" => DriveKind::Passthrough,
-        "" if file.as_deref().is_some_and(|file| file.to_ascii_lowercase().ends_with(".iso")) => DriveKind::Cdrom,
+        "" if file.as_deref().is_some_and(|file| file.to_ascii_lowercase().ends_with(".iso")) => {
+            DriveKind::Cdrom
+        }
         _ => DriveKind::Disk,
     };
     keys.skip(&format!("{name}.clientdevice"));
     keys.skip(&format!("{name}.autodetect"));
     keys.skip(&format!("{name}.redo"));
     keys.skip(&format!("{name}.ctkenabled"));
-    let is_image = !matches!(kind.as_str(), "cdrom-raw" | "atapi-cdrom") && drive.kind != DriveKind::Passthrough;
+    let is_image = !matches!(kind.as_str(), "cdrom-raw" | "atapi-cdrom")
+        && drive.kind != DriveKind::Passthrough;
     if is_image && let Some(file) = file.filter(|file| file != "emptyBackingString") {
         drive.file = Some(folder.locate(&file, &[]));
         if drive.kind == DriveKind::Disk {
@@ -133,7 +137,10 @@ fn nic(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     let address = if kind == "static" { stated.or(generated) } else { generated.or(stated) };
     let parsed = address.as_deref().and_then(mac);
     if let Some(address) = address.filter(|_| parsed.is_none()) {
-        vm.note(Level::Warning, format!("The address `{address}` of {name} is not a hardware address"));
+        vm.note(
+            Level::Warning,
+            format!("The address `{address}` of {name} is not a hardware address"),
+        );
     }
     keys.skip(&format!("{name}.generatedaddressoffset"));
     keys.skip(&format!("{name}.uptcompatibility"));
@@ -158,7 +165,11 @@ fn serial(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     let name = format!("serial{index}");
     if keys.flag(&format!("{name}.present"))? == Some(true) {
         let value = |key: &str| keys.text(&format!("{name}.{key}"));
-        vm.serials.push(SerialPort { index, backend: value("filetype"), target: value("filename") });
+        vm.serials.push(SerialPort {
+            index,
+            backend: value("filetype"),
+            target: value("filename"),
+        });
     }
     Ok(())
 }

@@ -30,7 +30,8 @@ impl Dictionary {
     /// Reads a file in the encoding that its `.encoding` names.
     pub fn parse(bytes: &[u8], file: &str) -> Result<Self> {
         let text = text::decode_named(bytes, encoding(bytes));
-        let mut found = Self { file: file.into(), entries: BTreeMap::new(), duplicates: Vec::new() };
+        let mut found =
+            Self { file: file.into(), entries: BTreeMap::new(), duplicates: Vec::new() };
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             let line = line.trim();
@@ -41,14 +42,16 @@ impl Dictionary {
                 place: Place { file: file.into(), position: Some((number, 1)) },
                 message: message.into(),
             };
-            let (key, value) = line.split_once('=').ok_or_else(|| wrong("Expected `key = \"value\"`"))?;
+            let (key, value) =
+                line.split_once('=').ok_or_else(|| wrong("Expected `key = \"value\"`"))?;
             let (key, value) = (key.trim(), value.trim());
             if key.is_empty() || key.contains(|letter: char| letter.is_control() || letter == '"') {
                 return Err(wrong("Expected a key before `=`"));
             }
             let value = match value.strip_prefix('"') {
                 Some(rest) => {
-                    let end = rest.find('"').ok_or_else(|| wrong("The value has no closing quote"))?;
+                    let end =
+                        rest.find('"').ok_or_else(|| wrong("The value has no closing quote"))?;
                     let after = rest[end + 1..].trim_start();
                     if !after.is_empty() && !after.starts_with('#') {
                         return Err(wrong("Expected nothing after the closing quote"));
@@ -105,7 +108,12 @@ impl Dictionary {
     /// Words between commas.
     pub fn list(&self, key: &str) -> Option<Vec<String>> {
         let text = self.text(key)?;
-        Some(text.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect())
+        Some(
+            text.split(',')
+                .map(|word| word.trim().to_owned())
+                .filter(|word| !word.is_empty())
+                .collect(),
+        )
     }
 
     /// Marks a key as one that is known.

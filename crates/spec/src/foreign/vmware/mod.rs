@@ -10,7 +10,8 @@ mod snapshots;
 use std::path::Path;
 
 use super::description::{
-    Architecture, Description, FileState, Firmware, FirmwareKind, Level, MemoryAmount, Platform, Processors,
+    Architecture, Description, FileState, Firmware, FirmwareKind, Level, MemoryAmount, Platform,
+    Processors,
 };
 use super::folder::Folder;
 use super::text;
@@ -22,7 +23,9 @@ pub(crate) fn read(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descrip
     let mut vm = parse(bytes, path, folder)?;
     for extension in ["vmsd", "vmxf"] {
         let Some(stem) = path.file_stem() else { continue };
-        let Some(beside) = folder.find(Path::new(stem).with_added_extension(extension)) else { continue };
+        let Some(beside) = folder.find(Path::new(stem).with_added_extension(extension)) else {
+            continue;
+        };
         if extension == "vmsd" {
             snapshots::read(&text::read_file(&beside)?, &beside, &mut vm)?;
         }
@@ -47,7 +50,10 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
         }
     }
     for line in keys.duplicates() {
-        vm.note(Level::Warning, format!("Line {line} says again what was said before; the last one counts"));
+        vm.note(
+            Level::Warning,
+            format!("Line {line} says again what was said before; the last one counts"),
+        );
     }
     vm.version = keys.text("virtualhw.version").map(|version| format!("hardware {version}"));
     vm.name = keys.text("displayname");
@@ -68,7 +74,10 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
             Some("efi") => Some(FirmwareKind::Uefi),
             Some("bios") | None => Some(FirmwareKind::Bios),
             Some(other) => {
-                return Err(keys.error("firmware", format!("The firmware is `{other}` instead of efi or bios")));
+                return Err(keys.error(
+                    "firmware",
+                    format!("The firmware is `{other}` instead of efi or bios"),
+                ));
             }
         },
         secure_boot: keys.flag("uefi.secureboot.enabled")?,
@@ -79,7 +88,10 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
     if keys.flag("vtpm.present")? == Some(true) {
         vm.tpm = Some("2.0".into());
     }
-    vm.boot.order = keys.list("bios.bootorder").or_else(|| keys.list("bios.bootdeviceclasses")).unwrap_or_default();
+    vm.boot.order = keys
+        .list("bios.bootorder")
+        .or_else(|| keys.list("bios.bootdeviceclasses"))
+        .unwrap_or_default();
     if let Some(name) = keys.text("checkpoint.vmstate") {
         let state = folder.locate(&name, &[]);
         vm.saved_state = (state.state != FileState::Missing).then_some(state);
@@ -131,7 +143,10 @@ fn architecture(guest: Option<&str>) -> Architecture {
     let guest = guest.unwrap_or_default().to_ascii_lowercase();
     if guest.starts_with("arm-") {
         Architecture::Arm64
-    } else if guest.is_empty() || guest.contains("64") || NEW.iter().any(|prefix| guest.starts_with(prefix)) {
+    } else if guest.is_empty()
+        || guest.contains("64")
+        || NEW.iter().any(|prefix| guest.starts_with(prefix))
+    {
         Architecture::X86_64
     } else {
         Architecture::X86
@@ -139,7 +154,8 @@ fn architecture(guest: Option<&str>) -> Architecture {
 }
 
 /// Guests that have no 32-bit form and therefore no `-64`.
-const NEW: &[&str] = &["vmkernel", "windows2012", "windows2016", "windows2019", "windows2022", "windows2025"];
+const NEW: &[&str] =
+    &["vmkernel", "windows2012", "windows2016", "windows2019", "windows2022", "windows2025"];
 
 /// VMware writes `56 4d 12 34 56 78 9a bc-de f0 ...`.
 fn uuid(text: &str) -> String {

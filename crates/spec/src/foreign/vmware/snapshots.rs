@@ -30,7 +30,10 @@ pub(crate) fn read(bytes: &[u8], path: &Path, vm: &mut Description) -> Result<()
         });
     }
     if keys.flag("snapshot.needconsolidate")? == Some(true) {
-        vm.note(Level::Info, "VMware wants to consolidate the VM's disks: deleted snapshots left some behind");
+        vm.note(
+            Level::Info,
+            "VMware wants to consolidate the VM's disks: deleted snapshots left some behind",
+        );
     }
     Ok(())
 }

@@ -111,8 +111,11 @@ fn all_that_is_said_arrives() {
     assert_eq!(nic.mac.unwrap().to_string(), "00:50:56:9a:9c:7a");
     assert_eq!((nic.slot, nic.network.as_deref()), (Some(192), Some("VM Network")));
     assert_eq!(vm.serials[0].target.as_deref(), Some("serial.log"));
-    let snapshots: Vec<_> =
-        vm.snapshots.iter().map(|one| (one.name.as_str(), one.parent.as_deref(), one.current)).collect();
+    let snapshots: Vec<_> = vm
+        .snapshots
+        .iter()
+        .map(|one| (one.name.as_str(), one.parent.as_deref(), one.current))
+        .collect();
     assert_eq!(snapshots, [("clean", None, false), ("patched", Some("1"), true)]);
     assert_eq!(vm.snapshots[0].created.as_deref(), Some("2020-09-19T17:11:28Z"));
     let unread: Vec<_> = vm.unread.iter().map(|one| (one.line, one.key.as_str())).collect();
@@ -133,14 +136,20 @@ fn what_runs_here_has_the_connected_disks_and_cards() {
     fs::write(&path, text).unwrap();
     let vm = crate::foreign::read(&path, &ReadOptions::default()).unwrap().remove(0);
     let spec = vm.to_spec().unwrap();
-    let names: Vec<_> =
-        spec.disks.iter().map(|disk| (disk.path.file_name().unwrap().to_str().unwrap(), disk.readonly)).collect();
+    let names: Vec<_> = spec
+        .disks
+        .iter()
+        .map(|disk| (disk.path.file_name().unwrap().to_str().unwrap(), disk.readonly))
+        .collect();
     assert_eq!(names, [("a.vmdk", false), ("b.iso", true)]);
     assert_eq!(spec.nics.as_ref().unwrap().len(), 1);
     assert_eq!(spec.memory.size(), crate::Size::mebibytes(256));
     spec.validate().unwrap();
     let messages: Vec<_> = vm.differences().into_iter().map(|note| note.message).collect();
-    assert!(messages.iter().any(|message| message.contains("virtio instead of ide")), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message.contains("virtio instead of ide")),
+        "{messages:?}"
+    );
 }
 
 #[test]
@@ -160,8 +169,14 @@ fn broken_files_are_refused_with_their_line() {
         ("\nmemsize = \"lots\"", "web.vmx:2:1: `lots` is not a number (`memsize`)"),
         ("numvcpus = \"0\"", "web.vmx: 0 processors are not between 1 and 4096"),
         ("memsize = \"9223372036854775807\"", "web.vmx: More memory than 64 TiB is absurd"),
-        ("firmware = \"coreboot\"", "web.vmx:1:1: The firmware is `coreboot` instead of efi or bios (`firmware`)"),
-        ("scsi0.present = \"maybe\"", "web.vmx:1:1: `maybe` is neither TRUE nor FALSE (`scsi0.present`)"),
+        (
+            "firmware = \"coreboot\"",
+            "web.vmx:1:1: The firmware is `coreboot` instead of efi or bios (`firmware`)",
+        ),
+        (
+            "scsi0.present = \"maybe\"",
+            "web.vmx:1:1: `maybe` is neither TRUE nor FALSE (`scsi0.present`)",
+        ),
         (
             "displayName = \"box\"\nencryption.keySafe = \"vmware:key/list\"",
             "web.vmx:2:1: The VM box is encrypted; remove the encryption in VMware first (`encryption.keySafe`)",

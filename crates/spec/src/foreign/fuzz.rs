@@ -1,0 +1,16 @@
+//! What the fuzzer gives.
+
+use std::path::Path;
+
+use super::{ovf, read, tar};
+
+/// Reads any bytes in every way in which bytes are read here.
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(vms) = read::parse(bytes, Path::new("fuzz")) {
+        for vm in vms {
+            let _ = (vm.to_spec(), vm.differences(), serde_json::to_string(&vm));
+        }
+    }
+    tar::fuzz(bytes);
+    ovf::fuzz_manifest(bytes);
+}
