@@ -54,6 +54,13 @@ impl Description {
             }
             spec.disks.push(Disk {
                 path: self.usable(file)?,
+                // A CD-ROM's content is never anything else, whatever it looks like.
+                format: if drive.kind == DriveKind::Cdrom {
+                    Some("raw".into())
+                } else {
+                    drive.format.clone()
+                },
+                discard: drive.volatile,
                 readonly: drive.readonly || drive.kind == DriveKind::Cdrom,
                 serial: drive.serial.clone().filter(|serial| serial.len() <= 20),
                 ..Disk::default()
@@ -143,9 +150,6 @@ impl Description {
             .collect();
         if !models.is_empty() {
             note(Level::Info, format!("Network cards are virtio instead of {}", join(models)));
-        }
-        if self.drives.iter().any(|drive| drive.volatile) {
-            note(Level::Info, "Disks that forgot their changes keep them in the overlay".into());
         }
         let kinds: BTreeSet<_> = self.devices.iter().map(|device| device.kind.clone()).collect();
         if !kinds.is_empty() {
