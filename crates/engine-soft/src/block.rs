@@ -9,6 +9,7 @@ use crate::decode::decode;
 use crate::host::{HostAddress, PAGE};
 use crate::op::Op;
 use crate::stubs::Stubs;
+use crate::translate::{Counts, Translation, Translator};
 
 /// Instructions of the longest block.
 const LONGEST: usize = 64;
@@ -18,6 +19,8 @@ const WINDOW: usize = 512;
 const CAPACITY: usize = 1 << 20;
 const QUICK: usize = 4096;
 const NONE: u32 = u32::MAX;
+/// A block that was interpreted so often is translated.
+const HOT: u32 = 20;
 
 /// Code that is executed from its first instruction to its last.
 pub struct Block {
@@ -29,6 +32,12 @@ pub struct Block {
     links: [Link; 2],
     /// Which link is replaced next.
     turn: usize,
+    /// Where its first byte is, if that is memory.
+    host: Option<HostAddress>,
+    /// How often it was interpreted.
+    heat: u32,
+    /// Its translation.
+    code: u32,
 }
 
 /// A block that is known to follow.
@@ -49,6 +58,9 @@ pub struct Cache {
     quick: Box<[Link; QUICK]>,
     stubs: Stubs,
     instructions: usize,
+    translator: Option<Translator>,
+    /// The last block was a translated one, of which the links know nothing.
+    left: bool,
 }
 
 /// Mixes two addresses; nobody attacks a cache of its own.
@@ -75,21 +87,76 @@ fn key(c: &Cpu) -> u8 {
 }
 
 impl Cache {
-    /// Empty.
-    pub fn new() -> Self {
+    /// Empty; translates hot blocks if it may and the host allows it.
+    pub fn new(translation: Translation) -> Self {
         Self {
             blocks: Vec::new(),
             by_place: HashMap::default(),
             quick: Box::new([NO_LINK; QUICK]),
             stubs: Stubs::new(),
             instructions: 0,
+            translator: match translation {
+                Translation::Off => None,
+                Translation::On => Translator::new(false),
+                Translation::Verified => Translator::new(true),
+            },
+            left: false,
         }
     }
 
-    /// A block by its number.
+    /// What the translator did.
+    pub fn counts(&self) -> Option<Counts> {
+        self.translator.as_ref().map(|translator| translator.counts)
+    }
+
+    /// The first disagreement of translator and interpreter.
     #[inline(always)]
-    pub fn block(&self, number: u32) -> &Block {
-        &self.blocks[number as usize]
+    pub fn difference(&mut self) -> Option<String> {
+        self.translator.as_mut()?.difference.take()
+    }
+
+    /// Executes a block, or only its first instruction.
+    #[inline(always)]
+    pub fn run(&mut self, number: u32, one: bool, c: &mut Cpu) -> Step {
+        if self.translator.is_some() {
+            return self.run_translated(number, one, c);
+        }
+        c.execute(&self.blocks[number as usize], one)
+    }
+
+    fn run_translated(&mut self, number: u32, mut one: bool, c: &mut Cpu) -> Step {
+        let Some(translator) = &mut self.translator else { return Ok(()) };
+        let block = &mut self.blocks[number as usize];
+        one |= translator.take_interpret();
+        self.left = false;
+        if let Some(host) = block.host.filter(|_| !one && Translator::suits(c)) {
+            if translator.lives(block.code) {
+                self.left = true;
+                return translator.run(c, block.code, host.page(), &mut self.stubs);
+            }
+            block.heat += 1;
+            if block.heat.is_multiple_of(HOT) {
+                if !translator.has_room() {
+                    self.clear_code(c);
+                } else if let Some(code) = translator.translate(c, host.page(), &mut self.stubs) {
+                    self.left = true;
+                    block.code = code;
+                    return translator.run(c, code, host.page(), &mut self.stubs);
+                }
+            }
+        }
+        if let Some(translator) = &mut self.translator {
+            translator.forget_pending();
+        }
+        c.execute(&self.blocks[number as usize], one)
+    }
+
+    #[cold]
+    fn clear_code(&mut self, c: &mut Cpu) {
+        if let Some(translator) = &mut self.translator {
+            translator.clear(c);
+        }
+        self.blocks.iter_mut().for_each(|block| block.code = NONE);
     }
 
     /// The block at the instruction pointer.
@@ -105,6 +172,9 @@ impl Cache {
     /// The block that follows `from`; remembers it there.
     #[inline(always)]
     pub fn follow(&mut self, from: u32, c: &mut Cpu) -> Step<u32> {
+        if self.left {
+            return self.find(c);
+        }
         let key = key(c);
         for link in &self.blocks[from as usize].links {
             if link.rip == c.rip && link.generation == c.generation && link.key == key {
@@ -136,9 +206,10 @@ impl Cache {
             self.by_place.remove(&place);
         }
         if self.instructions > CAPACITY {
-            self.clear();
+            self.clear(c);
         }
-        let block = self.build(linear, physical, c)?;
+        let mut block = self.build(linear, physical, c)?;
+        block.host = watched(c, physical);
         self.instructions += block.ops.len();
         let number = self.blocks.len() as u32;
         self.blocks.push(block);
@@ -152,7 +223,8 @@ impl Cache {
             Link { rip: c.rip, generation: c.generation, key, block };
     }
 
-    fn clear(&mut self) {
+    fn clear(&mut self, c: &mut Cpu) {
+        self.clear_code(c);
         self.blocks.clear();
         self.by_place.clear();
         self.quick.fill(NO_LINK);
@@ -161,8 +233,8 @@ impl Cache {
     }
 
     /// Whether memory still holds what the block was made from.
-    fn verify(&self, number: u32, linear: u64, physical: u64, c: &mut Cpu) -> Step<bool> {
-        let block = &self.blocks[number as usize];
+    fn verify(&mut self, number: u32, linear: u64, physical: u64, c: &mut Cpu) -> Step<bool> {
+        let block = &mut self.blocks[number as usize];
         let first = ((PAGE - physical % PAGE) as usize).min(block.bytes.len());
         let (low, high) = block.bytes.split_at(first);
         if !high.is_empty() {
@@ -172,7 +244,8 @@ impl Cache {
                 return Ok(false);
             }
         }
-        Ok(watched(c, physical).is_some_and(|host| host.holds(low)))
+        block.host = watched(c, physical);
+        Ok(block.host.is_some_and(|host| host.holds(low)))
     }
 
     fn build(&mut self, linear: u64, physical: u64, c: &mut Cpu) -> Step<Block> {
@@ -237,6 +310,9 @@ impl Cache {
             bytes: code[..length].into(),
             links: [NO_LINK; 2],
             turn: 0,
+            host: None,
+            heat: 0,
+            code: NONE,
         })
     }
 }

@@ -9,6 +9,7 @@ use engine::state::{Activity, DebugRegisters, DescriptorTable, Segment};
 use crate::flags::Flags;
 use crate::host::{BusHandle, HostAddress, PAGE, Ram, Regs, Tlb, Word};
 use crate::native::FpuState;
+use crate::translate::verify::Journal;
 use crate::vm::{CpuShared, VmShared};
 
 /// Why the execution of a block ends before its last instruction, or with it.
@@ -113,7 +114,8 @@ pub struct Msrs {
     pub system_time: u64,
 }
 
-/// See the module.
+/// See the module. The registers come first, within the reach of short displacements.
+#[repr(C)]
 pub struct Cpu {
     pub r: Regs,
     pub rip: u64,
@@ -131,7 +133,7 @@ pub struct Cpu {
     pub base: [u64; 8],
     pub reads: Tlb,
     pub writes: Tlb,
-    pub fetches: Tlb,
+    pub translated: crate::translate::context::Context,
     /// Grows when a linear page may be elsewhere or code may have changed: chains of blocks end.
     pub generation: u64,
     pub fault: Fault,
@@ -161,6 +163,8 @@ pub struct Cpu {
     pub vm: Arc<VmShared>,
     pub shared: Arc<CpuShared>,
     pub statistics: Statistics,
+    /// While the interpreter goes ahead of the translator.
+    pub journal: Option<Box<Journal>>,
 }
 
 /// What an access wants to do.
@@ -348,6 +352,10 @@ impl Cpu {
         match ram.page(physical) {
             Some(page) if !page.read_only() => {
                 let host = page.host().plus(physical % PAGE);
+                if let Some(journal) = &mut self.journal {
+                    journal.record(host, bytes);
+                    journal.lasting |= page.has_code();
+                }
                 match *bytes {
                     // In one access, as hardware does.
                     [byte] => host.store::<u8>(byte.into()),
@@ -376,7 +384,7 @@ impl Cpu {
     pub fn flush_tlb(&mut self) {
         self.reads.clear();
         self.writes.clear();
-        self.fetches.clear();
+        self.translated.pages.clear();
         self.generation += 1;
     }
 
@@ -384,7 +392,7 @@ impl Cpu {
     pub fn flush_page(&mut self, linear: u64) {
         self.reads.forget(linear);
         self.writes.forget(linear);
-        self.fetches.forget(linear);
+        self.translated.pages.forget(linear);
         self.generation += 1;
     }
 

@@ -112,7 +112,7 @@ fn integer_only(i: &Instruction) -> bool {
 }
 
 /// Instructions whose 16-byte operand may be anywhere.
-fn unaligned(i: &Instruction) -> bool {
+pub fn unaligned(i: &Instruction) -> bool {
     use iced_x86::Mnemonic as M;
     matches!(
         i.mnemonic(),

@@ -7,8 +7,16 @@ use crate::cpu::{Cpu, number};
 use crate::host::PAGE;
 
 impl Cpu {
+    /// What happens now cannot be taken back.
+    fn act(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.lasting = true;
+        }
+    }
+
     /// IN.
     pub fn port_in(&mut self, port: u16, bytes: u64) -> u64 {
+        self.act();
         self.statistics.exits += 1;
         self.statistics.pio += 1;
         if let Some(value) = self.vm.chip_port_read(port) {
@@ -23,6 +31,7 @@ impl Cpu {
 
     /// OUT.
     pub fn port_out(&mut self, port: u16, bytes: u64, value: u64) {
+        self.act();
         self.statistics.exits += 1;
         self.statistics.pio += 1;
         let vm = Arc::clone(&self.vm);
@@ -37,6 +46,7 @@ impl Cpu {
     /// A load where no memory is.
     #[cold]
     pub fn device_read(&mut self, physical: u64, bytes: &mut [u8]) {
+        self.act();
         if self.shared.lock().maps(physical) {
             let register = (physical % PAGE / 16) as usize;
             let value = if bytes.len() > 4 || physical % 16 > 3 {
@@ -67,6 +77,7 @@ impl Cpu {
     /// A store where no writable memory is.
     #[cold]
     pub fn device_write(&mut self, physical: u64, bytes: &[u8]) {
+        self.act();
         if self.shared.lock().maps(physical) {
             if physical.is_multiple_of(16) && bytes.len() >= 4 {
                 let register = (physical % PAGE / 16) as usize;

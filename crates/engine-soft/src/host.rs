@@ -102,10 +102,20 @@ impl Regs {
 }
 
 /// An address in this process where guest memory is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HostAddress(usize);
 
 impl HostAddress {
+    /// For translated code.
+    pub fn number(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// The start of its page; guest memory begins and ends with pages.
+    pub fn page(self) -> Self {
+        Self(self.0 & !(PAGE as usize - 1))
+    }
+
     /// Loads a number; one instruction of the host, so that it is atomic where the architecture says so.
     #[inline(always)]
     pub fn load<W: Word>(self) -> W {
@@ -318,59 +328,89 @@ impl RamPage<'_> {
     }
 }
 
-/// Entries of a TLB.
+/// Entries of each ring's TLB.
 const ENTRIES: usize = 1024;
-const INVALID: u64 = 2;
 
-/// Which linear pages are where in this process, for one kind of access.
-pub struct Tlb(Box<[TlbEntry; ENTRIES]>);
+/// Which linear pages are where in this process, for one kind of access: for rings 0 to 2 and for ring 3.
+#[repr(transparent)]
+pub struct Tlb([[TlbEntry; ENTRIES]; 2]);
 
+/// Translated code reads it as well.
+#[repr(C)]
 #[derive(Clone, Copy)]
 struct TlbEntry {
-    /// Linear address of the page, bit 0 for ring 3; or `INVALID`.
-    tag: u64,
-    /// Host address minus linear address.
-    addend: usize,
+    /// Linear address of the page; in an entry that knows none, a page that belongs to another entry.
+    page: u64,
+    host: usize,
+}
+
+const EMPTY: [TlbEntry; ENTRIES] = {
+    let mut entries = [TlbEntry { page: 0, host: 0 }; ENTRIES];
+    let mut index = 0;
+    while index < ENTRIES {
+        entries[index].page = no_page(index);
+        index += 1;
+    }
+    entries
+};
+
+const fn no_page(index: usize) -> u64 {
+    ((index ^ (ENTRIES / 2)) as u64) << 12
 }
 
 impl Default for Tlb {
     fn default() -> Self {
-        Self(Box::new([TlbEntry { tag: INVALID, addend: 0 }; ENTRIES]))
+        Self([EMPTY; 2])
     }
 }
 
 impl Tlb {
+    /// Entries of each ring.
+    pub const ENTRIES: usize = ENTRIES;
+
+    /// Offset of a ring's entries.
+    pub const fn ring(user: u64) -> usize {
+        user as usize * size_of::<[TlbEntry; ENTRIES]>()
+    }
+
+    /// The entry of a page.
+    #[inline(always)]
+    pub const fn index(linear: u64) -> usize {
+        (linear >> 12) as usize % ENTRIES
+    }
+
     /// Where a number at `linear` is, if it lies in one known page.
     #[inline(always)]
     pub fn find<W: Word>(&self, linear: u64, user: u64) -> Option<HostAddress> {
-        let entry = &self.0[(linear >> 12) as usize % ENTRIES];
-        (entry.tag == (linear & !(PAGE - 1) | user) && linear % PAGE <= PAGE - W::BYTES)
-            .then(|| HostAddress(entry.addend.wrapping_add(linear as usize)))
+        let entry = &self.0[user as usize & 1][Self::index(linear)];
+        let offset = linear.wrapping_sub(entry.page);
+        (offset <= PAGE - W::BYTES).then(|| HostAddress(entry.host.wrapping_add(offset as usize)))
     }
 
     /// Remembers a page.
     pub fn insert(&mut self, linear: u64, user: u64, host: HostAddress) {
-        let page = linear & !(PAGE - 1);
-        self.0[(linear >> 12) as usize % ENTRIES] =
-            TlbEntry { tag: page | user, addend: host.0.wrapping_sub(page as usize) };
+        let entry = TlbEntry { page: linear & !(PAGE - 1), host: host.0 };
+        self.0[user as usize & 1][Self::index(linear)] = entry;
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.0.fill(TlbEntry { tag: INVALID, addend: 0 });
+        self.0 = [EMPTY; 2];
     }
 
     /// Forgets one page.
     pub fn forget(&mut self, linear: u64) {
-        self.0[(linear >> 12) as usize % ENTRIES].tag = INVALID;
+        let index = Self::index(linear);
+        self.0.iter_mut().for_each(|ring| ring[index].page = no_page(index));
     }
 
     /// Forgets every page that is at `host`.
     pub fn forget_host(&mut self, host: HostAddress) {
-        for entry in self.0.iter_mut().filter(|entry| entry.tag != INVALID) {
-            let at = entry.addend.wrapping_add((entry.tag & !(PAGE - 1)) as usize);
-            if at == host.0 {
-                entry.tag = INVALID;
+        for ring in &mut self.0 {
+            for (index, entry) in ring.iter_mut().enumerate() {
+                if entry.host == host.0 {
+                    *entry = EMPTY[index];
+                }
             }
         }
     }

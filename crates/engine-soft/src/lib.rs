@@ -37,7 +37,9 @@ mod strings;
 #[allow(unsafe_code)]
 mod stubs;
 mod system;
+mod translate;
 mod vcpu;
 mod vm;
 
 pub use soft::SoftEngine;
+pub use translate::Translation;

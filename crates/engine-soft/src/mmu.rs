@@ -47,11 +47,11 @@ impl Cpu {
         let Some(page) = ram.page(mapping.physical) else { return Ok(mapping.physical) };
         match access {
             Access::Read => self.reads.insert(linear, user, page.host()),
-            Access::Fetch => self.fetches.insert(linear, user, page.host()),
+            Access::Fetch => {}
             Access::Write => {
                 if mapping.writable && !page.read_only() {
                     page.set_dirty();
-                    if !page.has_code() {
+                    if !page.has_code() && self.journal.is_none() {
                         self.writes.insert(linear, user, page.host());
                     }
                 }

@@ -8,6 +8,7 @@ use engine::{Capabilities, Engine, Error, Result, Vm, VmConfig};
 
 use crate::mmu::PHYSICAL_BITS;
 use crate::state::MSRS;
+use crate::translate::Translation;
 use crate::vm::SoftVm;
 
 /// Most processors of one virtual machine.
@@ -16,11 +17,17 @@ const MAX_VCPUS: u32 = 512;
 /// An x86-64 processor in software.
 pub struct SoftEngine {
     capabilities: Capabilities,
+    translation: Translation,
 }
 
 impl SoftEngine {
     /// Works on every x86-64 computer.
     pub fn new() -> Self {
+        Self::with(Translation::default())
+    }
+
+    /// With or without the translator.
+    pub fn with(translation: Translation) -> Self {
         let tsc_khz = measure_tsc();
         Self {
             capabilities: Capabilities {
@@ -30,6 +37,7 @@ impl SoftEngine {
                 physical_address_bits: PHYSICAL_BITS as u8,
                 tsc_khz: Some(tsc_khz),
             },
+            translation,
         }
     }
 }
@@ -57,7 +65,12 @@ impl Engine for SoftEngine {
             )));
         }
         let khz = self.capabilities.tsc_khz.unwrap_or(1_000_000);
-        Ok(Arc::new(SoftVm::new(config.vcpus, khz, self.capabilities.msrs.clone())?))
+        Ok(Arc::new(SoftVm::new(
+            config.vcpus,
+            khz,
+            self.capabilities.msrs.clone(),
+            self.translation,
+        )?))
     }
 }
 

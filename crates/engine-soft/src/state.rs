@@ -60,7 +60,7 @@ impl Cpu {
             base: [0; 8],
             reads: Tlb::default(),
             writes: Tlb::default(),
-            fetches: Tlb::default(),
+            translated: Default::default(),
             generation: 0,
             fault: Fault::default(),
             segments: [Segment::default(); 6],
@@ -87,6 +87,7 @@ impl Cpu {
             vm,
             shared,
             statistics: Statistics::default(),
+            journal: None,
         };
         cpu.msrs.pat = 0x0007_0406_0007_0406;
         cpu.msrs.misc_enable = 1;

@@ -8,6 +8,7 @@ use engine::{Bus, Exit, Kicker, Result, Statistics, Vcpu, VcpuConfig};
 use crate::block::Cache;
 use crate::cpu::{CS, Cpu, DF, FLAG_IF, Fault, GP, NP, PF, SS_FAULT, Stop, TS};
 use crate::host::BusHandle;
+use crate::translate::context::Frame;
 use crate::vm::{
     CODE, CpuShared, FORGET_WRITES, INIT, INTERRUPT, KICK, MEMORY, NEW_CODE_PAGE, NMI, STARTUP,
     VmShared,
@@ -15,7 +16,7 @@ use crate::vm::{
 
 /// See the module.
 pub struct SoftVcpu {
-    pub cpu: Cpu,
+    pub cpu: Box<Frame>,
     cache: Cache,
     /// An exception that a saved state was about to deliver.
     pub exception: Option<Fault>,
@@ -41,12 +42,13 @@ impl SoftVcpu {
         msrs: Vec<u32>,
     ) -> Self {
         let activity = if config.index == 0 { Activity::Running } else { Activity::Uninitialized };
+        let translation = vm.translation();
         let mut cpu = Cpu::new(vm, shared, config.cpuid.clone());
         cpu.activity = activity;
         cpu.tsc_offset = crate::host::host_tsc().wrapping_neg();
         Self {
-            cpu,
-            cache: Cache::new(),
+            cpu: Frame::new(cpu),
+            cache: Cache::new(translation),
             exception: None,
             interrupt: None,
             nmi_injected: false,
@@ -73,7 +75,11 @@ impl SoftVcpu {
                 self.cpu.shadow = 0;
             }
             loop {
-                let result = self.cpu.execute(self.cache.block(block), one);
+                let result = self.cache.run(block, one, &mut self.cpu);
+                if let Some(difference) = self.cache.difference() {
+                    tracing::error!("translator and interpreter differ:\n{difference}");
+                    return Exit::Shutdown;
+                }
                 if result == Err(Stop::Fault)
                     && let Some(exit) = self.exception_at_rip()
                 {
@@ -179,6 +185,7 @@ impl SoftVcpu {
         }
         if reasons & CODE != 0 {
             cpu.generation += 1;
+            cpu.translated.pages.clear();
         }
         if reasons & NMI != 0 {
             self.nmi_pending = true;
@@ -272,6 +279,9 @@ impl Vcpu for SoftVcpu {
         let exit = self.execute();
         self.cpu.bus = None;
         self.cpu.statistics.exits += 1;
+        if let Some(counts) = self.cache.counts() {
+            tracing::debug!("{counts:?}");
+        }
         // What is written next is recorded anew, should somebody take the record meanwhile.
         self.cpu.writes.clear();
         Ok(exit)

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::apic::Lapic;
 use crate::chips::{Chips, Delivery, LINES};
 use crate::host::{Ram, RamRegion};
+use crate::translate::Translation;
 use crate::vcpu::SoftVcpu;
 
 /// Reasons for a processor to look up from its work.
@@ -69,6 +70,11 @@ impl CpuShared {
         self.attention.load(Ordering::Acquire)
     }
 
+    /// Where that number is, for translated code.
+    pub fn attention_address(&self) -> u64 {
+        self.attention.as_ptr() as u64
+    }
+
     /// Takes these reasons away; tells which there were.
     pub fn take(&self, reasons: u32) -> u32 {
         self.attention.fetch_and(!reasons, Ordering::SeqCst) & reasons
@@ -118,6 +124,7 @@ pub struct VmShared {
     tsc_khz: u32,
     vcpus: u32,
     timer: Arc<Alarm>,
+    translation: Translation,
 }
 
 /// Wakes the thread of the timers.
@@ -150,6 +157,11 @@ impl VmShared {
     /// Frequency of the time-stamp counters.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz
+    }
+
+    /// Whether hot blocks are translated.
+    pub fn translation(&self) -> Translation {
+        self.translation
     }
 
     /// Whether there are more processors than one.
@@ -370,7 +382,7 @@ pub struct SoftVm {
 
 impl SoftVm {
     /// Without memory and processors.
-    pub fn new(vcpus: u32, tsc_khz: u32, msrs: Vec<u32>) -> Result<Self> {
+    pub fn new(vcpus: u32, tsc_khz: u32, msrs: Vec<u32>, translation: Translation) -> Result<Self> {
         let alarm = Arc::new(Alarm::default());
         let shared = Arc::new(VmShared {
             cpus: RwLock::default(),
@@ -383,6 +395,7 @@ impl SoftVm {
             tsc_khz,
             vcpus,
             timer: Arc::clone(&alarm),
+            translation,
         });
         let vm = Arc::downgrade(&shared);
         std::thread::Builder::new()

@@ -1,14 +1,13 @@
 //! The engines' conformance tests on the software engine.
 
 use engine_conformance::{Report, Verdict, tests};
-use engine_soft::SoftEngine;
+use engine_soft::{SoftEngine, Translation};
 
 /// Tests that are known not to pass yet.
 const PENDING: &[&str] = &[];
 
-#[test]
-fn the_software_engine_keeps_what_an_engine_promises() {
-    let engine = SoftEngine::new();
+fn check(translation: Translation) {
+    let engine = SoftEngine::with(translation);
     let mut report = Report::default();
     for test in tests() {
         report.results.push((test.name, test.run(&engine)));
@@ -21,4 +20,14 @@ fn the_software_engine_keeps_what_an_engine_promises() {
         .collect();
     println!("{}", report.sum());
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn the_interpreter_keeps_what_an_engine_promises() {
+    check(Translation::Off);
+}
+
+#[test]
+fn the_translator_keeps_what_an_engine_promises() {
+    check(Translation::On);
 }

@@ -150,6 +150,12 @@ pub enum EngineChoice {
     Kvm,
     /// The built-in software processor: anywhere, slowly
     Soft,
+    /// The same with its translator, several times faster
+    #[value(name = "soft,translate")]
+    SoftTranslate,
+    /// The same, where interpreter and translator are compared; stops where they differ
+    #[value(name = "soft,verify")]
+    SoftVerify,
 }
 
 /// `--console`

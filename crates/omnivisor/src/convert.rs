@@ -58,12 +58,7 @@ pub fn run(args: &ConvertArgs) -> disk::Result<Report> {
     let source = disk::open(&args.source, &options)?;
     let mut image = CreateOptions::new(args.to, 0);
     image.compression = args.compress;
-    let options = ConvertOptions {
-        image,
-        level: args.level,
-        jobs: args.jobs,
-        replace: args.force,
-    };
+    let options = ConvertOptions { image, level: args.level, jobs: args.jobs, replace: args.force };
     let mut progress = Progress::new(source.len());
     let report = disk::convert(&*source, &args.target, &options, |done| progress.show(done));
     progress.clear();

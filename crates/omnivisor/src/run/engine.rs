@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::Engine;
 use engine_kvm::{KvmEngine, OpenError};
-use engine_soft::SoftEngine;
+use engine_soft::{SoftEngine, Translation};
 use host::Facts;
 
 use crate::cli::EngineChoice;
@@ -17,6 +17,8 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
         // The software processor is for those who ask for it, until it has run more guests.
         EngineChoice::Auto | EngineChoice::Kvm => kvm(),
         EngineChoice::Soft => Ok(Box::new(SoftEngine::new())),
+        EngineChoice::SoftTranslate => Ok(Box::new(SoftEngine::with(Translation::On))),
+        EngineChoice::SoftVerify => Ok(Box::new(SoftEngine::with(Translation::Verified))),
     }
 }
 

@@ -1,0 +1,284 @@
+//! Builds the code of one block: the state of the builder, the frame around the instructions.
+
+use iced_x86::Instruction;
+
+use super::context::{self, LINK};
+use super::emit::{Assembler, EQUAL, Hole, Mem, NOT_EQUAL, RSP, Rm};
+use super::liveness::Effect;
+use super::registers::{A, B};
+use super::stubs::{Stubs, restore_flags, save_flags};
+use crate::op::Op;
+
+/// An instruction that is to be translated.
+pub struct Guest<'a> {
+    pub i: Instruction,
+    pub effect: Effect,
+    /// Flags that are live before it, and behind it.
+    pub before: u32,
+    pub after: u32,
+    /// As the interpreter decoded it.
+    pub op: *const Op,
+    pub bytes: &'a [u8],
+}
+
+/// How an exit is linked to the code of its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Within the page, forward.
+    Plain,
+    /// Within the page, backward: asks for reasons to look up.
+    Polled,
+    /// Anywhere: compares the page as well.
+    Checked,
+    /// The same with the flags in memory.
+    Memory,
+}
+
+/// An exit to a known instruction: the jump that can be patched.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Address behind the jump's displacement.
+    pub jump: u64,
+    /// Where it leads while it is not linked.
+    pub unlinked: u64,
+    pub rip: u64,
+    pub entry: Entry,
+}
+
+/// Entries of a finished block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entries {
+    pub checked: u64,
+    /// With the flags in memory: from the dispatcher and from indirect branches.
+    pub indirect: u64,
+    pub polled: u64,
+    pub plain: u64,
+    /// Leaves at the block's first instruction.
+    pub miss: u64,
+}
+
+/// Code that is emitted behind the block.
+pub enum Cold {
+    /// Finds what is not in the TLB.
+    Find { hole: Hole, back: u64, rip: u64, request: u32, place: Place },
+    /// Leaves the instruction to the interpreter.
+    Interpret { hole: Hole, rip: u64 },
+    /// Loads the vector registers.
+    Vectors { hole: Hole, back: u64, rip: u64 },
+    /// An exit's own way out.
+    Exit { hole: Hole, rip: u64, number: usize, flags: Flags },
+}
+
+/// What is known of an address that was not in the TLB.
+pub enum Place {
+    /// A holds what remains when the page of the entry at B in this table is subtracted.
+    Entry(i32),
+    /// The address; A is to be its page's.
+    Constant(u64),
+}
+
+/// Where the arithmetic flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flags {
+    Register,
+    Memory,
+}
+
+/// See the module.
+pub struct Builder<'a> {
+    pub a: Assembler,
+    pub stubs: &'a Stubs,
+    pub user: u64,
+    pub flags: Flags,
+    /// The vector registers are known to be loaded.
+    pub vectors: bool,
+    pub cold: Vec<Cold>,
+    pub exits: Vec<Exit>,
+    /// Number of the block's first exit.
+    pub first_exit: usize,
+    /// First instruction.
+    pub start: u64,
+    pub may_chain: bool,
+}
+
+impl Builder<'_> {
+    /// The guard at the head; `number` is the page's.
+    pub fn head(&mut self, live: bool, number: u32) -> Entries {
+        let mut entries = Entries { checked: self.a.here(), ..Entries::default() };
+        if live {
+            save_flags(&mut self.a);
+        }
+        entries.indirect = self.a.here();
+        let page = context::page(self.start, self.user);
+        self.a.alu_narrow(7, Rm::Mem(Mem::at(RSP, page)), number);
+        let elsewhere = self.a.jump(Some(NOT_EQUAL));
+        entries.polled = self.a.here();
+        self.a.load(A, Mem::at(RSP, context::attention()));
+        self.a.alu_narrow(7, Rm::Mem(Mem::at(A, 0)), 0);
+        let wanted = self.a.jump(Some(NOT_EQUAL));
+        if live {
+            restore_flags(&mut self.a);
+            entries.polled = entries.checked;
+        }
+        entries.plain = self.a.here();
+        self.cold.push(Cold::Interpret { hole: elsewhere, rip: u64::MAX });
+        self.cold.push(Cold::Interpret { hole: wanted, rip: u64::MAX });
+        entries
+    }
+
+    /// From here on RFLAGS may be changed without harm to who reads flags from `guest` on.
+    pub fn clobber(&mut self, guest: &Guest<'_>) {
+        if guest.before != 0 && self.flags == Flags::Register {
+            save_flags(&mut self.a);
+            self.flags = Flags::Memory;
+        }
+    }
+
+    /// RFLAGS must hold what the instruction reads or leaves as it is; to be called right before it.
+    /// Changes B.
+    pub fn settle(&mut self, guest: &Guest<'_>) {
+        let effect = guest.effect;
+        let kept = guest.after & !effect.kills;
+        let needed = effect.reads != 0 || effect.changes != 0 && kept != 0;
+        if self.flags == Flags::Memory && needed {
+            restore_flags(&mut self.a);
+            self.flags = Flags::Register;
+        }
+        if effect.changes != 0 {
+            self.flags = Flags::Register;
+        }
+    }
+
+    /// Flags to memory.
+    pub fn flags_to_memory(&mut self) {
+        if self.flags == Flags::Register {
+            save_flags(&mut self.a);
+            self.flags = Flags::Memory;
+        }
+    }
+
+    /// Vector registers are loaded; RFLAGS may change.
+    pub fn need_vectors(&mut self, guest: &Guest<'_>) {
+        if self.vectors {
+            return;
+        }
+        self.clobber(guest);
+        self.a.alu_narrow(7, Rm::Mem(Mem::at(RSP, context::vectors())), 0);
+        let hole = self.a.jump(Some(EQUAL));
+        self.cold.push(Cold::Vectors { hole, back: self.a.here(), rip: guest.i.ip() });
+        self.vectors = true;
+    }
+
+    /// The instruction is executed by its function.
+    pub fn by_function(&mut self, guest: &Guest<'_>) {
+        self.flags_to_memory();
+        self.a.constant(A, guest.op as u64);
+        self.a.call(self.stubs.execute);
+    }
+
+    /// Ends the block, or with a condition branches out of it, to a known instruction that reads flags if
+    /// `live`.
+    pub fn exit(&mut self, condition: Option<u8>, rip: u64, live: bool) {
+        let hole = self.a.jump(condition);
+        let number = self.first_exit + self.exits.len();
+        let same_page = rip >> 12 == self.start >> 12;
+        let entry = match same_page {
+            _ if self.flags == Flags::Memory && (live || !same_page) => Entry::Memory,
+            true if rip > self.start => Entry::Plain,
+            true => Entry::Polled,
+            false => Entry::Checked,
+        };
+        self.exits.push(Exit { jump: self.a.address(hole), unlinked: 0, rip, entry });
+        self.cold.push(Cold::Exit { hole, rip, number, flags: self.flags });
+    }
+
+    /// Goes on at the address in A, with the flags in memory.
+    pub fn indirect(&mut self) {
+        let table = context::targets(self.user);
+        let hole = self.may_chain.then(|| {
+            self.a.copy(B, A);
+            self.a.alu_narrow(4, Rm::Reg(B), context::TARGETS as u32 - 1);
+            self.a.narrow(0xc1, 4, Rm::Reg(B)); // shl B, 4
+            self.a.bytes(&[4]);
+            let entry = |offset| {
+                Rm::Mem(Mem { base: Some(RSP), index: Some((B, 0)), displacement: table + offset })
+            };
+            self.a.wide(0x3b, A, entry(0));
+            let hole = self.a.jump(Some(NOT_EQUAL));
+            self.a.narrow(0xff, 4, entry(8));
+            hole
+        });
+        if let Some(hole) = hole {
+            self.a.bind(hole);
+        }
+        self.a.store(Mem::at(RSP, context::rip()), A);
+        self.leave_with(context::INDIRECT, false);
+    }
+
+    /// Leaves with a reason; RIP is stored.
+    pub fn leave_with(&mut self, reason: u32, flags: bool) {
+        self.a.narrow(0xc7, 0, Rm::Mem(Mem::at(RSP, context::exit())));
+        self.a.bytes(&reason.to_le_bytes());
+        self.a.jump_to(if flags { self.stubs.leave_flags } else { self.stubs.leave });
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.a.store_constant(Mem::at(RSP, context::rip()), rip, B);
+    }
+
+    /// Emits what stands behind the block; tells where it leaves at its first instruction.
+    pub fn finish(&mut self) -> u64 {
+        let mut miss = 0;
+        for cold in std::mem::take(&mut self.cold) {
+            match cold {
+                Cold::Interpret { hole, rip: u64::MAX } => {
+                    self.a.bind(hole);
+                    if miss == 0 {
+                        miss = self.a.here();
+                        self.set_rip(self.start);
+                        self.leave_with(context::NOTHING, false);
+                    } else {
+                        self.a.jump_to(miss);
+                    }
+                }
+                Cold::Interpret { hole, rip } => {
+                    self.a.bind(hole);
+                    self.set_rip(rip);
+                    self.leave_with(context::INTERPRET, false);
+                }
+                Cold::Vectors { hole, back, rip } => {
+                    self.a.bind(hole);
+                    self.set_rip(rip);
+                    self.a.call(self.stubs.vectors);
+                    self.a.jump_to(back);
+                }
+                Cold::Exit { hole, rip, number, flags } => {
+                    self.a.bind(hole);
+                    self.exits[number - self.first_exit].unlinked = self.a.here();
+                    // MOV changes no flags.
+                    self.set_rip(rip);
+                    self.leave_with(LINK + number as u32, flags == Flags::Register);
+                }
+                Cold::Find { hole, back, rip, request, place } => {
+                    self.a.bind(hole);
+                    match place {
+                        Place::Entry(table) => {
+                            let page =
+                                Mem { base: Some(RSP), index: Some((B, 0)), displacement: table };
+                            self.a.wide(0x03, A, Rm::Mem(page));
+                        }
+                        Place::Constant(linear) => self.a.constant(A, linear),
+                    }
+                    self.set_rip(rip);
+                    self.a.constant(B, request.into());
+                    self.a.call(self.stubs.find);
+                    if let Place::Constant(linear) = place {
+                        self.a.lea(A, Mem::at(A, -((linear & 0xfff) as i32)));
+                    }
+                    self.a.jump_to(back);
+                }
+            }
+        }
+        miss
+    }
+}

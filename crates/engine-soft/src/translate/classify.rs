@@ -1,0 +1,289 @@
+//! Which instructions are translated, and how.
+
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
+
+use super::memory::Use;
+use super::parts::{Map, Parts};
+
+/// The registers and the memory of an instruction that is written again with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// ModRM's `reg` is a general register (else a vector register or a digit).
+    pub reg: Field,
+    pub rm: Field,
+    /// What is done with memory, where `rm` is that.
+    pub memory: Use,
+    /// F3 does not belong to the opcode.
+    pub strip: bool,
+}
+
+/// What a field of ModRM names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    General,
+    Vector,
+    Digit,
+}
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By the interpreter's function.
+    Function,
+    /// As it is.
+    Raw,
+    Nothing,
+    Form(Form),
+    Lea,
+    Push,
+    PushConstant,
+    Pop,
+    Leave,
+    MoveConstant,
+    Exchange,
+    Swap,
+    Divide,
+    Branch,
+    Jump,
+    Call,
+    Return,
+    JumpIndirect,
+    CallIndirect,
+}
+
+/// See the module; `parts` is the instruction's encoding.
+pub fn classify(i: &Instruction, parts: &Parts<'_>) -> Kind {
+    let kind = match parts.map {
+        Map::One => one(parts),
+        Map::Two => two(i, parts),
+        Map::ThreeByte38 | Map::ThreeByte3A => vector(i, parts),
+    };
+    let Some(kind) = kind else { return Kind::Function };
+    // Operands of 16 bits at the stack, and addresses of 32 bits relative to EIP, are not worth it.
+    let odd = parts.address_32 && parts.address.is_some_and(|address| address.relative);
+    if odd || parts.lock && !matches!(kind, Kind::Form(_)) {
+        return Kind::Function;
+    }
+    if let Kind::Form(form) = kind {
+        return high_bytes(parts, form);
+    }
+    kind
+}
+
+/// AH to BH cannot be named beside a REX prefix.
+fn high_bytes(parts: &Parts<'_>, form: Form) -> Kind {
+    let (reg_8, rm_8) = byte_fields(parts);
+    if parts.rex.is_some() {
+        return Kind::Form(form);
+    }
+    let high = |number: u8| (4..8).contains(&number);
+    let reg_high = reg_8 && form.reg == Field::General && high(parts.reg());
+    let rm_high = rm_8 && parts.rm().is_some_and(high);
+    if !reg_high && !rm_high {
+        return Kind::Form(form);
+    }
+    let stack = form.reg == Field::General && !reg_8 && parts.reg() == 4;
+    if parts.address.is_some() || stack || form.strip {
+        return Kind::Function;
+    }
+    Kind::Raw
+}
+
+/// Whether `reg` and `rm` are bytes.
+fn byte_fields(parts: &Parts<'_>) -> (bool, bool) {
+    let opcode = parts.opcode;
+    match parts.map {
+        Map::One => {
+            let byte = opcode & 1 == 0
+                && !matches!(opcode, 0x8e | 0x8c)
+                && opcode != 0x62
+                && !matches!(opcode, 0x69 | 0x6b | 0x63);
+            (byte, byte)
+        }
+        Map::Two => match opcode {
+            0x90..=0x9f => (false, true),
+            0xb0 | 0xc0 => (true, true),
+            0xb6 | 0xbe => (false, true),
+            _ => (false, false),
+        },
+        Map::ThreeByte38 if opcode == 0xf0 => (false, true),
+        _ => (false, false),
+    }
+}
+
+fn form(reg: Field, size: u8, write: bool) -> Option<Kind> {
+    Some(Kind::Form(Form {
+        reg,
+        rm: Field::General,
+        memory: Use { size, write, aligned: false },
+        strip: false,
+    }))
+}
+
+fn one(parts: &Parts<'_>) -> Option<Kind> {
+    use Field::{Digit, General};
+    let opcode = parts.opcode;
+    let size = if opcode & 1 == 0 { 1 } else { parts.size() };
+    let digit = parts.digit();
+    match opcode {
+        0x00..=0x3f => match opcode & 7 {
+            0..=3 => {
+                let write = opcode & 2 == 0 && opcode >> 3 != 7;
+                form(General, size, write)
+            }
+            4 | 5 => Some(Kind::Raw),
+            _ => None,
+        },
+        0x50..=0x57 if !parts.word => Some(Kind::Push),
+        0x58..=0x5f if !parts.word => Some(Kind::Pop),
+        0x63 => form(General, if parts.word { 2 } else { 4 }, false),
+        0x68 | 0x6a if !parts.word => Some(Kind::PushConstant),
+        0x69 | 0x6b => form(General, parts.size(), false),
+        0x70..=0x7f if !parts.word => Some(Kind::Branch),
+        0x80 | 0x81 | 0x83 => form(Digit, size, digit != 7),
+        0x84 | 0x85 => form(General, size, false),
+        0x86 | 0x87 => form(General, size, true),
+        0x88 | 0x89 => form(General, size, true),
+        0x8a | 0x8b => form(General, size, false),
+        0x8d if !parts.word && parts.address.is_some() => Some(Kind::Lea),
+        0x90 if parts.repeat.is_none() && parts.low() == 0 => Some(Kind::Nothing),
+        0x90..=0x97 if !parts.word && parts.repeat.is_none() => Some(Kind::Exchange),
+        0x98 | 0x99 => Some(Kind::Raw),
+        0x9e | 0x9f => Some(Kind::Raw),
+        0xa8 | 0xa9 => Some(Kind::Raw),
+        0xb0..=0xb7 => Some(Kind::MoveConstant),
+        0xb8..=0xbf if !parts.word => Some(Kind::MoveConstant),
+        0xc0 | 0xc1 | 0xd0..=0xd3 => form(Digit, size, true),
+        0xc2 | 0xc3 if !parts.word => Some(Kind::Return),
+        0xc6 | 0xc7 if digit == 0 => form(Digit, size, true),
+        0xc9 if !parts.word => Some(Kind::Leave),
+        0xe8 if !parts.word => Some(Kind::Call),
+        0xe9 | 0xeb if !parts.word => Some(Kind::Jump),
+        0xf5 | 0xf8 | 0xf9 => Some(Kind::Raw),
+        0xf6 | 0xf7 => match digit {
+            0 | 1 | 4 | 5 => form(Digit, size, false),
+            2 | 3 => form(Digit, size, true),
+            _ if size >= 4 => Some(Kind::Divide),
+            _ => None,
+        },
+        0xfe if digit < 2 => form(Digit, 1, true),
+        0xff if digit < 2 => form(Digit, size, true),
+        0xff if digit == 2 && !parts.word && parts.rm() != Some(4) => Some(Kind::CallIndirect),
+        0xff if digit == 4 && !parts.word => Some(Kind::JumpIndirect),
+        _ => None,
+    }
+}
+
+fn two(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
+    use Field::{Digit, General};
+    let (opcode, size) = (parts.opcode, parts.size());
+    let register = parts.rm().is_some();
+    match opcode {
+        0x0d | 0x18 if !register => Some(Kind::Nothing),
+        0x1f => Some(Kind::Nothing),
+        0x1e if parts.repeat == Some(0xf3) && register => Some(Kind::Nothing),
+        0x40..=0x4f => form(General, size, false),
+        0x80..=0x8f if !parts.word => Some(Kind::Branch),
+        0x90..=0x9f => form(Digit, 1, true),
+        0xa3 | 0xab | 0xb3 | 0xbb if register => form(General, size, false),
+        0xba if parts.digit() >= 4 => form(Digit, size, parts.digit() > 4),
+        0xa4 | 0xa5 | 0xac | 0xad => form(General, size, true),
+        0xae if register && parts.repeat.is_none() => match parts.digit() {
+            5 => Some(Kind::Nothing),
+            6 | 7 => Some(Kind::Raw),
+            _ => None,
+        },
+        0xaf => form(General, size, false),
+        0xb0 | 0xc0 => form(General, 1, true),
+        0xb1 | 0xc1 => form(General, size, true),
+        0xb6 | 0xbe => form(General, 1, false),
+        0xb7 | 0xbf => form(General, 2, false),
+        0xb8 if parts.repeat == Some(0xf3) && std::arch::is_x86_feature_detected!("popcnt") => {
+            form(General, size, false)
+        }
+        // Without BMI1 and ABM their prefix means nothing.
+        0xbc | 0xbd => Some(Kind::Form(Form {
+            reg: General,
+            rm: General,
+            memory: Use { size, write: false, aligned: false },
+            strip: true,
+        })),
+        0xc3 if parts.repeat.is_none() && !parts.word => form(General, size, true),
+        0xc7 if parts.digit() == 1 && !register => {
+            let bytes = if parts.wide() { 16 } else { 8 };
+            Some(Kind::Form(Form {
+                reg: Digit,
+                rm: General,
+                memory: Use { size: bytes, write: true, aligned: bytes == 16 },
+                strip: false,
+            }))
+        }
+        0xc8..=0xcf if !parts.word => Some(Kind::Swap),
+        0x10..=0x17 | 0x28..=0x2f | 0x50..=0x7f | 0xc2 | 0xc4..=0xc6 | 0xd0..=0xfe => {
+            vector(i, parts)
+        }
+        _ => None,
+    }
+}
+
+/// SSE to SSE4.2, and CRC32.
+fn vector(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
+    if !i.cpuid_features().iter().all(|feature| offered(*feature)) {
+        return None;
+    }
+    if i.mnemonic() == Mnemonic::Crc32 {
+        let size = if parts.opcode == 0xf0 { 1 } else { parts.size() };
+        return form(Field::General, size, false);
+    }
+    let operands = (0..i.op_count()).map(|n| (i.op_kind(n), i.op_register(n)));
+    let foreign = operands.clone().any(|(kind, register)| match kind {
+        OpKind::Register => !register.is_xmm() && !register.is_gpr(),
+        OpKind::Memory | OpKind::Immediate8 => false,
+        _ => true,
+    });
+    if foreign || i.mnemonic() == Mnemonic::Maskmovdqu {
+        return None;
+    }
+    let (mut reg, mut rm) = (Field::Vector, Field::Vector);
+    if operands.clone().any(|(kind, register)| kind == OpKind::Register && register.is_gpr()) {
+        match (parts.map, parts.opcode) {
+            (Map::Two, 0x6e | 0x7e | 0x2a | 0xc4)
+            | (Map::ThreeByte3A, 0x14..=0x17 | 0x20 | 0x22) => rm = Field::General,
+            (Map::Two, 0x2c | 0x2d | 0x50 | 0xd7 | 0xc5) => reg = Field::General,
+            _ => return None,
+        }
+    }
+    // A shift by a constant has a digit in `reg`; it is written as it is.
+    if (parts.map, parts.opcode & 0xfc) == (Map::Two, 0x70) && parts.opcode != 0x70 {
+        reg = Field::Digit;
+    }
+    let size = if parts.address.is_some() { i.memory_size().size() } else { 0 };
+    if parts.address.is_some() && !(1..=16).contains(&size) {
+        return None;
+    }
+    let write = i.op0_kind() == OpKind::Memory;
+    let aligned = size == 16 && !crate::decode_native::unaligned(i);
+    Some(Kind::Form(Form {
+        reg,
+        rm,
+        memory: Use { size: size as u8, write, aligned },
+        strip: false,
+    }))
+}
+
+fn offered(feature: CpuidFeature) -> bool {
+    use std::arch::is_x86_feature_detected as host;
+    match feature {
+        CpuidFeature::SSE | CpuidFeature::SSE2 => true,
+        CpuidFeature::SSE3 => host!("sse3"),
+        CpuidFeature::SSSE3 => host!("ssse3"),
+        CpuidFeature::SSE4_1 => host!("sse4.1"),
+        CpuidFeature::SSE4_2 => host!("sse4.2"),
+        _ => false,
+    }
+}
+
+/// Whether the instruction needs the vector registers.
+pub fn uses_vectors(form: &Form) -> bool {
+    form.reg == Field::Vector || form.rm == Field::Vector
+}

@@ -1,0 +1,212 @@
+//! From one guest instruction to host instructions.
+
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind};
+
+use super::block::{Builder, Cold, Guest};
+use super::classify::{Field, Form, Kind, uses_vectors};
+use super::emit::{Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, Rm};
+use super::memory::Use;
+use super::parts::Parts;
+use super::registers::{A, B, STACK, host, slot};
+
+impl Builder<'_> {
+    /// Emits an instruction that does not end the block.
+    pub fn lower(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, kind: Kind) {
+        match kind {
+            Kind::Nothing => {}
+            Kind::Raw => {
+                self.settle(guest);
+                self.a.bytes(guest.bytes);
+            }
+            Kind::Form(form) => self.form(guest, parts, &form),
+            Kind::Lea => {
+                let to = host(parts.reg());
+                self.effective(guest, parts, to.unwrap_or(A), !parts.wide());
+                if to.is_none() {
+                    self.a.store(slot(parts.reg()), A);
+                }
+            }
+            Kind::Push => {
+                let place = self.stack_operand(guest, -8, true);
+                let value = self.resident(parts.low(), B);
+                self.a.store(place, value);
+                self.a.lea(STACK, Mem::at(STACK, -8));
+            }
+            Kind::PushConstant => {
+                let place = self.stack_operand(guest, -8, true);
+                self.a.store_constant(place, parts.signed() as u64, B);
+                self.a.lea(STACK, Mem::at(STACK, -8));
+            }
+            Kind::Pop => {
+                let place = self.stack_operand(guest, 0, false);
+                let to = parts.low();
+                self.a.load(host(to).unwrap_or(A), place);
+                if host(to).is_none() {
+                    self.a.store(slot(to), A);
+                }
+                if to != 4 {
+                    self.a.lea(STACK, Mem::at(STACK, 8));
+                }
+            }
+            Kind::Leave => {
+                let place = self.frame_operand(guest);
+                self.a.load(A, place);
+                self.a.lea(STACK, Mem::at(super::emit::RBP, 8));
+                self.a.copy(super::emit::RBP, A);
+            }
+            Kind::MoveConstant => self.move_constant(guest, parts),
+            Kind::Exchange => {
+                let other = self.resident(parts.low(), B);
+                let wide = parts.wide();
+                let prefixes = Prefixes { wide, ..Prefixes::default() };
+                self.a.instruction(prefixes, &[0x87], RAX, Rm::Reg(other));
+                if other == B {
+                    self.a.store(slot(parts.low()), B);
+                }
+            }
+            Kind::Swap => {
+                let register = self.resident(parts.low(), B);
+                let rex = u8::from(parts.wide()) << 3 | register >> 3;
+                self.a.bytes(&[0x40 | rex, 0x0f, 0xc8 | register & 7]);
+                if register == B {
+                    self.a.store(slot(parts.low()), B);
+                }
+            }
+            Kind::Divide => self.divide(guest, parts),
+            _ => self.by_function(guest),
+        }
+    }
+
+    /// The host register of a guest register, or `scratch` with its value.
+    pub fn resident(&mut self, guest: u8, scratch: u8) -> u8 {
+        host(guest).unwrap_or_else(|| {
+            self.a.load(scratch, slot(guest));
+            scratch
+        })
+    }
+
+    fn form(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, form: &Form) {
+        if uses_vectors(form) {
+            self.need_vectors(guest);
+        }
+        let memory = parts.address.map(|_| self.operand(guest, parts, form.memory));
+        self.settle(guest);
+        let (mut reg_slot, mut rm_slot) = (None, None);
+        let reg = match form.reg {
+            Field::General => {
+                let register = self.resident(parts.reg(), B);
+                reg_slot = host(parts.reg()).is_none().then_some((parts.reg(), register));
+                register
+            }
+            Field::Vector => parts.reg(),
+            Field::Digit => parts.digit(),
+        };
+        let rm = match (memory, parts.rm()) {
+            (Some(place), _) => Rm::Mem(place),
+            (None, Some(number)) if form.rm == Field::General => {
+                let same = form.reg == Field::General && number == parts.reg();
+                let register = if same { reg } else { self.resident(number, A) };
+                if host(number).is_none() && !same {
+                    rm_slot = Some((number, register));
+                }
+                Rm::Reg(register)
+            }
+            (None, number) => Rm::Reg(number.unwrap_or(0)),
+        };
+        let prefixes = Prefixes {
+            lock: parts.lock,
+            word: parts.word,
+            repeat: parts.repeat.filter(|_| !form.strip),
+            wide: parts.wide(),
+            rex: parts.rex.is_some(),
+        };
+        let (opcode, length) = parts.opcode_bytes();
+        self.a.instruction(prefixes, &opcode[..length], reg, rm);
+        self.a.bytes(parts.immediate);
+        for (number, register) in [reg_slot, rm_slot].into_iter().flatten() {
+            if writes(&guest.i, number) {
+                self.a.store(slot(number), register);
+            }
+        }
+    }
+
+    fn move_constant(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
+        let number = parts.low();
+        if parts.opcode < 0xb8 {
+            match host(number) {
+                _ if parts.rex.is_none() => self.a.bytes(guest.bytes),
+                Some(register) => {
+                    self.a.bytes(&[0x40 | register >> 3, 0xb0 | register & 7]);
+                    self.a.bytes(parts.immediate);
+                }
+                None => {
+                    self.a.narrow(0xc6, 0, Rm::Mem(slot(number)));
+                    self.a.bytes(parts.immediate);
+                }
+            }
+            return;
+        }
+        let value =
+            if parts.wide() { parts.signed() as u64 } else { u64::from(parts.signed() as u32) };
+        match host(number) {
+            Some(register) => self.a.constant(register, value),
+            None => self.a.store_constant(slot(number), value, B),
+        }
+    }
+
+    /// DIV and IDIV where no exception can come; else the interpreter does it.
+    fn divide(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
+        let wide = parts.wide();
+        let size = parts.size();
+        self.clobber(guest);
+        let divisor = if parts.address.is_some() {
+            let place = self.operand(guest, parts, Use { size, write: false, aligned: false });
+            self.sized(wide, 0x8b, B, Rm::Mem(place));
+            B
+        } else {
+            self.resident(parts.rm().unwrap_or(0), B)
+        };
+        let rip = guest.i.ip();
+        let mut holes = Vec::new();
+        if parts.digit() == 6 {
+            // The quotient fits if the upper half is below the divisor.
+            self.sized(wide, 0x3b, RDX, Rm::Reg(divisor));
+            holes.push(self.a.jump(Some(NOT_BELOW)));
+        } else {
+            // It fits if the dividend does and the divisor is neither 0 nor -1.
+            self.sized(wide, 0x8b, A, Rm::Reg(RAX));
+            self.sized(wide, 0xc1, 7, Rm::Reg(A)); // sar
+            self.a.bytes(&[if wide { 63 } else { 31 }]);
+            self.sized(wide, 0x3b, A, Rm::Reg(RDX));
+            holes.push(self.a.jump(Some(NOT_EQUAL)));
+            self.sized(wide, 0x8d, A, Rm::Mem(Mem::at(divisor, 1)));
+            self.sized(wide, 0x83, 7, Rm::Reg(A)); // cmp
+            self.a.bytes(&[1]);
+            holes.push(self.a.jump(Some(6)));
+        }
+        for hole in holes {
+            self.cold.push(Cold::Interpret { hole, rip });
+        }
+        self.settle(guest);
+        self.sized(wide, 0xf7, parts.digit(), Rm::Reg(divisor));
+    }
+
+    fn sized(&mut self, wide: bool, opcode: u8, reg: u8, rm: Rm) {
+        self.a.instruction(Prefixes { wide, ..Prefixes::default() }, &[opcode], reg, rm);
+    }
+}
+
+/// Whether the instruction changes this general register by an operand of its own.
+fn writes(i: &Instruction, number: u8) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(i);
+    (0..i.op_count()).any(|operand| {
+        i.op_kind(operand) == OpKind::Register
+            && i.op_register(operand).is_gpr()
+            && i.op_register(operand).full_register().number() == usize::from(number)
+            && !matches!(
+                info.op_access(operand),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::None
+            )
+    })
+}

@@ -1,0 +1,426 @@
+//! The translator: blocks that are executed often become host code.
+//!
+//! Guest and host have the same instruction set, so most instructions are written again with other
+//! registers ([`lower`]); memory operands go through the interpreter's TLB ([`memory`]). What is not
+//! translated is executed by the interpreter's function for it, called from the code. Code runs with RSP
+//! pointing to the [`Cpu`](crate::cpu::Cpu) ([`context`], [`registers`]); [`stubs`] leads in and out.
+//!
+//! Every way into a page asks for the number that [`context::Context::pages`] has for its linear address.
+//! It is there only after the page's blocks were compared with memory, and goes away with the TLB and
+//! whenever code is written. Between blocks of one page nothing is asked.
+
+#[allow(unsafe_code)]
+mod arena;
+mod block;
+mod classify;
+pub mod context;
+mod control;
+mod emit;
+mod liveness;
+mod lower;
+mod memory;
+mod parts;
+mod registers;
+#[allow(unsafe_code)]
+mod stubs;
+mod trace;
+pub mod verify;
+
+use std::collections::HashMap;
+
+use arena::Arena;
+use block::{Builder, Entries, Entry, Exit, Flags, Guest};
+use classify::Kind;
+use context::LINK;
+use emit::Assembler;
+use trace::Trace;
+use verify::Rehearsal;
+
+use crate::cpu::{Cpu, Mode, Step, Stop};
+use crate::host::{HostAddress, PAGE};
+use crate::op::Op;
+
+/// Bytes of code before everything is forgotten.
+const ROOM: usize = 48 << 20;
+/// More than the longest block takes.
+const BLOCK_ROOM: usize = 256 << 10;
+
+/// Where blocks are compared with the interpreter, so many of their first executions are, and then one in
+/// so many.
+const FIRST: u32 = 64;
+const SAMPLE: u32 = 128;
+
+/// Whether hot blocks are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Translation {
+    /// The interpreter executes everything.
+    #[default]
+    Off,
+    /// Hot blocks are translated.
+    On,
+    /// Each translated block is compared with the interpreter; for tests.
+    Verified,
+}
+
+/// A translated block.
+struct Block {
+    entries: Entries,
+    /// Number of its page.
+    page: u32,
+    /// Parts of the page that it was made from.
+    bytes: Vec<(usize, Box<[u8]>)>,
+    dead: bool,
+    /// How often it was entered by the dispatcher.
+    runs: u32,
+    /// Exits that are linked to it.
+    incoming: Vec<u32>,
+    /// For the functions that its code calls.
+    _ops: Box<[Op]>,
+}
+
+/// What the code that was just left waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Link(u32),
+    Indirect,
+}
+
+/// Each processor has its own.
+pub struct Translator {
+    arena: Arena,
+    stubs: stubs::Stubs,
+    blocks: Vec<Block>,
+    exits: Vec<Exit>,
+    /// Numbers of pages by linear page, host page and ring.
+    pages: HashMap<(u64, HostAddress, u64), u32>,
+    /// Blocks of each page.
+    residents: Vec<Vec<u32>>,
+    pending: Pending,
+    /// The next instruction is the interpreter's.
+    interpret: bool,
+    /// Blocks are not linked, and nothing is assumed of what follows them.
+    pub alone: bool,
+    /// The first disagreement with the interpreter.
+    pub difference: Option<String>,
+    pub counts: Counts,
+}
+
+/// For those who look for lost time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub blocks: u64,
+    pub instructions: u64,
+    pub functions: u64,
+    pub entered: u64,
+    pub interpreted: u64,
+    pub indirect: u64,
+    pub linked: u64,
+    pub compared: u64,
+    pub killed: u64,
+}
+
+impl Translator {
+    /// `None` where the host forbids to execute what was written. `alone`: each block is compared with the
+    /// interpreter.
+    pub fn new(alone: bool) -> Option<Self> {
+        let mut translator = Self {
+            arena: Arena::new(ROOM)?,
+            stubs: stubs::Stubs::default(),
+            blocks: Vec::new(),
+            exits: Vec::new(),
+            pages: HashMap::new(),
+            residents: vec![Vec::new()],
+            pending: Pending::Nothing,
+            interpret: false,
+            alone,
+            difference: None,
+            counts: Counts::default(),
+        };
+        translator.start();
+        Some(translator)
+    }
+
+    fn start(&mut self) {
+        let mut assembler = Assembler::new(self.arena.next());
+        self.stubs = stubs::emit(&mut assembler);
+        self.arena.append(&assembler.code);
+    }
+
+    /// Forgets all code.
+    pub fn clear(&mut self, cpu: &mut Cpu) {
+        self.arena.clear();
+        self.blocks.clear();
+        self.exits.clear();
+        self.pages.clear();
+        self.residents.truncate(1);
+        self.pending = Pending::Nothing;
+        cpu.translated.pages.clear();
+        cpu.translated.forget_targets();
+        self.start();
+    }
+
+    /// Whether there is room for one more block.
+    pub fn has_room(&self) -> bool {
+        self.arena.left() > BLOCK_ROOM
+    }
+
+    /// Whether this processor's code can be translated as it is now.
+    pub fn suits(cpu: &Cpu) -> bool {
+        cpu.mode == Mode::Bits64 && matches!(cpu.cpl, 0 | 3)
+    }
+
+    /// Whether a block can be entered.
+    pub fn lives(&self, block: u32) -> bool {
+        self.blocks.get(block as usize).is_some_and(|block| !block.dead)
+    }
+
+    /// The next instruction is the interpreter's: asked once.
+    pub fn take_interpret(&mut self) -> bool {
+        std::mem::take(&mut self.interpret)
+    }
+
+    /// Translates the block at RIP; `page` is where its page is, already watched.
+    pub fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        page: HostAddress,
+        natives: &mut crate::stubs::Stubs,
+    ) -> Option<u32> {
+        let mut code = vec![0; PAGE as usize];
+        page.read(&mut code);
+        let rip = cpu.rip;
+        let trace = Trace::of(&code, rip, self.alone, natives)?;
+        let number = self.page_number(cpu, page);
+        let base = self.arena.next();
+        let ops: Box<[Op]> = trace.ops.clone().into();
+        let mut builder = Builder {
+            a: Assembler::new(base),
+            stubs: &self.stubs,
+            user: cpu.user,
+            flags: Flags::Register,
+            vectors: false,
+            cold: Vec::new(),
+            exits: Vec::new(),
+            first_exit: self.exits.len(),
+            start: rip,
+            may_chain: !self.alone,
+        };
+        let live = trace.items[0].before != 0;
+        let mut entries = builder.head(live, number);
+        build(&mut builder, &trace, &ops);
+        entries.miss = builder.finish();
+        let (code_bytes, exits) = (builder.a.code, builder.exits);
+        if !self.arena.append(&code_bytes) {
+            return None;
+        }
+        self.exits.extend(exits);
+        self.counts.blocks += 1;
+        self.counts.instructions += trace.items.len() as u64;
+        self.counts.functions += trace.ops.len() as u64;
+        let bytes =
+            trace.ranges.iter().map(|&(start, end)| (start, code[start..end].into())).collect();
+        let id = self.blocks.len() as u32;
+        self.blocks.push(Block {
+            entries,
+            page: number,
+            bytes,
+            dead: false,
+            runs: 0,
+            incoming: Vec::new(),
+            _ops: ops,
+        });
+        self.residents[number as usize].push(id);
+        Some(id)
+    }
+
+    fn page_number(&mut self, cpu: &Cpu, page: HostAddress) -> u32 {
+        let fresh = self.residents.len() as u32;
+        let number = *self.pages.entry((cpu.rip >> 12, page, cpu.user)).or_insert(fresh);
+        if number == fresh {
+            self.residents.push(Vec::new());
+        }
+        number
+    }
+
+    /// Enters a block at RIP and executes until something else must be done.
+    pub fn run(
+        &mut self,
+        cpu: &mut Cpu,
+        id: u32,
+        page: HostAddress,
+        natives: &mut crate::stubs::Stubs,
+    ) -> Step {
+        let block = &self.blocks[id as usize];
+        let (entries, number) = (block.entries, block.page);
+        let rip = cpu.rip;
+        if cpu.translated.pages.get(rip, cpu.user) != number {
+            self.compare(cpu, number, page);
+            if self.blocks[id as usize].dead {
+                return Ok(());
+            }
+            cpu.translated.pages.set(rip, cpu.user, number);
+        }
+        match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Link(exit) => self.link(exit, id, rip),
+            Pending::Indirect if !self.alone => {
+                cpu.translated.set_target(rip, cpu.user, entries.indirect);
+            }
+            _ => {}
+        }
+        let runs = &mut self.blocks[id as usize].runs;
+        *runs = runs.wrapping_add(1);
+        let mut rehearsal = None;
+        if self.alone && (*runs < FIRST || runs.is_multiple_of(SAMPLE)) {
+            match self.rehearse(cpu, page, natives) {
+                Ok(done) => rehearsal = done,
+                Err(done) => return done,
+            }
+        }
+        self.counts.entered += 1;
+        cpu.translated.attention = cpu.shared.attention_address();
+        cpu.translated.fpu = &raw const *cpu.fpu as u64;
+        let reason = stubs::enter(&self.stubs, cpu, entries.indirect);
+        if let Some(rehearsal) = rehearsal {
+            self.judge(cpu, page, natives, rip, &rehearsal, reason);
+        }
+        match reason {
+            context::NOTHING => Ok(()),
+            context::BRANCH => Err(Stop::Branch),
+            context::FAULT => Err(Stop::Fault),
+            context::AGAIN => Err(Stop::Again),
+            context::INTERPRET => {
+                self.counts.interpreted += 1;
+                self.interpret = true;
+                Ok(())
+            }
+            context::INDIRECT => {
+                self.counts.indirect += 1;
+                self.pending = Pending::Indirect;
+                Ok(())
+            }
+            link => {
+                self.pending = Pending::Link(link - LINK);
+                Ok(())
+            }
+        }
+    }
+
+    /// The interpreter goes first, where both are compared.
+    fn rehearse(
+        &self,
+        cpu: &mut Cpu,
+        page: HostAddress,
+        natives: &mut crate::stubs::Stubs,
+    ) -> Result<Option<Rehearsal>, Step> {
+        let mut code = vec![0; PAGE as usize];
+        page.read(&mut code);
+        let Some(trace) = Trace::of(&code, cpu.rip, true, natives) else { return Ok(None) };
+        Rehearsal::run(cpu, &trace, natives).map(Some)
+    }
+
+    fn judge(
+        &mut self,
+        cpu: &mut Cpu,
+        page: HostAddress,
+        natives: &mut crate::stubs::Stubs,
+        rip: u64,
+        rehearsal: &Rehearsal,
+        reason: u32,
+    ) {
+        let mut code = vec![0; PAGE as usize];
+        page.read(&mut code);
+        let Some(trace) = Trace::of(&code, rip, true, natives) else { return };
+        if let Some(difference) = rehearsal.compare(cpu, &trace, reason) {
+            self.difference.get_or_insert(difference);
+        }
+    }
+
+    /// What was left does not go on at a block: nothing is to be linked.
+    pub fn forget_pending(&mut self) {
+        self.pending = Pending::Nothing;
+    }
+
+    fn link(&mut self, exit: u32, id: u32, rip: u64) {
+        let (number, block) = (exit, &mut self.blocks[id as usize]);
+        let exit = self.exits[exit as usize];
+        if self.alone || exit.rip != rip {
+            return;
+        }
+        block.incoming.push(number);
+        let to = match exit.entry {
+            Entry::Plain => block.entries.plain,
+            Entry::Polled => block.entries.polled,
+            Entry::Checked => block.entries.checked,
+            Entry::Memory => block.entries.indirect,
+        };
+        self.counts.linked += 1;
+        jump(&mut self.arena, exit.jump, to);
+    }
+
+    /// Compares a page's blocks with memory; those that differ die.
+    fn compare(&mut self, cpu: &mut Cpu, number: u32, page: HostAddress) {
+        self.counts.compared += 1;
+        let mut residents = std::mem::take(&mut self.residents[number as usize]);
+        residents.retain(|&id| {
+            let block = &mut self.blocks[id as usize];
+            let same = |(start, bytes): &(usize, Box<[u8]>)| page.plus(*start as u64).holds(bytes);
+            if block.bytes.iter().all(same) {
+                return true;
+            }
+            block.dead = true;
+            self.counts.killed += 1;
+            for exit in std::mem::take(&mut block.incoming) {
+                let exit = self.exits[exit as usize];
+                jump(&mut self.arena, exit.jump, exit.unlinked);
+            }
+            let entries = self.blocks[id as usize].entries;
+            for entry in [entries.checked, entries.indirect, entries.polled, entries.plain] {
+                let code = [0xe9, 0, 0, 0, 0];
+                self.arena.patch(entry, &code);
+                jump(&mut self.arena, entry + 5, entries.miss);
+            }
+            cpu.translated.forget_targets();
+            false
+        });
+        self.residents[number as usize] = residents;
+    }
+}
+
+/// Sets the displacement that ends at `at`.
+fn jump(arena: &mut Arena, at: u64, to: u64) {
+    arena.patch(at - 4, &(to.wrapping_sub(at) as u32).to_le_bytes());
+}
+
+fn build(builder: &mut Builder<'_>, trace: &Trace<'_>, ops: &[Op]) {
+    let mut ended = false;
+    for item in &trace.items {
+        let op = ops.get(item.op).map_or(std::ptr::null(), |op| op as *const Op);
+        let guest = Guest {
+            i: item.i,
+            effect: item.effect,
+            before: item.before,
+            after: item.after,
+            op,
+            bytes: item.bytes,
+        };
+        match (&item.parts, item.kind) {
+            (_, Kind::Function) | (None, _) => builder.by_function(&guest),
+            (Some(parts), Kind::Branch) => {
+                builder.control(&guest, parts, item.kind, item.target != 0);
+            }
+            (
+                Some(parts),
+                Kind::Jump | Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect,
+            ) => {
+                builder.control(&guest, parts, item.kind, item.target != 0);
+                ended = true;
+            }
+            (Some(parts), kind) => builder.lower(&guest, parts, kind),
+        }
+    }
+    if !ended {
+        let next = trace.items.last().map_or(builder.start, |item| item.i.next_ip());
+        builder.exit(None, next, trace.behind != 0);
+    }
+}

@@ -1,0 +1,243 @@
+//! The way into translated code and out of it, and the functions that it calls.
+
+use std::mem::offset_of;
+
+use super::context::{self, AGAIN, BRANCH, Context, FAULT, INTERPRET};
+use super::emit::{Assembler, EQUAL, Mem, NOT_EQUAL, Prefixes, RBP, RBX, RDI, RDX, RSI, RSP, Rm};
+use super::registers::{A, B, PINNED};
+use crate::cpu::{Access, CR0_EM, CR0_TS, CR4_OSFXSR, Cpu, Stop};
+use crate::native::FpuState;
+use crate::op::Op;
+
+/// Where the common code is.
+#[derive(Clone, Copy, Default)]
+pub struct Stubs {
+    /// `fn(*mut Cpu, code)`: enters code, returns when it is left.
+    pub enter: u64,
+    /// Jump here to leave; RIP and the reason are stored.
+    pub leave: u64,
+    /// The same, with the flags still in RFLAGS.
+    pub leave_flags: u64,
+    /// Call: the linear address in A becomes the host's; what is wanted in B (see [`request`]).
+    pub find: u64,
+    /// Call: the function of the decoded instruction at A is executed.
+    pub execute: u64,
+    /// Call: vector registers are loaded.
+    pub vectors: u64,
+}
+
+/// What [`Stubs::find`] is to find: a number of `size` bytes, to be written or only read.
+pub fn request(size: u8, write: bool) -> u32 {
+    u32::from(size) | u32::from(write) << 8
+}
+
+/// MXCSR in the FXSAVE area, and its masks.
+const MXCSR: i32 = 24;
+const XMM: i32 = 160;
+const MASKED: u32 = 0x1f80;
+/// A host's MXCSR, stored where the guest's is not.
+static HOST_MXCSR: u32 = MASKED;
+
+fn ctx(displacement: i32) -> Rm {
+    Rm::Mem(Mem::at(RSP, displacement))
+}
+
+/// Moves all vector registers; `opcode` 0x10 loads, 0x11 stores. Changes B.
+fn move_vectors(a: &mut Assembler, below: i32, opcode: u8) {
+    a.load(B, Mem::at(RSP, below + context::fpu()));
+    let area = offset_of!(FpuState, area) as i32;
+    for number in 0..16 {
+        let place = Rm::Mem(Mem::at(B, area + XMM + 16 * i32::from(number)));
+        a.instruction(Prefixes::default(), &[0x0f, opcode], number, place);
+    }
+    // ldmxcsr, stmxcsr
+    let digit = if opcode == 0x10 { 2 } else { 3 };
+    a.instruction(Prefixes::default(), &[0x0f, 0xae], digit, Rm::Mem(Mem::at(B, area + MXCSR)));
+    if opcode == 0x11 {
+        a.constant(B, &raw const HOST_MXCSR as u64);
+        a.instruction(Prefixes::default(), &[0x0f, 0xae], 2, Rm::Mem(Mem::at(B, 0)));
+    }
+}
+
+/// As [`move_vectors`], where they are the guest's.
+fn move_loaded_vectors(a: &mut Assembler, below: i32, opcode: u8) {
+    a.alu_narrow(7, ctx(below + context::vectors()), 0);
+    let none = a.jump(Some(EQUAL));
+    move_vectors(a, below, opcode);
+    a.bind(none);
+}
+
+fn move_registers(a: &mut Assembler, below: i32, opcode: u8) {
+    for (guest, host) in PINNED {
+        a.wide(opcode, host, ctx(below + context::register(guest)));
+    }
+}
+
+const LOAD: u8 = 0x8b;
+const STORE: u8 = 0x89;
+
+/// LAHF, SETO and the like: the flags go to memory. Changes A.
+pub fn save_flags(a: &mut Assembler) {
+    a.copy(A, 0);
+    a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    a.instruction(
+        Prefixes { word: true, ..Prefixes::default() },
+        &[0x89],
+        0,
+        ctx(context::flags()),
+    );
+    a.copy(0, A);
+}
+
+/// And back. Changes B.
+pub fn restore_flags(a: &mut Assembler) {
+    a.copy(B, 0);
+    // movzx eax, word; add al, 0x7f; sahf
+    a.instruction(Prefixes::default(), &[0x0f, 0xb7], 0, ctx(context::flags()));
+    a.bytes(&[0x04, 0x7f, 0x9e]);
+    a.copy(0, B);
+}
+
+/// Emits the common code.
+pub fn emit(a: &mut Assembler) -> Stubs {
+    let mut stubs = Stubs { enter: a.here(), ..Stubs::default() };
+    // push rbx, rbp, r12 to r15
+    a.bytes(&[0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57]);
+    a.store(Mem::at(RDI, context::host_stack()), RSP);
+    a.copy(RSP, RDI);
+    a.copy(A, RSI);
+    move_registers(a, 0, LOAD);
+    a.bytes(&[0x41, 0xff, 0xe0 | A & 7]); // jmp A
+
+    stubs.leave_flags = a.here();
+    save_flags(a);
+    stubs.leave = a.here();
+    move_registers(a, 0, STORE);
+    let left = a.here();
+    a.alu_narrow(7, ctx(context::vectors()), 0);
+    let none = a.jump(Some(EQUAL));
+    move_vectors(a, 0, 0x11);
+    a.narrow(0xc7, 0, ctx(context::vectors()));
+    a.bytes(&0_u32.to_le_bytes());
+    a.bind(none);
+    a.load(RSP, Mem::at(RSP, context::host_stack()));
+    a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
+
+    stubs.find = a.here();
+    call_rust(a, find as *const () as u64, left);
+    stubs.execute = a.here();
+    call_rust(a, execute as *const () as u64, left);
+
+    stubs.vectors = a.here();
+    let below = 8;
+    a.narrow(LOAD, A, ctx(below + offset_of!(Cpu, cr0) as i32));
+    a.alu_narrow(4, Rm::Reg(A), (CR0_EM | CR0_TS) as u32);
+    let off = a.jump(Some(NOT_EQUAL));
+    a.narrow(LOAD, A, ctx(below + offset_of!(Cpu, cr4) as i32));
+    a.alu_narrow(4, Rm::Reg(A), CR4_OSFXSR as u32);
+    let absent = a.jump(Some(EQUAL));
+    a.load(B, Mem::at(RSP, below + context::fpu()));
+    a.narrow(LOAD, A, Rm::Mem(Mem::at(B, offset_of!(FpuState, area) as i32 + MXCSR)));
+    a.alu_narrow(4, Rm::Reg(A), MASKED);
+    a.alu_narrow(7, Rm::Reg(A), MASKED);
+    let unmasked = a.jump(Some(NOT_EQUAL));
+    move_vectors(a, below, 0x10);
+    a.narrow(0xc7, 0, ctx(below + context::vectors()));
+    a.bytes(&1_u32.to_le_bytes());
+    a.bytes(&[0xc3]);
+    for hole in [off, absent, unmasked] {
+        a.bind(hole);
+    }
+    a.lea(RSP, Mem::at(RSP, 8));
+    a.narrow(0xc7, 0, ctx(context::exit()));
+    a.bytes(&INTERPRET.to_le_bytes());
+    a.jump_to(stubs.leave);
+    stubs
+}
+
+/// Calls `function(cpu, A, B)` on the host's stack; with 0 in return, leaves.
+fn call_rust(a: &mut Assembler, function: u64, left: u64) {
+    let below = 8;
+    move_registers(a, below, STORE);
+    a.copy(RDX, B);
+    move_loaded_vectors(a, below, 0x11);
+    a.lea(RDI, Mem::at(RSP, below));
+    a.copy(RSI, A);
+    a.copy(RBX, RDI);
+    // The stack was 8 bytes from a multiple of 16 after six pushes and the return address.
+    a.load(RBP, Mem::at(RSP, below + context::host_stack()));
+    a.lea(RSP, Mem::at(RBP, -8));
+    a.constant(0, function);
+    a.bytes(&[0xff, 0xd0]); // call rax
+    a.lea(RSP, Mem::at(RBX, -below));
+    a.wide(0x85, 0, Rm::Reg(0)); // test rax, rax
+    let failed = a.jump(Some(EQUAL));
+    a.copy(A, 0);
+    move_loaded_vectors(a, below, 0x10);
+    move_registers(a, below, LOAD);
+    a.bytes(&[0xc3]);
+    a.bind(failed);
+    a.lea(RSP, Mem::at(RSP, below));
+    // The vector registers are stored.
+    a.narrow(0xc7, 0, ctx(context::vectors()));
+    a.bytes(&0_u32.to_le_bytes());
+    a.jump_to(left);
+}
+
+/// The host address of a linear one; 0 after a fault or where the interpreter must do it.
+extern "sysv64" fn find(cpu: *mut Cpu, linear: u64, request: u64) -> u64 {
+    // SAFETY: translated code passes the processor that it was entered with; the caller of the code holds
+    // the only reference, and does not use it until the code returns.
+    let cpu = unsafe { &mut *cpu };
+    let (size, write) = (request & 0xff, request >> 8 != 0);
+    if linear % crate::host::PAGE + size <= crate::host::PAGE {
+        let access = if write { Access::Write } else { Access::Read };
+        if cpu.translate(linear, access, cpu.user).is_err() {
+            cpu.translated.exit = FAULT;
+            return 0;
+        }
+        let tlb = if write { &cpu.writes } else { &cpu.reads };
+        if let Some(host) = tlb.find::<u8>(linear, cpu.user) {
+            return host.number();
+        }
+    }
+    cpu.translated.exit = INTERPRET;
+    0
+}
+
+/// Executes one decoded instruction; 0 if it stopped, else 1.
+extern "sysv64" fn execute(cpu: *mut Cpu, op: *const Op) -> u64 {
+    // SAFETY: as in `find`; the instruction lives as long as the code that was made from it.
+    let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+    cpu.flags = cpu.translated.get_flags();
+    let result = (op.run)(cpu, op);
+    let flags = cpu.flags;
+    cpu.translated.set_flags(&flags);
+    let Err(stop) = result else { return 1 };
+    if stop != Stop::Branch {
+        cpu.rip = op.next.wrapping_sub(op.length.into());
+    }
+    cpu.translated.exit = match stop {
+        Stop::Branch => BRANCH,
+        Stop::Fault => FAULT,
+        Stop::Again => AGAIN,
+    };
+    0
+}
+
+/// Executes translated code until it is left; tells why.
+pub fn enter(stubs: &Stubs, cpu: &mut Cpu, code: u64) -> u32 {
+    let cpu: *mut Cpu = cpu;
+    // SAFETY: `stubs.enter` was emitted above and keeps to the calling convention; `code` is an entry of a
+    // block in the same arena. The processor is in a `Frame`, since only its translator knows any code.
+    unsafe {
+        let flags = (*cpu).flags;
+        let context: &mut Context = &mut (*cpu).translated;
+        context.exit = 0;
+        context.set_flags(&flags);
+        let enter: extern "sysv64" fn(*mut Cpu, u64) = std::mem::transmute(stubs.enter as usize);
+        enter(cpu, code);
+        (*cpu).flags = (*cpu).translated.get_flags();
+        (*cpu).translated.exit
+    }
+}
