@@ -501,13 +501,13 @@ impl Description {
 
     /// The controller of this bus and number, which is made if the description had not spoken of it.
     pub(crate) fn controller(&mut self, bus: Bus, index: u32, model: Option<String>) {
-        match self.controllers.iter_mut().find(|one| one.bus == bus && one.index == index) {
-            Some(controller) => {
-                if model.is_some() {
-                    controller.model = model;
-                }
-            }
-            None => self.controllers.push(Controller { bus, index, model, slot: None }),
+        if let Some(known) =
+            self.controllers.iter_mut().find(|one| one.bus == bus && one.index == index)
+        {
+            known.model = model.or(known.model.take());
+        } else if self.controllers.len() <= MOST_DEVICES {
+            // Past the limit all is refused in the end.
+            self.controllers.push(Controller { bus, index, model, slot: None });
         }
     }
 

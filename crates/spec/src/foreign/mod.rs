@@ -17,6 +17,7 @@ mod text;
 mod to_spec;
 mod virtualbox;
 mod vmware;
+mod xen;
 mod xml;
 
 pub use description::{

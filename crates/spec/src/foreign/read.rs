@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::description::Description;
 use super::folder::Folder;
 use super::xml::Element;
-use super::{libvirt, ovf, tar, text, virtualbox, vmware, xml};
+use super::{libvirt, ovf, tar, text, virtualbox, vmware, xen, xml};
 use crate::{Error, Result};
 
 /// How to read a description.
@@ -31,7 +31,7 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         return read(&file, options);
     }
     if tar::is_tar(&text::read_head(path)?) {
-        return ovf::read_archive(path, options);
+        return archive(path, options);
     }
     let bytes = text::read_file(path)?;
     let folder = Folder::of(path, options.anywhere)?;
@@ -40,6 +40,9 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
         Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
         Form::Ovf(root) => ovf::read(&root, path, &folder, options),
+        Form::Xva(root) => one(xen::read_export(&root, path)),
+        Form::XlJson => xen::read_json(&bytes, path, &folder),
+        Form::XlConfig(text) => one(xen::read_config(&text, path, &folder)),
     }
 }
 
@@ -54,7 +57,20 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
         Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
         Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
         Form::Ovf(root) => ovf::read(&root, path, &folder, &ReadOptions::default()),
+        Form::Xva(root) => one(xen::read_export(&root, path)),
+        Form::XlJson => xen::read_json(bytes, path, &folder),
+        Form::XlConfig(text) => one(xen::read_config(&text, path, &folder)),
     }
+}
+
+/// An archive is an export of XenServer if its first member is `ova.xml`, and an OVF package otherwise.
+fn archive(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
+    let (name, bytes) = tar::first_member(path)?;
+    if name != "ova.xml" {
+        return ovf::read_archive(path, options);
+    }
+    let root = xml::parse(&bytes, &format!("{}/{name}", path.display()))?;
+    one(xen::read_export(&root, path))
 }
 
 fn one(vm: Result<Description>) -> Result<Vec<Description>> {
@@ -67,6 +83,9 @@ enum Form {
     Vbox(Element),
     Libvirt(Element),
     Ovf(Element),
+    Xva(Element),
+    XlJson,
+    XlConfig(String),
 }
 
 impl Form {
@@ -80,6 +99,7 @@ impl Form {
                 "VirtualBox" => Ok(Self::Vbox(root)),
                 "domain" | "domstatus" | "domainsnapshot" => Ok(Self::Libvirt(root)),
                 "Envelope" => Ok(Self::Ovf(root)),
+                "value" => Ok(Self::Xva(root)),
                 name => {
                     Err(root.error(format!("<{name}> is no VM's description that is known here")))
                 }
@@ -87,6 +107,12 @@ impl Form {
         }
         if looks_like_vmx(&text) {
             return Ok(Self::Vmx);
+        }
+        if text.trim_start().starts_with(['{', '[']) {
+            return Ok(Self::XlJson);
+        }
+        if xen::looks_right(&text) {
+            return Ok(Self::XlConfig(text::decode_named(bytes, None).into_owned()));
         }
         Err(text::error(path, "This is no VM's description that is known here"))
     }
@@ -104,7 +130,7 @@ fn looks_like_vmx(text: &str) -> bool {
 /// The one description in a folder.
 fn in_folder(path: &Path) -> Result<PathBuf> {
     let names = Folder::new(path, false)?.names()?;
-    for extension in ["vbox", "vmx", "ovf", "ova"] {
+    for extension in ["vbox", "vmx", "ovf", "ova", "xva"] {
         let found: Vec<_> = names
             .iter()
             .filter(|name| {

@@ -32,6 +32,19 @@ pub(crate) fn is_tar(head: &[u8]) -> bool {
         && checksum_is_right(&head[..BLOCK])
 }
 
+/// The name and the bytes of the first member, if it is no larger than a description.
+pub(crate) fn first_member(path: &Path) -> Result<(String, Vec<u8>)> {
+    let reading = |source| Error::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(reading)?;
+    let mut header = [0; BLOCK];
+    file.read_exact(&mut header).map_err(reading)?;
+    let size = number(&header[124..136]).filter(|size| *size <= text::LARGEST);
+    let Some(size) = size else { return Ok((name_of(&header), Vec::new())) };
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    file.read_exact(&mut bytes).map_err(reading)?;
+    Ok((name_of(&header), bytes))
+}
+
 impl Archive {
     /// Reads the headers of all members; `most` of them at most.
     pub fn open(path: &Path, most: usize) -> Result<Self> {

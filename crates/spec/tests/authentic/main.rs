@@ -4,3 +4,4 @@
 mod data;
 mod libvirt;
 mod vmware;
+mod xen;

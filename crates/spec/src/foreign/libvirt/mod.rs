@@ -4,6 +4,8 @@
 
 mod devices;
 
+pub(crate) use devices::letters_to_index;
+
 use std::path::Path;
 
 use super::description::{

@@ -99,7 +99,7 @@ fn letters_count_as_disks_do() {
         ("A", None),
         ("zzzzzzzz", None),
     ] {
-        assert_eq!(devices::letters_to_index(letters), index, "{letters}");
+        assert_eq!(letters_to_index(letters), index, "{letters}");
     }
 }
 

@@ -28,6 +28,9 @@ struct Parent {
     index: u32,
 }
 
+/// No hypervisor has more devices.
+const MOST_ITEMS: usize = 4096;
+
 /// Adds the hardware to `vm`.
 pub(crate) fn read(section: &Element, shared: &Shared<'_>, vm: &mut Description) -> Result<()> {
     section.skip_children(&["Info"]);
@@ -108,6 +111,9 @@ fn items<'a>(section: &'a Element, configuration: Option<&str>) -> Result<Vec<It
             if is_range || !is_chosen {
                 element.skip();
                 continue;
+            }
+            if items.len() >= MOST_ITEMS {
+                return Err(element.error(format!("More than {MOST_ITEMS} items are absurd")));
             }
             let is_own = names.is_some();
             match items.iter_mut().find(|(_, one)| one.id == item.id && !item.id.is_empty()) {

@@ -119,11 +119,17 @@ pub(crate) fn envelope(
             found.written = id.clone();
         }
         shared.files.push((id, found));
+        if shared.files.len() > MOST_MEMBERS {
+            return Err(file.error(format!("More than {MOST_MEMBERS} files are absurd")));
+        }
     }
     for section in sections(root, "DiskSection") {
         for disk in section.children("Disk") {
             let image = image(disk, &shared, &compressed)?;
             shared.images.push(image);
+            if shared.images.len() > MOST_MEMBERS {
+                return Err(disk.error(format!("More than {MOST_MEMBERS} disks are absurd")));
+            }
         }
         section.skip_children(&["Info"]);
     }
