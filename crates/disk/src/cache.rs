@@ -213,14 +213,19 @@ impl Tables {
 
     /// Writes the changed pages of a stage, in the file's order. They are forgotten only once written.
     pub fn write_back(&self, stage: Stage) -> Result<()> {
+        let numbers: Vec<u64> = {
+            let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
+            let staged = changed.iter().filter(|(_, page)| page.stage == stage);
+            staged.map(|(number, _)| *number).collect()
+        };
+        self.write_pages(&numbers)
+    }
+
+    /// Writes changed pages by their numbers.
+    pub fn write_pages(&self, numbers: &[u64]) -> Result<()> {
         let writable = self.source.writable().ok_or(crate::Error::ReadOnly)?;
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-        let numbers: Vec<u64> = changed
-            .iter()
-            .filter(|(_, page)| page.stage == stage)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in numbers {
+        for &number in numbers {
             if let Some(Changed { page, part, .. }) = changed.get(&number) {
                 let offset = number * self.page_size as u64 + part.start as u64;
                 writable.write_at(&page[part.clone()], offset)?;
@@ -230,6 +235,22 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// The first `most` changed pages with their offsets, to be written to a log before
+    /// [`write_pages`](Self::write_pages).
+    pub fn changed_pages(&self, most: usize) -> Vec<(u64, Vec<u8>)> {
+        let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
+        let pages = changed.iter().take(most);
+        pages.map(|(number, it)| (number * self.page_size as u64, it.page.clone())).collect()
+    }
+
+    /// Forgets the unchanged pages of a range that was written past them.
+    pub fn forget_clean(&self, offset: u64, length: u64) {
+        let size = self.page_size as u64;
+        for number in offset / size..offset.saturating_add(length).div_ceil(size) {
+            self.pages.remove(number);
+        }
     }
 
     /// Forgets a page whose bytes are no table any more.

@@ -20,9 +20,12 @@
 
 #![deny(unsafe_code)]
 
+mod blocks;
 mod cache;
 mod codec;
 mod convert;
+#[cfg(test)]
+mod crash;
 mod create;
 mod error;
 mod extent;

@@ -1,17 +1,20 @@
 //! One image of Parallels' format (QEMU, docs/interop/parallels.txt), plain or expanding.
 
 mod create;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(crate) use create::NewImage;
 
+use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, Place, Run};
+use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::Parsed;
 use crate::source::{Source, read_struct};
 use crate::{Error, Format, Result, SECTOR_SIZE};
@@ -45,6 +48,9 @@ struct Parallels {
     /// Bytes that an entry of the table counts.
     unit: u64,
     entries: u64,
+    /// Where the next cluster goes.
+    end: AtomicU64,
+    begun: Begun,
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
@@ -71,13 +77,19 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         return Err(damaged("its table passes the end of the file"));
     }
     let cluster_size = cluster_sectors * SECTOR_SIZE;
+    let end = source.len().max(u64::from(header.data_off.get()) * SECTOR_SIZE);
     let layer = Parallels {
+        end: end.next_multiple_of(cluster_size).into(),
+        begun: Begun::default(),
         tables: Tables::new(source.clone()),
         sources: [source],
         cluster_size,
         unit: if multiplies { cluster_size } else { SECTOR_SIZE },
         entries,
     };
+    if header.inuse.get() == IN_USE && layer.can_write() {
+        layer.check_table()?;
+    }
     // No more than the entries' number times the clusters' size, so it fits.
     let mut parsed = Parsed::new(layer, sectors * SECTOR_SIZE);
     if header.inuse.get() == IN_USE {
@@ -111,6 +123,10 @@ impl Layer for Parallels {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

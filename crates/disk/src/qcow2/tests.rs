@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -8,6 +8,7 @@ use super::map::{COMPRESSED, COPIED, OFFSET};
 use super::refcount::Refcounts;
 use super::*;
 use crate::cache::Tables;
+use crate::crash::{Action, Recorder, action, content};
 use crate::source::WritableSource;
 use crate::{Disk, MemorySource};
 
@@ -24,12 +25,6 @@ fn open(source: Arc<dyn Source>, parent: Option<Arc<dyn Disk>>) -> Result<Image>
     let neighbours = Neighbours { read_only: false, ..Neighbours::NONE };
     let parsed = parse(source, &neighbours, None)?;
     Ok(Image::new(Format::Qcow2, parsed.layer, parsed.length, parent, false))
-}
-
-fn content(disk: &dyn Disk) -> Vec<u8> {
-    let mut bytes = vec![0; disk.len() as usize];
-    disk.read_at(&mut bytes, 0).unwrap();
-    bytes
 }
 
 /// A parent that is shorter than its children, with bytes that are nowhere zero.
@@ -95,65 +90,12 @@ fn check(bytes: Vec<u8>, leaks_allowed: bool) {
     assert!(references.is_empty(), "past the end: {references:?}");
 }
 
-#[derive(Clone, Debug)]
-enum Action {
-    Write(u64, u64, u8),
-    Zero(u64, u64, bool),
-    Discard(u64, u64),
-    Flush,
-}
-
-impl Action {
-    /// Does it to the disk and to a model; discarded bytes may be either, so they are read back.
-    fn apply(&self, disk: &dyn Disk, model: &mut [u8]) -> Result<()> {
-        let range = |start: u64, length: u64| start..(start + length).min(model.len() as u64);
-        match *self {
-            Self::Write(start, length, value) => {
-                let range = range(start, length);
-                let bytes: Vec<u8> =
-                    range.clone().map(|at| value.wrapping_add((at / 512) as u8) | 1).collect();
-                model[range.start as usize..range.end as usize].copy_from_slice(&bytes);
-                disk.write_at(&bytes, range.start)
-            }
-            Self::Zero(start, length, unmap) => {
-                let range = range(start, length);
-                model[range.start as usize..range.end as usize].fill(0);
-                disk.write_zeroes(range, unmap)
-            }
-            Self::Discard(start, length) => {
-                let range = range(start, length);
-                disk.discard(range.clone())?;
-                let part = &mut model[range.start as usize..range.end as usize];
-                let mut found = vec![0; part.len()];
-                disk.read_at(&mut found, range.start)?;
-                for (old, new) in part.iter_mut().zip(found) {
-                    assert!(new == *old || new == 0);
-                    *old = new;
-                }
-                Ok(())
-            }
-            Self::Flush => disk.flush(),
-        }
-    }
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    let start = || 0..LENGTH;
-    let length = || prop_oneof![1..2000_u64, 1..100_000_u64];
-    prop_oneof![
-        4 => (start(), length(), any::<u8>()).prop_map(|(at, count, v)| Action::Write(at, count, v)),
-        1 => (start(), length(), any::<bool>()).prop_map(|(at, count, u)| Action::Zero(at, count, u)),
-        1 => (start(), length()).prop_map(|(at, count)| Action::Discard(at, count)),
-        1 => Just(Action::Flush),
-    ]
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
 
     #[test]
     fn an_image_behaves_like_a_vector_and_counts_right(
-        actions in prop::collection::vec(action(), 1..30),
+        actions in prop::collection::vec(action(LENGTH), 1..30),
         cluster_bits in prop_oneof![Just(9_u32), Just(12), Just(16)],
         has_parent in any::<bool>(),
     ) {
@@ -175,7 +117,7 @@ proptest! {
 
     #[test]
     fn a_crash_anywhere_keeps_what_was_flushed(
-        actions in prop::collection::vec(action(), 5..25),
+        actions in prop::collection::vec(action(LENGTH), 5..25),
         cluster_bits in prop_oneof![Just(9_u32), Just(12)],
         seeds in prop::collection::vec(any::<u64>(), 12),
     ) {
@@ -213,83 +155,6 @@ proptest! {
         }
         drop(disk);
         check(source.memory.to_vec(), false);
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Write(u64, Vec<u8>),
-    Flush,
-}
-
-/// A source that remembers every write and flush.
-#[derive(Debug)]
-struct Recorder {
-    memory: MemorySource,
-    log: Mutex<Vec<Event>>,
-}
-
-impl Recorder {
-    fn new(bytes: Vec<u8>) -> Self {
-        Self { memory: MemorySource::new(bytes), log: Mutex::default() }
-    }
-
-    fn events(&self) -> usize {
-        self.log.lock().unwrap().len()
-    }
-
-    /// What a loss of power after `cut` events leaves: all that was flushed, and of the rest what `seed`
-    /// chooses, in the units that a disk writes whole.
-    fn crash(&self, start: &[u8], cut: usize, mut seed: u64) -> Vec<u8> {
-        let log = self.log.lock().unwrap();
-        let flushed =
-            log[..cut].iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
-        let memory = MemorySource::new(start.to_vec());
-        for (index, event) in log[..cut].iter().enumerate() {
-            let Event::Write(offset, bytes) = event else { continue };
-            for (number, sector) in bytes.chunks(512).enumerate() {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                if index < flushed || seed >> 63 == 1 {
-                    memory.write_at(sector, offset + number as u64 * 512).unwrap();
-                }
-            }
-        }
-        memory.to_vec()
-    }
-}
-
-impl Source for Recorder {
-    fn len(&self) -> u64 {
-        self.memory.len()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.memory.read_at(buffer, offset)
-    }
-
-    fn writable(&self) -> Option<&dyn WritableSource> {
-        Some(self)
-    }
-}
-
-impl WritableSource for Recorder {
-    fn write_at(&self, buffer: &[u8], offset: u64) -> Result<()> {
-        self.log.lock().unwrap().push(Event::Write(offset, buffer.to_vec()));
-        self.memory.write_at(buffer, offset)
-    }
-
-    fn set_len(&self, length: u64) -> Result<()> {
-        self.memory.set_len(length)
-    }
-
-    fn punch(&self, range: Range<u64>) -> Result<()> {
-        let zeroes = vec![0; (range.end - range.start) as usize];
-        self.write_at(&zeroes, range.start)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.log.lock().unwrap().push(Event::Flush);
-        Ok(())
     }
 }
 

@@ -1,17 +1,20 @@
 //! VirtualBox's format (VirtualBox, src/VBox/Storage/VDICore.h).
 
 mod create;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(crate) use create::NewImage;
 
+use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, Place, Run};
+use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, ParentLink, Parsed};
 use crate::source::{Source, read_struct};
 use crate::{Error, Format, Result};
@@ -59,6 +62,12 @@ struct Vdi {
     block_size: u64,
     /// Bytes before each block's data.
     block_extra: u64,
+    blocks: u64,
+    /// How many blocks the file has room for.
+    allocated: AtomicU64,
+    /// Changes of the header.
+    header: Tables,
+    begun: Begun,
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
@@ -90,6 +99,10 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
     }
     let layer = Vdi {
         tables: Tables::new(source.clone()),
+        header: Tables::new(source.clone()),
+        begun: Begun::default(),
+        blocks: header.blocks.get().into(),
+        allocated: u64::from(header.blocks_allocated.get()).into(),
         sources: [source],
         map_offset: header.blocks_offset.get().into(),
         data_offset: header.data_offset.get().into(),
@@ -134,6 +147,10 @@ impl Layer for Vdi {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

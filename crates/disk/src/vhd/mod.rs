@@ -3,16 +3,20 @@
 mod create;
 mod header;
 mod parent;
+mod write;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub(crate) use create::NewImage;
 pub(crate) use header::Footer;
 use header::{DynamicHeader, damaged, unsupported};
 
+use write::End;
+
+use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, Place, Run};
+use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
 use crate::source::{Source, read_struct};
 use crate::{Format, Result, SECTOR_SIZE};
@@ -20,8 +24,8 @@ use crate::{Format, Result, SECTOR_SIZE};
 const ABSENT: u32 = u32::MAX;
 
 enum Vhd {
-    Fixed { sources: [Arc<dyn Source>; 1], length: u64 },
-    Sparse(Sparse),
+    Fixed { sources: [Arc<dyn Source>; 1], length: u64, begun: Begun },
+    Sparse(Box<Sparse>),
 }
 
 /// A dynamic or differencing disk.
@@ -32,6 +36,12 @@ struct Sparse {
     block_size: u64,
     /// Bytes of the bitmap before each block's data.
     bitmap_size: u64,
+    /// Pages of one sector each, as they lie between the guest's bytes.
+    bitmaps: Tables,
+    footer: Box<Footer>,
+    has_footer_at_end: bool,
+    end: Mutex<End>,
+    begun: Begun,
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
@@ -43,7 +53,10 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
             if length > source.len() {
                 return Err(damaged("its disk is longer than its file"));
             }
-            let mut parsed = Parsed::new(Vhd::Fixed { sources: [source], length }, length);
+            let mut parsed = Parsed::new(
+                Vhd::Fixed { sources: [source], length, begun: Begun::default() },
+                length,
+            );
             parsed.details = vec![("kind", "fixed".to_owned())];
             parsed.identity = identity;
             Ok(parsed)
@@ -53,14 +66,22 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
             header.check(length, source.len())?;
             let parent = if kind == 4 { Some(parent::link(&header, &*source)?) } else { None };
             let block_size = u64::from(header.block_size.get());
+            let last = source.len().saturating_sub(SECTOR_SIZE);
+            let at_end =
+                read_struct::<Footer>(&*source, last).is_ok_and(|at_end| at_end.is_valid());
             let sparse = Sparse {
+                bitmaps: Tables::with_pages(source.clone(), SECTOR_SIZE as usize),
+                footer: Box::new(footer),
+                has_footer_at_end: at_end && source.len().is_multiple_of(SECTOR_SIZE),
+                end: Mutex::new(End { next: 0, footer: 0 }),
+                begun: Begun::default(),
                 tables: Tables::new(source.clone()),
                 sources: [source],
                 table_offset: header.table_offset.get(),
                 block_size,
                 bitmap_size: bitmap_size(block_size),
             };
-            let mut parsed = Parsed::new(Vhd::Sparse(sparse), length);
+            let mut parsed = Parsed::new(Vhd::Sparse(Box::new(sparse)), length);
             let kind = if kind == 4 { "differencing" } else { "dynamic" };
             parsed.details = vec![("kind", kind.to_owned())];
             parsed.identity = identity;
@@ -89,7 +110,7 @@ impl Sparse {
         let first = within / SECTOR_SIZE;
         let byte = |number: u64| -> Result<u8> {
             let mut byte = [0];
-            self.tables.read_at(&mut byte, bitmap + number)?;
+            self.bitmaps.read_at(&mut byte, bitmap + number)?;
             Ok(byte[0])
         };
         let mut bits = byte(first / 8)?;
@@ -133,8 +154,13 @@ impl Layer for Vhd {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         match self {
-            Self::Fixed { sources, .. } | Self::Sparse(Sparse { sources, .. }) => sources,
+            Self::Fixed { sources, .. } => sources,
+            Self::Sparse(sparse) => &sparse.sources,
         }
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

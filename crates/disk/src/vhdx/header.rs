@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::crc32c::crc32c;
+use crate::create::writable;
 use crate::source::{Source, read_vec};
 use crate::{Error, Format, Result, sys};
 
@@ -77,19 +78,36 @@ impl FileHeader {
 
     /// The current one of the two.
     pub fn read(source: &dyn Source) -> Result<Self> {
+        Ok(Self::read_with_offset(source)?.0)
+    }
+
+    /// Writes it in the place of the one that is not current, with the next number; afterwards it is the
+    /// current one.
+    pub fn replace(&mut self, source: &dyn Source) -> Result<()> {
+        let (current, offset) = Self::read_with_offset(source)?;
+        let number = current.sequence_number.get().checked_add(1);
+        self.sequence_number =
+            number.ok_or_else(|| damaged("its header has no next number"))?.into();
+        let target = writable(source)?;
+        let other = if offset == HEADERS[0] { HEADERS[1] } else { HEADERS[0] };
+        target.write_at(&self.to_sector(), other)?;
+        target.flush()
+    }
+
+    fn read_with_offset(source: &dyn Source) -> Result<(Self, u64)> {
         let found = HEADERS.into_iter().filter_map(|offset| {
             let bytes = read_vec(source, offset, HEADER_BYTES).ok()?;
             if !bytes.starts_with(b"head") || !is_whole(&bytes) {
                 return None;
             }
-            Self::read_from_prefix(&bytes).ok().map(|(header, _)| header)
+            Self::read_from_prefix(&bytes).ok().map(|(header, _)| (header, offset))
         });
-        let header = found.max_by_key(|header| header.sequence_number.get());
-        let header = header.ok_or_else(|| damaged("neither of its headers is whole"))?;
+        let found = found.max_by_key(|(header, _)| header.sequence_number.get());
+        let (header, offset) = found.ok_or_else(|| damaged("neither of its headers is whole"))?;
         if header.version.get() != 1 {
             return Err(unsupported(format!("its version is {}", header.version.get())));
         }
-        Ok(header)
+        Ok((header, offset))
     }
 }
 

@@ -1,21 +1,22 @@
-//! The log (2.3), replayed in memory: the file is left as it is.
+//! The log (2.3): replayed in memory, so that a file that is only read is left as it is; and written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::header::{FileHeader, damaged, is_whole};
+use super::header::{FileHeader, damaged, is_whole, seal};
 use crate::Result;
-use crate::source::{Source, read_padded, read_vec, truncated};
+use crate::create::writable;
+use crate::source::{Source, WritableSource, read_padded, read_vec, truncated};
 
-const SECTOR: usize = 4096;
+pub(super) const SECTOR: usize = 4096;
 /// Longer logs, and more changed sectors, are not real.
 const MAX_LOG: u32 = 64 << 20;
 const MAX_SECTORS: u64 = 1 << 16;
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct EntryHeader {
     signature: [u8; 4],
@@ -31,7 +32,7 @@ struct EntryHeader {
 }
 
 /// Of data, or of zeroes: then `trailing_bytes` is reserved and `leading_bytes` their number.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Descriptor {
     signature: [u8; 4],
@@ -41,13 +42,10 @@ struct Descriptor {
     sequence_number: U64,
 }
 
-/// The source with its log replayed, and whether there was anything to replay.
-pub(super) fn replay(
-    header: &FileHeader,
-    source: Arc<dyn Source>,
-) -> Result<(Arc<dyn Source>, bool)> {
+/// The source with its log replayed; `None` if there is nothing to replay.
+pub(super) fn replay(header: &FileHeader, source: Arc<dyn Source>) -> Result<Option<Replayed>> {
     if header.log_guid == [0; 16] {
-        return Ok((source, false));
+        return Ok(None);
     }
     let length = header.log_length.get();
     if header.log_version.get() != 0
@@ -63,7 +61,88 @@ pub(super) fn replay(
         replayed.apply(entry)?;
     }
     let changed = !replayed.sectors.is_empty() || replayed.length != replayed.source.len();
-    if changed { Ok((Arc::new(replayed), true)) } else { Ok((replayed.source, false)) }
+    Ok(changed.then_some(replayed))
+}
+
+/// Writes back what a replayed log changes, before the file is changed otherwise.
+pub(super) fn write_back(replayed: &Replayed, target: &dyn WritableSource) -> Result<()> {
+    if replayed.length > replayed.source.len() {
+        target.set_len(replayed.length)?;
+    }
+    for (number, bytes) in &replayed.sectors {
+        let zeroes = [0; SECTOR];
+        target.write_at(bytes.as_deref().unwrap_or(&zeroes), number * SECTOR as u64)?;
+    }
+    target.flush()
+}
+
+/// The log of a file that is being changed.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub offset: u64,
+    pub length: u64,
+    pub guid: [u8; 16],
+    /// Where the next entry goes, within the log.
+    pub head: u64,
+    pub sequence_number: u64,
+}
+
+impl Log {
+    /// How many sectors an entry can have, so that it never touches the one before it.
+    pub fn capacity(&self) -> usize {
+        // Half of the log, less the sectors with descriptors, 126 in the first and 128 in each other.
+        let sectors = (self.length / 2 / SECTOR as u64) as usize;
+        (sectors - sectors.div_ceil(64)).min(1024)
+    }
+
+    /// Writes an entry by which these sectors change; each entry stands for itself, because what the
+    /// ones before it change is on the disk already.
+    pub fn append(&mut self, source: &dyn Source, sectors: &[(u64, Vec<u8>)]) -> Result<()> {
+        let target = writable(source)?;
+        let table = size_of::<EntryHeader>() + sectors.len() * size_of::<Descriptor>();
+        let length = table.next_multiple_of(SECTOR) + sectors.len() * SECTOR;
+        self.sequence_number += 1;
+        let header = EntryHeader {
+            signature: *b"loge",
+            checksum: 0.into(),
+            // An entry is at most half of the log, whose length has 32 bits.
+            entry_length: (length as u32).into(),
+            tail: (self.head as u32).into(),
+            sequence_number: self.sequence_number.into(),
+            descriptor_count: (sectors.len() as u32).into(),
+            reserved: 0.into(),
+            log_guid: self.guid,
+            flushed_file_offset: source.len().into(),
+            last_file_offset: source.len().into(),
+        };
+        let mut bytes = header.as_bytes().to_vec();
+        for (offset, sector) in sectors {
+            let mut descriptor = Descriptor {
+                signature: *b"desc",
+                trailing_bytes: [0; 4],
+                leading_bytes: [0; 8],
+                file_offset: (*offset).into(),
+                sequence_number: self.sequence_number.into(),
+            };
+            descriptor.trailing_bytes.copy_from_slice(&sector[SECTOR - 4..]);
+            descriptor.leading_bytes.copy_from_slice(&sector[..8]);
+            bytes.extend_from_slice(descriptor.as_bytes());
+        }
+        bytes.resize(table.next_multiple_of(SECTOR), 0);
+        for (_, sector) in sectors {
+            let number = self.sequence_number.to_le_bytes();
+            bytes.extend_from_slice(b"data");
+            bytes.extend_from_slice(&number[4..]);
+            bytes.extend_from_slice(&sector[8..SECTOR - 4]);
+            bytes.extend_from_slice(&number[..4]);
+        }
+        seal(&mut bytes);
+        let until_end = (self.length - self.head).min(length as u64) as usize;
+        target.write_at(&bytes[..until_end], self.offset + self.head)?;
+        target.write_at(&bytes[until_end..], self.offset)?;
+        self.head = (self.head + length as u64) % self.length;
+        target.flush()
+    }
 }
 
 struct Entry {
@@ -136,7 +215,7 @@ fn entry_at(log: &[u8], at: usize, guid: &[u8; 16], budget: &mut usize) -> Resul
 
 /// A source with other bytes in some sectors of 4 KiB; `None` stands for zeroes.
 #[derive(Debug)]
-struct Replayed {
+pub(super) struct Replayed {
     source: Arc<dyn Source>,
     length: u64,
     sectors: BTreeMap<u64, Option<Box<[u8]>>>,

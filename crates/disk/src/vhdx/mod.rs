@@ -5,16 +5,20 @@ mod create;
 mod header;
 mod log;
 mod metadata;
+mod write;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 pub(crate) use create::NewImage;
 use header::{FileHeader, RegionTable, damaged};
+use log::Log;
 use metadata::Metadata;
 
+use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, Place, Run};
+use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
 use crate::source::Source;
 use crate::{Format, Result};
@@ -40,11 +44,29 @@ struct Vhdx {
     metadata: Metadata,
     /// Payload blocks that share a sector bitmap block.
     chunk_ratio: u64,
+    header: FileHeader,
+    log: Mutex<Option<(Log, FileHeader)>>,
+    /// Where the next block goes.
+    end: AtomicU64,
+    begun: Begun,
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
-    let header = FileHeader::read(&*source)?;
-    let (source, replayed) = log::replay(&header, source)?;
+    let mut header = FileHeader::read(&*source)?;
+    let replayed = log::replay(&header, source.clone())?;
+    let has_log = replayed.is_some();
+    let source = match (replayed, source.writable()) {
+        (Some(replayed), None) => Arc::new(replayed),
+        (replayed, Some(target)) if header.log_guid != [0; 16] => {
+            if let Some(replayed) = replayed {
+                log::write_back(&replayed, target)?;
+            }
+            header.log_guid = [0; 16];
+            header.replace(&*source)?;
+            source
+        }
+        _ => source,
+    };
     let regions = RegionTable::read(&*source)?;
     let metadata = Metadata::read(&*source, &regions.metadata)?;
     let length = metadata.length;
@@ -59,11 +81,15 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
     }
     let mut details = vec![("block-size", metadata.block_size.to_string())];
     details.push(("logical-sector-size", metadata.logical_sector.to_string()));
-    if replayed {
-        details.push(("log", "replayed in memory".to_owned()));
+    if has_log {
+        details.push(("log", "replayed".to_owned()));
     }
     let layer = Vhdx {
-        tables: Tables::new(source.clone()),
+        tables: Tables::with_pages(source.clone(), log::SECTOR),
+        header,
+        log: Mutex::new(None),
+        end: AtomicU64::new(0),
+        begun: Begun::default(),
         sources: [source],
         bat: regions.bat.start,
         metadata,
@@ -147,6 +173,10 @@ impl Layer for Vhdx {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

@@ -4,6 +4,7 @@ mod create;
 mod descriptor;
 mod sesparse;
 mod sparse;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use descriptor::{Access, Descriptor, ExtentKind};
 use sesparse::SeSparse;
 use sparse::Sparse;
 
-use crate::layer::{self, Layer, Place, Run};
+use crate::blocks::{Begun, Blocks};
+use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, MAX_LENGTH, Neighbours, ParentLink, Parsed, portable_names};
 use crate::source::{Source, read_vec};
 use crate::{Error, Format, Result, SECTOR_SIZE};
@@ -40,6 +42,11 @@ struct Vmdk {
     sources: Vec<Arc<dyn Source>>,
     /// In the guest's order, without gaps.
     extents: Vec<Extent>,
+    /// Where the text is that says what it consists of.
+    descriptor: Option<(Arc<dyn Source>, Range<u64>)>,
+    /// It and its descriptor say nothing against changing it.
+    is_writable: bool,
+    begun: Begun,
 }
 
 /// A file's part of the disk.
@@ -57,7 +64,13 @@ enum Kind {
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>, neighbours: &Neighbours<'_>) -> Result<Parsed> {
-    let mut vmdk = Vmdk { sources: Vec::new(), extents: Vec::new() };
+    let mut vmdk = Vmdk {
+        sources: Vec::new(),
+        extents: Vec::new(),
+        descriptor: None,
+        is_writable: source.writable().is_some(),
+        begun: Begun::default(),
+    };
     if let Some(kind) = open_sparse(&source)? {
         let embedded = match &kind {
             Kind::Sparse(sparse) => sparse.descriptor.clone(),
@@ -65,10 +78,12 @@ pub(crate) fn parse(source: Arc<dyn Source>, neighbours: &Neighbours<'_>) -> Res
         };
         let length = capacity(&kind);
         vmdk.push(source.clone(), kind, length)?;
+        vmdk.descriptor = embedded.clone().map(|range| (source.clone(), range));
         let descriptor = embedded.map(|range| read_descriptor(&*source, range)).transpose()?;
         return Ok(parsed(vmdk, descriptor.as_ref()));
     }
     let descriptor = read_descriptor(&*source, 0..source.len())?;
+    vmdk.descriptor = Some((source.clone(), 0..source.len()));
     let create_type = descriptor.create_type.as_str();
     if DEVICE_KINDS.iter().any(|kind| kind.eq_ignore_ascii_case(create_type)) {
         return Err(unsupported(format!("its kind is {create_type}: it names devices of a host")));
@@ -153,6 +168,7 @@ impl Vmdk {
         if extent.access == Access::None {
             return Err(unsupported("an extent of it may not be accessed"));
         }
+        self.is_writable &= extent.access == Access::ReadWrite;
         let length = extent.sectors.checked_mul(SECTOR_SIZE).filter(|&length| length <= MAX_LENGTH);
         let length = length.ok_or_else(|| damaged("an extent is longer than any disk can be"))?;
         if extent.kind == ExtentKind::Zero {
@@ -216,6 +232,10 @@ impl Layer for Vmdk {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

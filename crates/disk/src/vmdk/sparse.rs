@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -24,7 +25,7 @@ pub(super) const FLAG_MARKERS: u32 = 1 << 17;
 /// The grain directory is where the footer says.
 pub(super) const DIRECTORY_AT_END: u64 = u64::MAX;
 /// A grain table's entry: the grain is zeroes, if a flag says that there are such entries.
-const ZERO: u32 = 1;
+pub(super) const ZERO: u32 = 1;
 /// Entries of a COWD's table, each of one sector at least.
 const COWD_ENTRIES: u64 = 4096;
 
@@ -95,16 +96,22 @@ pub(super) struct GrainMarker {
 }
 
 pub(super) struct Sparse {
-    tables: Tables,
+    pub tables: Tables,
     pub length: u64,
     pub grain_size: u64,
     /// Where the descriptor lies, if one is embedded.
     pub descriptor: Option<Range<u64>>,
-    gd_offset: u64,
+    pub gd_offset: u64,
+    /// The second grain directory, if there is one.
+    pub rgd_offset: Option<u64>,
     /// Entries of a grain table.
-    entries: u64,
-    zeroed_grains: bool,
-    compressed: bool,
+    pub entries: u64,
+    pub zeroed_grains: bool,
+    pub compressed: bool,
+    /// Not COWD.
+    pub is_hosted: bool,
+    /// Where the next grain goes, once the disk is changed.
+    pub end: AtomicU64,
 }
 
 impl Sparse {
@@ -144,6 +151,12 @@ impl Sparse {
             grain_size: 0,
             descriptor,
             gd_offset: bytes(header.gd_offset.get()).unwrap_or(u64::MAX),
+            rgd_offset: (flags & FLAG_REDUNDANT != 0)
+                .then(|| bytes(header.rgd_offset.get()))
+                .flatten()
+                .filter(|&offset| offset != 0),
+            is_hosted: true,
+            end: AtomicU64::new(0),
             entries,
             zeroed_grains: flags & FLAG_ZEROED_GRAINS != 0,
             compressed,
@@ -162,6 +175,9 @@ impl Sparse {
             grain_size: 0,
             descriptor: None,
             gd_offset: u64::from(header.gd_offset.get()) * SECTOR_SIZE,
+            rgd_offset: None,
+            is_hosted: false,
+            end: AtomicU64::new(0),
             entries: COWD_ENTRIES,
             zeroed_grains: false,
             compressed: false,
@@ -186,7 +202,7 @@ impl Sparse {
     }
 
     /// Bytes that a grain table covers.
-    fn covered(&self) -> u64 {
+    pub fn covered(&self) -> u64 {
         self.grain_size * self.entries
     }
 

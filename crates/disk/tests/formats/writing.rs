@@ -35,8 +35,14 @@ fn scribble(disk: &dyn Disk, model: &mut [u8]) {
 }
 
 fn assert_qemu_agrees(workshop: &Workshop, name: &str, model: &[u8]) {
-    workshop.qemu_img(&["check", "-q", "-f", "qcow2", name]);
-    workshop.qemu_img(&["convert", "-O", "raw", name, "back.raw"]);
+    assert_qemu_reads(workshop, "qcow2", name, model);
+}
+
+fn assert_qemu_reads(workshop: &Workshop, format: &str, name: &str, model: &[u8]) {
+    if format != "vpc" && !name.contains("flat") {
+        workshop.qemu_img(&["check", "-q", "-f", format, name]);
+    }
+    workshop.qemu_img(&["convert", "-f", format, "-O", "raw", name, "back.raw"]);
     let back = std::fs::read(workshop.path("back.raw")).unwrap();
     assert!(back == model, "{name}: qemu-img reads something else");
     assert_disk_holds(&*open(&workshop.path(name)), model, name);
@@ -74,6 +80,63 @@ fn images_of_qemu_are_written_in_place() {
         drop(disk);
         assert_qemu_agrees(&workshop, &name, &model);
     }
+}
+
+#[test]
+fn images_of_other_formats_are_written_in_place() {
+    if !has_qemu_img() {
+        return;
+    }
+    let ways: [(&str, &[&str]); 13] = [
+        ("vmdk", &[]),
+        ("vmdk", &["-o", "zeroed_grain=on"]),
+        ("vmdk", &["-o", "subformat=monolithicFlat"]),
+        ("vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
+        ("vmdk", &["-o", "subformat=twoGbMaxExtentFlat"]),
+        ("vpc", &["-o", "force_size=on"]),
+        ("vpc", &["-o", "force_size=on,subformat=fixed"]),
+        ("vdi", &[]),
+        ("vdi", &["-o", "static=on"]),
+        ("vhdx", &[]),
+        ("vhdx", &["-o", "subformat=fixed,block_size=1M"]),
+        ("parallels", &[]),
+        ("parallels", &["-o", "cluster_size=64k"]),
+    ];
+    let workshop = Workshop::new(LENGTH);
+    for (index, (format, options)) in ways.iter().enumerate() {
+        eprintln!("{format} {options:?}");
+        let name = format!(
+            "{index}{}.{format}",
+            if options.concat().contains("Flat") { "flat" } else { "" }
+        );
+        let mut arguments = vec!["convert", "-f", "raw", "-O", format];
+        arguments.extend_from_slice(options);
+        arguments.extend(["disk.raw", &name]);
+        workshop.qemu_img(&arguments);
+        let mut model = workshop.content.clone();
+        let before = std::fs::read(workshop.path(&name)).unwrap();
+        let disk = open_for_writing(&workshop, &name);
+        drop(disk);
+        assert!(std::fs::read(workshop.path(&name)).unwrap() == before, "opening changed it");
+        let disk = open_for_writing(&workshop, &name);
+        scribble(&*disk, &mut model);
+        assert_disk_holds(&*disk, &model, &name);
+        drop(disk);
+        assert_qemu_reads(&workshop, format, &name, &model);
+        assert_disk_holds(&*open(&workshop.path(&name)), &model, &name);
+    }
+}
+
+#[test]
+fn a_streamoptimized_disk_is_only_read() {
+    let workshop = Workshop::new(LENGTH);
+    let mut options = disk::ConvertOptions::new(Format::Vmdk);
+    options.image.layout = disk::Layout::Stream;
+    let source = open(&workshop.path("disk.raw"));
+    disk::convert(&*source, workshop.path("disk.vmdk"), &options, |_| {}).unwrap();
+    let disk = open_for_writing(&workshop, "disk.vmdk");
+    assert!(disk.is_read_only());
+    assert!(matches!(disk.write_at(&[1; 512], 0), Err(disk::Error::ReadOnly)));
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! Changes in place.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::{FREE, Header, Vdi, ZERO, damaged};
+use crate::blocks::{self, Begun, Blocks, NewPlace};
+use crate::cache::Stage;
+use crate::create::writable;
+use crate::source::read_vec;
+use crate::{Result, sys};
+
+impl Vdi {
+    fn stride(&self) -> u64 {
+        self.block_size + self.block_extra
+    }
+
+    /// How many blocks the map leads to, with those between them that nothing leads to.
+    fn count_blocks(&self) -> Result<u64> {
+        // Checked against the file's length when it was opened.
+        let bytes = read_vec(&*self.sources[0], self.map_offset, self.blocks as usize * 4)?;
+        let entries = bytes.chunks_exact(4);
+        let entries =
+            entries.map(|entry| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
+        let last = entries.filter(|&entry| entry != FREE && entry != ZERO).max();
+        Ok(last.map_or(0, |last| u64::from(last) + 1))
+    }
+}
+
+impl Blocks for Vdi {
+    fn can_write(&self) -> bool {
+        self.sources[0].writable().is_some()
+    }
+
+    fn begun(&self) -> &Begun {
+        &self.begun
+    }
+
+    fn begin(&self) -> Result<()> {
+        let target = writable(&*self.sources[0])?;
+        let count = self.count_blocks()?.max(self.allocated.load(Ordering::Relaxed));
+        self.allocated.store(count, Ordering::Relaxed);
+        let end = self.data_offset + count * self.stride();
+        if self.sources[0].len() > end {
+            // What a crash left behind; new blocks must begin as zeroes.
+            target.set_len(end)?;
+        }
+        // Children see by it that their parent was changed.
+        let field = std::mem::offset_of!(Header, uuid_modify) as u64;
+        target.write_at(&sys::uuid(), field)?;
+        target.flush()
+    }
+
+    fn block(&self, offset: u64) -> Result<Range<u64>> {
+        let start = offset / self.block_size * self.block_size;
+        Ok(start..start + self.block_size)
+    }
+
+    fn place(&self, _block: &Range<u64>) -> Result<NewPlace> {
+        let number = self.allocated.fetch_add(1, Ordering::Relaxed);
+        if number >= ZERO.into() {
+            return Err(damaged("it cannot have more blocks"));
+        }
+        let offset = self.data_offset + number * self.stride() + self.block_extra;
+        Ok(NewPlace { source: 0, offset, is_fresh: true })
+    }
+
+    fn refer(&self, block: &Range<u64>, place: NewPlace) -> Result<()> {
+        let number = (place.offset - self.block_extra - self.data_offset) / self.stride();
+        let entry = self.map_offset + block.start / self.block_size * 4;
+        // Bounded when the place was given.
+        self.tables.change(entry, &(number as u32).to_le_bytes(), Stage::Second)?;
+        // The count comes before the entry: VirtualBox puts the next block where it says.
+        let count = self.allocated.load(Ordering::Relaxed) as u32;
+        let field = std::mem::offset_of!(Header, blocks_allocated) as u64;
+        self.header.change(field, &count.to_le_bytes(), Stage::First)
+    }
+
+    fn refer_zero(&self, block: &Range<u64>) -> Result<bool> {
+        let entry = self.map_offset + block.start / self.block_size * 4;
+        self.tables.change(entry, &ZERO.to_le_bytes(), Stage::Second)?;
+        Ok(true)
+    }
+
+    fn changed(&self) -> u64 {
+        (self.tables.changes() as u64) << 16
+    }
+
+    fn commit(&self) -> Result<()> {
+        blocks::commit(&[&self.header, &self.tables])
+    }
+
+    fn end(&self) -> Result<()> {
+        // The last block may not have been written to its end.
+        let end = self.data_offset + self.allocated.load(Ordering::Relaxed) * self.stride();
+        if self.sources[0].len() < end { writable(&*self.sources[0])?.set_len(end) } else { Ok(()) }
+    }
+}
