@@ -66,23 +66,18 @@ impl Serial {
     /// of [`set_input_ready_callback`](Self::set_input_ready_callback) says when to go on.
     pub fn receive(&self, bytes: &[u8]) -> usize {
         let mut port = self.shared.lock();
+        let before = port.uart.pending();
         let count = port.uart.receive(bytes);
-        port.input_waits |= count < bytes.len();
+        if count < bytes.len() {
+            port.input_waits = true;
+            port.uart.knock();
+        }
         let pending = port.uart.pending();
         drop(port);
-        if count > 0 && pending != 0 {
+        if (count > 0 && pending != 0) || pending & !before != 0 {
             self.shared.interrupt.signal();
         }
         count
-    }
-
-    /// Whether [`receive`](Self::receive) would take a byte. If not, the callback is called once it
-    /// would.
-    pub fn wants_input(&self) -> bool {
-        let mut port = self.shared.lock();
-        let wanted = port.uart.room() > 0;
-        port.input_waits |= !wanted;
-        wanted
     }
 
     /// Sets what is called, on a processor's thread, when input is wanted again after some was refused. It
@@ -96,6 +91,9 @@ impl Serial {
         let mut port = self.shared.lock();
         let before = port.uart.pending();
         access(&mut port);
+        if port.input_waits {
+            port.uart.knock();
+        }
         let raised = port.uart.pending() & !before != 0;
         let ready = port.input_waits && port.uart.drained() && port.uart.room() > 0;
         let callback = if ready {

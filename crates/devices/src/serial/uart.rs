@@ -78,6 +78,12 @@ pub(super) struct Uart {
     /// The transmitter became empty and the guest has not been told.
     transmitter_emptied: bool,
     received: VecDeque<u8>,
+    /// The guest asked what it was interrupted for since it enabled received data, so it listens.
+    #[serde(skip)]
+    listens: bool,
+    /// The host has input for a guest that has enabled received data and is not known to listen yet.
+    #[serde(skip)]
+    knocks: bool,
     /// How often in a row the guest looked at the line status and found nothing.
     #[serde(skip)]
     polls: u8,
@@ -99,6 +105,8 @@ impl Default for Uart {
             overrun: false,
             transmitter_emptied: false,
             received: VecDeque::new(),
+            listens: false,
+            knocks: false,
             polls: 0,
             stalled: false,
         }
@@ -109,6 +117,10 @@ impl Uart {
     pub(super) fn read(&mut self, offset: u64) -> u8 {
         if offset != LINE_STATUS {
             self.polls = 0;
+        }
+        if matches!(offset, INTERRUPT_ID | LINE_STATUS) && self.interrupt_enable & RECEIVED != 0 {
+            self.listens = true;
+            self.knocks = false;
         }
         let divisor_latch = self.line_control & DIVISOR_LATCH != 0;
         match offset {
@@ -138,6 +150,10 @@ impl Uart {
             INTERRUPT_ENABLE => {
                 let enabled = byte & !self.interrupt_enable;
                 self.interrupt_enable = byte & INTERRUPT_ENABLE_BITS;
+                if byte & RECEIVED == 0 {
+                    self.listens = false;
+                    self.knocks = false;
+                }
                 // Enabling this interrupt while the transmitter is empty raises it at once, which is how
                 // drivers start to send.
                 if enabled & TRANSMITTER_EMPTY != 0 && !self.stalled {
@@ -155,18 +171,20 @@ impl Uart {
 
     /// The interrupts that are enabled and have a cause, as bits of the interrupt enable register.
     pub(super) fn pending(&self) -> u8 {
-        let received = if self.received.is_empty() { 0 } else { RECEIVED };
+        let received = if self.received.is_empty() && !self.knocks { 0 } else { RECEIVED };
         let emptied = if self.transmitter_emptied { TRANSMITTER_EMPTY } else { 0 };
         let error = if self.overrun { ERROR } else { 0 };
         (received | emptied | error) & self.interrupt_enable
     }
 
-    /// How many bytes can be received now. None until the guest listens: what it had not asked for it
-    /// would throw away when it opens the port, as Linux does.
+    /// How many bytes can be received now. None until the guest listens: what comes earlier it throws away
+    /// when it opens the port. Linux does so up to the moment at which it sets up the FIFOs, which is after
+    /// it enabled the interrupt, and it enables all interrupts for a moment when it looks for ports. So
+    /// enabling is not enough: the guest must also come and look, for which it is interrupted.
     pub(super) fn room(&self) -> usize {
         let capacity = if self.modem_control & MODEM_LOOPBACK != 0 {
             0
-        } else if self.interrupt_enable & RECEIVED != 0 {
+        } else if self.interrupt_enable & RECEIVED != 0 && self.listens {
             if self.fifos { RECEIVE_FIFO } else { 1 }
         } else if self.polls >= POLLS {
             1
@@ -174,6 +192,13 @@ impl Uart {
             0
         };
         capacity.saturating_sub(self.received.len())
+    }
+
+    /// The host has input that was refused: interrupts a guest that should come and look.
+    pub(super) fn knock(&mut self) {
+        let enabled = self.interrupt_enable & RECEIVED != 0;
+        let loopback = self.modem_control & MODEM_LOOPBACK != 0;
+        self.knocks = enabled && !loopback && !self.listens;
     }
 
     /// Whether the guest has read all that it received.
@@ -209,6 +234,8 @@ impl Uart {
         let mut saved = self.clone();
         saved.set_stalled(false);
         saved.polls = 0;
+        saved.listens = false;
+        saved.knocks = false;
         saved
     }
 

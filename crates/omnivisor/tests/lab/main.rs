@@ -68,7 +68,7 @@ fn debians_kernels_boot_with_one_and_two_processors() {
             r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.1.*/vmlinuz | head -n 1)
                description debian | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
-               { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
+               echo 'uname -r; exit' | omnivisor run --config vm.toml >output
                grep -q '^6\.1\.' output"#,
         )
         .scenario(
@@ -76,7 +76,7 @@ fn debians_kernels_boot_with_one_and_two_processors() {
             r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.12.*/vmlinuz | head -n 1)
                description debian:6.12 | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
                says '/vmlinuz"' vm.toml
-               { early; echo 'uname -r; exit'; } | omnivisor run --config vm.toml >output
+               echo 'uname -r; exit' | omnivisor run --config vm.toml >output
                grep -q '^6\.12\.' output"#,
         )
         .run();
@@ -90,7 +90,7 @@ fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
             "a reboot starts the guest again, and power-off ends it",
             r#"description debian >vm.toml
                mkfifo in; omnivisor run --config vm.toml <in >output 2>err & exec 4>in
-               early >&4; echo 'echo first-$((1 + 1)); reboot -f' >&4
+               echo 'echo first-$((1 + 1)); reboot -f' >&4
                within 120 grep -q first-2 output
                i=0
                until grep -q second-4 output; do
@@ -103,7 +103,7 @@ fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
         .scenario(
             "with --no-reboot, a reboot ends it",
             "description debian >vm.toml
-             { early; echo 'reboot -f'; } | omnivisor run --no-reboot --config vm.toml >output",
+             echo 'reboot -f' | omnivisor run --no-reboot --config vm.toml >output",
         )
         .scenario(
             "leaving by keys and by signals restores the terminal",
@@ -118,7 +118,7 @@ EOF
                    script -qfec 'sh job' typescript <in >/dev/null 2>&1 & terminal=$!
                    exec 4>in
                    within 120 grep -qF 'leave with Ctrl-]' typescript
-                   early >&4; echo 'echo shell-$((5 + 5))' >&4
+                   echo 'echo shell-$((5 + 5))' >&4
                    within 120 grep -q shell-10 typescript
                    stty=$(stty -F /proc/$(pgrep -n -f "^$OMNIVISOR run")/fd/0 -a)
                    case $stty in *' -icanon '*) ;; *) fail "not raw: $stty" ;; esac
