@@ -6,10 +6,10 @@ use devices::rate_limiter::RateLimit;
 use devices::virtio::balloon::{Balloon, BalloonConfig};
 use devices::virtio::block::{Block, BlockConfig};
 use devices::virtio::fs::{Fs, FsConfig};
-use devices::virtio::net::{Backend, Forward, MacAddress, Net, NetConfig, Vhost};
+use devices::virtio::net::{Backend, Net, NetConfig, Vhost};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{Vsock, VsockConfig};
-use spec::{Nic, NicKind, Rate, VmSpec};
+use spec::{MacAddress, Nic, NicKind, Rate, VmSpec};
 
 use crate::disks::OpenDisk;
 use crate::{Board, Result};
@@ -69,14 +69,11 @@ fn plug_nic(board: &mut Board, name: &str, vm: &str, nic: &Nic) -> Result<Arc<Ne
         NicKind::Tap => {
             Backend::Tap { name: nic.tap.clone().unwrap_or_default(), vhost: Vhost::Auto }
         }
-        NicKind::User => Backend::User { forward: nic.forwards.iter().map(forward).collect() },
+        NicKind::User => Backend::User { forward: nic.forwards.clone() },
     };
     let mut config = NetConfig::new(backend);
     // Two VMs on one bridge must not share an address, nor two cards of one VM.
-    config.mac = nic
-        .mac
-        .and_then(|mac| MacAddress::new(mac.0))
-        .or_else(|| Some(MacAddress::of_name(&format!("{vm}/{name}"))));
+    config.mac = Some(nic.mac.unwrap_or_else(|| MacAddress::of_name(&format!("{vm}/{name}"))));
     config.queue_pairs = nic.queues.unwrap_or(1);
     config.mtu = nic.mtu;
     config.rate_rx = rate_limit(&nic.rate);
@@ -84,18 +81,6 @@ fn plug_nic(board: &mut Board, name: &str, vm: &str, nic: &Nic) -> Result<Arc<Ne
     let net = Net::new(name, &config, board.events().clone())?;
     board.plug_virtio(name, Arc::clone(&net) as _)?;
     Ok(net)
-}
-
-fn forward(forward: &spec::Forward) -> Forward {
-    Forward {
-        address: forward.address,
-        host: forward.host,
-        guest: forward.guest,
-        protocol: match forward.protocol {
-            spec::Protocol::Tcp => devices::virtio::net::Protocol::Tcp,
-            spec::Protocol::Udp => devices::virtio::net::Protocol::Udp,
-        },
-    }
 }
 
 fn rate_limit(rate: &Rate) -> RateLimit {

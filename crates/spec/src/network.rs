@@ -49,9 +49,27 @@ pub enum Protocol {
 pub struct ForwardError(String);
 
 impl MacAddress {
+    /// A locally administered address that depends on `name` alone, so that a machine keeps its address
+    /// from run to run.
+    pub fn of_name(name: &str) -> Self {
+        // FNV-1a (64 bits): stable for ever, and names that differ a little differ everywhere.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        // Its low bits are the best mixed; fold the high ones in.
+        let [.., a, b, c, d, e] = (hash ^ (hash >> 40)).to_be_bytes();
+        // 0x52 is a unicast address that is locally administered (bit 1), as KVM guests commonly have.
+        Self([0x52, a, b, c, d, e])
+    }
+
     /// Whether it names a group of cards instead of one.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
+    }
+
+    /// Whether it names one card: neither a group nor nobody.
+    pub fn is_unicast(self) -> bool {
+        !self.is_multicast() && self.0 != [0; 6]
     }
 }
 
@@ -226,6 +244,17 @@ mod tests {
             "+1:00:00:00:00:00",
         ] {
             assert_eq!(text.parse::<MacAddress>(), Err(MacAddressError(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_makes_a_stable_local_unicast_address() {
+        assert_eq!(MacAddress::of_name("web").to_string(), "52:19:48:2c:be:10");
+        let mut seen = std::collections::HashSet::new();
+        for number in 0..10_000 {
+            let address = MacAddress::of_name(&format!("vm{number}"));
+            assert!(address.is_unicast() && address.0[0] & 2 != 0);
+            assert!(seen.insert(address), "two names have one address");
         }
     }
 

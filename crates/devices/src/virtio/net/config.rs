@@ -1,6 +1,7 @@
 //! How a network card is configured.
 
-use super::{Forward, MacAddress};
+use spec::{Forward, MacAddress};
+
 use crate::rate_limiter::RateLimit;
 
 /// A network card.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::GuestMemory;
 use serde::{Deserialize, Serialize};
+use spec::MacAddress;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
@@ -15,7 +16,7 @@ use super::pair::{Common, Counters, Pair, Statistics};
 use super::passt::{self, Passt};
 use super::port::Cable;
 use super::vhost::VhostNet;
-use super::{Backend, MacAddress, NetConfig, Vhost, tap};
+use super::{Backend, NetConfig, Vhost, tap};
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::serve::{Outcome, serve};
 use crate::virtio::{
@@ -177,6 +178,10 @@ impl Net {
         self.common.counters.statistics()
     }
 
+    pub(super) fn pairs(&self) -> &[Arc<Pair>] {
+        &self.pairs
+    }
+
     fn lock(&self) -> MutexGuard<'_, NetState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -245,13 +250,6 @@ impl Net {
         active.offloads = offloads;
         Ok(())
     }
-
-    fn forget(&self, state: &mut NetState) {
-        state.active = None;
-        for pair in &self.pairs {
-            pair.deactivate();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -278,7 +276,7 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let up = self.common.link_up.load(Ordering::Acquire);
         let config = Config {
-            mac: self.mac().bytes(),
+            mac: self.mac().0,
             status: U16::new(if up { LINK_UP } else { 0 }),
             max_virtqueue_pairs: U16::new(self.pairs.len() as u16),
             mtu: U16::new(self.mtu.unwrap_or(0)),
@@ -288,7 +286,6 @@ impl VirtioDevice for Net {
 
     fn activate(&self, activation: Activation) -> Result<()> {
         let mut state = self.lock();
-        self.forget(&mut state);
         let restored = state.restored.take().and_then(|saved| saved.driver);
         let allowed = activation.features & feature::GUEST_OFFLOADS;
         let driver = restored.unwrap_or(SavedDriver { queue_pairs: 1, offloads: allowed });
@@ -302,20 +299,17 @@ impl VirtioDevice for Net {
             control: control.and_then(|index| activation.queues.get(index).cloned().flatten()),
             watch: None,
         };
-        let begun = self
-            .activate_pairs(&activation, &active)
-            .and_then(|()| self.watch_control(&mut active));
+        self.activate_pairs(&activation, &active)?;
+        self.watch_control(&mut active)?;
         state.active = Some(active);
-        if begun.is_err() {
-            self.forget(&mut state);
-        }
-        begun
+        Ok(())
     }
 
     fn deactivate(&self) {
         let mut state = self.lock();
-        self.forget(&mut state);
+        state.active = None;
         state.restored = None;
+        self.pairs.iter().for_each(|pair| pair.deactivate());
     }
 
     fn pause(&self) -> Result<()> {
@@ -349,6 +343,9 @@ impl VirtioDevice for Net {
 
     fn restore(&self, state: &State) -> Result<()> {
         let saved: Saved = state.get()?;
+        if !saved.mac.is_unicast() {
+            return Err(Error::InvalidState("its address is not that of one network card"));
+        }
         if let Some(driver) = saved.driver {
             if !(1..=self.pairs.len()).contains(&usize::from(driver.queue_pairs)) {
                 return Err(Error::InvalidState("it has more queue pairs than the network card"));
@@ -425,6 +422,9 @@ fn check(config: &NetConfig) -> Result<()> {
     }
     if config.mtu.is_some_and(|mtu| mtu < LEAST_MTU) {
         return refuse(format!("The MTU of a network card is at least {LEAST_MTU}"));
+    }
+    if let Some(mac) = config.mac.filter(|mac| !mac.is_unicast()) {
+        return refuse(format!("{mac} is not the address of one network card"));
     }
     let limited = [config.rate_rx, config.rate_tx]
         .iter()

@@ -8,9 +8,7 @@
 mod config;
 mod control;
 mod device;
-mod forward;
 mod header;
-mod mac;
 mod pair;
 mod passt;
 mod port;
@@ -26,6 +24,4 @@ mod tests;
 pub use config::{Backend, NetConfig, Vhost};
 pub use control::Command;
 pub use device::Net;
-pub use forward::{Forward, Protocol};
-pub use mac::MacAddress;
 pub use pair::Statistics;

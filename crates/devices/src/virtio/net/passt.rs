@@ -10,10 +10,12 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use spec::{Forward, MacAddress, Protocol};
+
 use super::pair::hung_up;
 use super::port::Cable;
 use super::stream::StreamPort;
-use super::{Forward, MacAddress, sys};
+use super::sys;
 use crate::{Error, EventHandler, EventLoopHandle, Interest, Registration, Result};
 
 const PROGRAM: &str = "passt";
@@ -22,6 +24,22 @@ const MTU: u16 = 65520;
 /// passt needs some 30 ms until it serves.
 const READY: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(1);
+/// What passt is told where the host has no way out, since it takes all this from the interface that leads there: the
+/// guest has an address of its own, and that of its gateway leads to the host's loopback interface. The
+/// numbers are those of QEMU's user-mode network.
+const NO_WAY_OUT: [&str; 11] = [
+    "--ipv4-only",
+    "--interface",
+    "lo",
+    "--address",
+    "10.0.2.15",
+    "--netmask",
+    "24",
+    "--gateway",
+    "10.0.2.2",
+    "--mac-addr",
+    "52:55:0a:00:02:02",
+];
 /// Most bytes kept of what it says.
 const MOST_WORDS: usize = 4096;
 
@@ -71,7 +89,7 @@ impl Passt {
         let fd =
             sys::inherit(&mut command, OwnedFd::from(theirs)).map_err(Error::io("start passt"))?;
         command
-            .args(arguments(fd, forward))
+            .args(arguments(fd, forward, has_way_out()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -93,7 +111,7 @@ impl Passt {
         // 802.3 annex 96, which it ignores) when it is.
         let mut frame = [0_u8; 4 + 60];
         frame[3] = 60;
-        frame[4 + 6..][..6].copy_from_slice(&mac.bytes());
+        frame[4 + 6..][..6].copy_from_slice(&mac.0);
         frame[4 + 12..][..2].copy_from_slice(&[0x88, 0xb5]);
         let failed = |source: io::Error| Error::io("speak to passt")(source);
         let mut socket = &self.socket;
@@ -226,12 +244,42 @@ impl EventHandler for Words {
     }
 }
 
+/// Whether this thread's network has a default route, by which passt finds its interface.
+fn has_way_out() -> bool {
+    let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+    let ipv4 = read("route").is_ok_and(|routes| {
+        // Interface, destination.
+        routes.lines().skip(1).any(|route| route.split_whitespace().nth(1) == Some("00000000"))
+    });
+    let ipv6 = read("ipv6_route").is_ok_and(|routes| {
+        routes.lines().any(|route| {
+            // Destination, its prefix's length, ..., interface. The loopback's is that of all unreachable ones.
+            let mut fields = route.split_whitespace();
+            let destination =
+                fields.next().is_some_and(|text| text.bytes().all(|digit| digit == b'0'));
+            destination && fields.next() == Some("00") && fields.next_back() != Some("lo")
+        })
+    });
+    ipv4 || ipv6
+}
+
 /// passt's arguments for the socket `fd`: it stays in the foreground and ends when the socket closes.
-pub(super) fn arguments(fd: RawFd, forward: &[Forward]) -> Vec<String> {
+pub(super) fn arguments(fd: RawFd, forward: &[Forward], way_out: bool) -> Vec<String> {
     let fixed = ["--foreground", "--quiet", "--stderr", "--one-off", "--fd"];
     let mut arguments: Vec<_> = fixed.map(String::from).into();
     arguments.push(fd.to_string());
-    arguments.extend(Forward::passt_options(forward));
+    if !way_out {
+        arguments.extend(NO_WAY_OUT.map(String::from));
+    }
+    for port in forward {
+        let option = match port.protocol {
+            Protocol::Tcp => "-t",
+            Protocol::Udp => "-u",
+        };
+        let address = port.address.map(|address| format!("{address}/")).unwrap_or_default();
+        arguments.push(option.into());
+        arguments.push(format!("{address}{}:{}", port.host, port.guest));
+    }
     arguments
 }
 
@@ -243,4 +291,17 @@ fn not_started(source: io::Error) -> Error {
         );
     }
     Error::io("start passt")(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passt_is_told_of_each_port() {
+        let forwards = ["8080:80", "127.0.0.1:53:5353/udp"].map(|text| text.parse().unwrap());
+        let arguments = arguments(7, &forwards, true);
+        let told = ["--fd", "7", "-t", "8080:80", "-u", "127.0.0.1/53:5353"];
+        assert!(arguments.ends_with(&told.map(String::from)), "{arguments:?}");
+    }
 }

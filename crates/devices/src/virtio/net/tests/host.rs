@@ -1,16 +1,17 @@
 //! Real taps, in a network of the test's own, and a real passt.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Command;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use spec::MacAddress;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::virtio::VirtQueue;
-use crate::virtio::net::{MacAddress, Vhost};
+use crate::virtio::net::Vhost;
 use crate::{Interrupt, Result};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 11, 12, 1);
@@ -42,7 +43,7 @@ fn in_network(setup: &[&str], test: impl FnOnce() + Send) {
 
 fn tap(events: &Loop, queue_pairs: u16) -> Result<Arc<Net>> {
     let backend = Backend::Tap { name: "tap0".into(), vhost: Vhost::Off };
-    let mac = MacAddress::new(GUEST_MAC);
+    let mac = Some(MacAddress(GUEST_MAC));
     let config = NetConfig { mac, queue_pairs, queue_size: 64, ..NetConfig::new(backend) };
     Net::new("net0", &config, events.handle())
 }
@@ -379,7 +380,7 @@ fn passt_is_here() -> bool {
 fn user(events: &Loop, forward: &[&str]) -> Arc<Net> {
     let forward = forward.iter().map(|text| text.parse().unwrap()).collect();
     let config = NetConfig {
-        mac: MacAddress::new(GUEST_MAC),
+        mac: Some(MacAddress(GUEST_MAC)),
         queue_size: 64,
         ..NetConfig::new(Backend::User { forward })
     };
@@ -394,6 +395,45 @@ const WAY_OUT: [&str; 5] = [
     "link set far up",
     "route add default via 10.77.0.1 dev out",
 ];
+
+/// The address that passt offers when the guest asks for one by DHCPDISCOVER (RFC 2131).
+fn offered_address(driver: &mut TestDriver, chains: &[Chain]) -> [u8; 4] {
+    let mut discover = vec![1, 1, 6, 0, 1, 2, 3, 4];
+    discover.resize(28, 0);
+    discover.extend(GUEST_MAC);
+    discover.resize(236, 0);
+    discover.extend([99, 130, 83, 99, 53, 1, 1, 255]);
+    discover.resize(300, 0);
+    let udp = datagram(68, 67, &discover);
+    let request = ipv4(BROADCAST, 17, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp);
+    send(driver, TX, &request);
+    let is_offer = |frame: &[u8]| {
+        frame[12..14] == [8, 0] && frame[23] == 17 && frame[34..38] == [0, 67, 0, 68]
+    };
+    let (offer, _) = receive_until(driver, RX, chains, is_offer);
+    offer[42 + 16..42 + 20].try_into().unwrap()
+}
+
+/// A datagram for the gateway's address reaches the host's loopback. Returns the host's socket, and what came.
+fn reaches_the_loopback(
+    driver: &mut TestDriver,
+    chains: &[Chain],
+    guest: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> (UdpSocket, Vec<u8>) {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 4001)).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    send(driver, TX, &arp(guest, gateway));
+    let (reply, _) = receive_until(driver, RX, chains, is_arp_reply);
+    let host: [u8; 6] = reply[6..12].try_into().unwrap();
+    let payload = frame(6, 700);
+    let datagram = datagram(4000, 4001, &payload);
+    send(driver, TX, &ipv4(host, 17, guest, gateway, &datagram));
+    let mut bytes = [0; 2000];
+    let (size, _) = socket.recv_from(&mut bytes).unwrap();
+    assert_eq!(bytes[..size], payload);
+    (socket, payload)
+}
 
 #[test]
 fn passt_gives_the_guest_an_address_and_carries_its_traffic() {
@@ -411,36 +451,9 @@ fn passt_gives_the_guest_an_address_and_carries_its_traffic() {
         let chains: Vec<_> = (0..60).map(|_| driver.push(RX, &[], &[1536])).collect();
         driver.kick(RX);
 
-        // DHCPDISCOVER (RFC 2131), answered by an offer of the host's own address.
-        let mut discover = vec![1, 1, 6, 0, 1, 2, 3, 4];
-        discover.resize(28, 0);
-        discover.extend(GUEST_MAC);
-        discover.resize(236, 0);
-        discover.extend([99, 130, 83, 99, 53, 1, 1, 255]);
-        discover.resize(300, 0);
-        let udp = datagram(68, 67, &discover);
-        let request = ipv4(BROADCAST, 17, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp);
-        send(&mut driver, TX, &request);
-        let is_offer = |frame: &[u8]| {
-            frame[12..14] == [8, 0] && frame[23] == 17 && frame[34..38] == [0, 67, 0, 68]
-        };
-        let (offer, _) = receive_until(&mut driver, RX, &chains, is_offer);
-        assert_eq!(offer[42 + 16..42 + 20], [10, 77, 0, 2]);
-
-        // A datagram for the gateway's address reaches the host's loopback.
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 4001)).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        let guest = Ipv4Addr::new(10, 77, 0, 2);
-        let gateway = Ipv4Addr::new(10, 77, 0, 1);
-        send(&mut driver, TX, &arp(guest, gateway));
-        let (reply, _) = receive_until(&mut driver, RX, &chains, is_arp_reply);
-        let host: [u8; 6] = reply[6..12].try_into().unwrap();
-        let payload = frame(6, 700);
-        let datagram = datagram(4000, 4001, &payload);
-        send(&mut driver, TX, &ipv4(host, 17, guest, gateway, &datagram));
-        let mut bytes = [0; 2000];
-        let (size, _) = socket.recv_from(&mut bytes).unwrap();
-        assert_eq!(bytes[..size], payload);
+        assert_eq!(offered_address(&mut driver, &chains), [10, 77, 0, 2]);
+        let (guest, gateway) = (Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 1));
+        let (socket, payload) = reaches_the_loopback(&mut driver, &chains, guest, gateway);
 
         // And a forwarded port leads into the guest.
         socket.send_to(&payload, (Ipv4Addr::LOCALHOST, 4010)).unwrap();
@@ -453,17 +466,37 @@ fn passt_gives_the_guest_an_address_and_carries_its_traffic() {
 }
 
 #[test]
+fn passt_serves_the_guest_of_a_host_without_a_network() {
+    if !passt_is_here() {
+        return;
+    }
+    in_network(&["link set lo up"], || {
+        let events = Loop::start();
+        let net = user(&events, &[]);
+        net.wait_ready().unwrap();
+        let mut driver = TestDriver::new(net.queue_sizes().len());
+        net.activate(driver.activation(net.features())).unwrap();
+        let chains: Vec<_> = (0..60).map(|_| driver.push(RX, &[], &[1536])).collect();
+        driver.kick(RX);
+        assert_eq!(offered_address(&mut driver, &chains), [10, 0, 2, 15]);
+        let (guest, gateway) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 2));
+        reaches_the_loopback(&mut driver, &chains, guest, gateway);
+        net.deactivate();
+    });
+}
+
+#[test]
 fn passt_ends_with_the_card_and_its_complaints_are_errors() {
     if !passt_is_here() {
         return;
     }
-    // No way out.
-    in_network(&[], || {
+    in_network(&["link set lo up"], || {
         let events = Loop::start();
-        let net = user(&events, &[]);
+        let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 4010)).unwrap();
+        let net = user(&events, &["4010:4000"]);
         let refused = net.wait_ready().unwrap_err().to_string();
         assert!(refused.contains("passt ended: "), "{refused}");
-        assert!(refused.contains("nterface"), "{refused}");
+        assert!(refused.contains("4010:4000"), "{refused}");
         assert!(!refused.contains("syslog"), "{refused}");
     });
     in_network(&WAY_OUT, || {
@@ -488,7 +521,7 @@ fn passt_ends_when_its_socket_closes() {
         let (near, far) = UnixStream::pair().unwrap();
         let mut command = Command::new("passt");
         let fd = crate::virtio::net::sys::inherit(&mut command, far.into()).unwrap();
-        command.args(crate::virtio::net::passt::arguments(fd, &[]));
+        command.args(crate::virtio::net::passt::arguments(fd, &[], true));
         let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
         drop(command);
         drop(near);
@@ -531,7 +564,7 @@ fn the_kernel_carries_the_frames_of_a_tap() {
     in_network(&ONE_TAP, || {
         let events = Loop::start();
         let backend = Backend::Tap { name: "tap0".into(), vhost: Vhost::Required };
-        let mac = MacAddress::new(GUEST_MAC);
+        let mac = Some(MacAddress(GUEST_MAC));
         let config = NetConfig { mac, queue_size: 64, ..NetConfig::new(backend) };
         let net = Net::new("net0", &config, events.handle()).unwrap();
         let mut driver = TestDriver::new(net.queue_sizes().len());

@@ -56,7 +56,7 @@ fn card(
 ) -> (Arc<Net>, Vec<FarEnd>) {
     let mut config = NetConfig::new(Backend::User { forward: Vec::new() });
     config.queue_size = 64;
-    config.mac = super::MacAddress::new(GUEST_MAC);
+    config.mac = Some(spec::MacAddress(GUEST_MAC));
     configure(&mut config);
     let mut ports: Vec<(Box<dyn Port>, _)> = Vec::new();
     let mut ends = Vec::new();

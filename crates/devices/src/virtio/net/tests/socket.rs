@@ -450,7 +450,7 @@ fn traffic_goes_on_in_a_restored_card() {
 
     let (restored, mut ends) = card(&events, 2, |config| config.mac = None);
     restored.restore(&state).unwrap();
-    assert_eq!(restored.mac().bytes(), GUEST_MAC);
+    assert_eq!(restored.mac().0, GUEST_MAC);
     assert_eq!(restored.save().unwrap(), state);
     restored.activate(driver.activation(restored.features())).unwrap();
     assert_eq!(ends[1].receive(), frame(5, 800));
