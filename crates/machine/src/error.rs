@@ -93,3 +93,14 @@ pub enum Error {
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),
 }
+
+/// The sentences of `error` and of all that lies behind it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -16,6 +16,6 @@ pub mod memory;
 mod plug;
 
 pub use board::Board;
-pub use error::{Error, Result};
+pub use error::{Error, Result, chain};
 pub use machine::{Config, Control, Finished, MAX_CPUS, Machine, Outcome};
 pub use plug::plug;

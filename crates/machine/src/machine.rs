@@ -13,7 +13,7 @@ use crate::board::{Board, POWER_PORTS, SCI};
 use crate::boot::{self, BootPlan};
 use crate::bus::AddressSpaces;
 use crate::memory::{self, MemoryConfig};
-use crate::{Error, Result, cpu};
+use crate::{Error, Result, chain, cpu};
 
 /// Most processors: 8-bit APIC IDs with room to spare.
 pub const MAX_CPUS: u32 = 64;
@@ -284,7 +284,7 @@ fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) 
             Ok(Exit::Kicked) => {}
             Ok(Exit::Shutdown) => break Some(Outcome::TripleFault),
             Ok(Exit::Failed(reason)) => break Some(Outcome::Failed(reason)),
-            Err(error) => break Some(Outcome::Failed(describe(&error))),
+            Err(error) => break Some(Outcome::Failed(chain(&error))),
         }
     };
     if let Some(outcome) = outcome {
@@ -295,16 +295,4 @@ fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) 
     drop(state);
     control.shared.changed.notify_all();
     vcpu.statistics()
-}
-
-/// An error with everything behind it, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

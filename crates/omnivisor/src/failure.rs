@@ -34,7 +34,7 @@ impl Failure {
     pub fn from_error(code: u8, error: impl Error + Send + Sync + 'static) -> Self {
         let sentence = error.to_string();
         // The error itself is the sentence; what follows is what lies behind it.
-        let cause = error.source().map(|source| chain(source).into());
+        let cause = error.source().map(|source| machine::chain(source).into());
         Self { sentence, cause, help: None, code }
     }
 
@@ -77,17 +77,6 @@ impl Diagnostic for Failure {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
     }
-}
-
-/// The sentences of `error` and of all that lies behind it.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl From<machine::Error> for Failure {
