@@ -56,8 +56,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Writes device configuration; most devices ignore it.
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
 
-    /// The driver is ready (DRIVER_OK): begins to serve `activation.queues`. An error makes the
-    /// transport set DEVICE_NEEDS_RESET.
+    /// The driver is ready (DRIVER_OK): begins to serve `activation.queues`. Never called while active. An
+    /// error makes the transport call [`deactivate`](Self::deactivate) and set DEVICE_NEEDS_RESET.
     fn activate(&self, activation: Activation) -> Result<()>;
 
     /// The driver reset the device, or power went away: forgets the activation. On return nothing

@@ -1,15 +1,68 @@
 //! Serving queues from an event loop, as most devices do.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use engine::GuestMemory;
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 
-use super::{DeviceSignal, VirtQueue};
+use super::{Activation, DeviceSignal, VirtQueue};
 use crate::{EventHandler, EventLoopHandle, Registration, Result};
 
 /// Chains served in one go; what remains is looked at after the other descriptors of the loop.
 const BATCH: usize = 256;
+
+/// What a driver activated, for a device that serves its queues under a lock of its own.
+pub(crate) struct Served {
+    activation: Activation,
+    /// Guest memory may be used.
+    running: bool,
+    doorbells: Vec<Registration>,
+}
+
+impl Served {
+    /// Nothing is served before [`run`](Self::run).
+    pub(crate) fn new(activation: Activation) -> Self {
+        Self { activation, running: false, doorbells: Vec::new() }
+    }
+
+    /// The driver's queue `index`, if it is enabled.
+    pub(crate) fn queue(&self, index: usize) -> Option<&Arc<VirtQueue>> {
+        self.activation.queues.get(index)?.as_ref()
+    }
+
+    /// Whether guest memory may be used.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Begins or goes on: `handler` is called with the index of each queue whose doorbell rings.
+    pub(crate) fn run(
+        &mut self,
+        events: &EventLoopHandle,
+        handler: &Arc<dyn EventHandler>,
+    ) -> Result<()> {
+        if !self.running {
+            self.running = true;
+            self.doorbells = watch_doorbells(events, &self.activation.queues, handler)?;
+        }
+        Ok(())
+    }
+
+    /// Stops. Since all use of guest memory is under the device's lock, none is under way when that is released.
+    pub(crate) fn halt(&mut self) {
+        self.running = false;
+        self.doorbells.clear();
+    }
+}
+
+impl Deref for Served {
+    type Target = Activation;
+
+    fn deref(&self) -> &Activation {
+        &self.activation
+    }
+}
 
 /// What became of a chain.
 pub(crate) enum Outcome {

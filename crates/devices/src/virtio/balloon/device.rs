@@ -10,12 +10,11 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 
 use super::Statistics;
 use crate::virtio::buffer::GuestBuffer;
-use crate::virtio::serve::{Outcome, serve, watch_doorbells};
+use crate::virtio::serve::{Outcome, Served, serve};
 use crate::virtio::{
-    Activation, DeviceSignal, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtQueue, VirtioDevice,
-    read_config_bytes, sys,
+    Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice, read_config_bytes, sys,
 };
-use crate::{EventHandler, EventLoopHandle, Registration, Result, State as Saved};
+use crate::{EventHandler, EventLoopHandle, Result, State as Saved};
 
 const DEVICE_TYPE: u16 = 5;
 /// Linux reports only with room for 32 ranges.
@@ -63,7 +62,7 @@ struct State {
     known: Known,
     /// New statistics are wanted.
     refresh: bool,
-    active: Option<Active>,
+    active: Option<Served>,
 }
 
 /// What outlives the driver and a snapshot.
@@ -75,17 +74,6 @@ struct Known {
     /// Pages that it gave up.
     actual: u32,
     statistics: Option<Statistics>,
-}
-
-struct Active {
-    memory: GuestMemory,
-    queues: Vec<Option<Arc<VirtQueue>>>,
-    signal: Arc<dyn DeviceSignal>,
-    /// The first queue that is for reports.
-    reports: usize,
-    /// Guest memory may be used.
-    running: bool,
-    doorbells: Vec<Registration>,
 }
 
 impl Default for BalloonConfig {
@@ -178,18 +166,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&self, activation: Activation) -> Result<()> {
-        // Without statistics their number, too, is a report's, by the count of Linux.
-        let reports =
-            if activation.features & F_STATS_VQ != 0 { STATISTICS + 1 } else { STATISTICS };
-        let active = Active {
-            memory: activation.memory,
-            queues: activation.queues,
-            signal: activation.signal,
-            reports,
-            running: false,
-            doorbells: Vec::new(),
-        };
-        self.shared.lock().active = Some(active);
+        self.shared.lock().active = Some(Served::new(activation));
         self.shared.run()
     }
 
@@ -236,19 +213,14 @@ impl Shared {
         let Some(handler) = self.this.upgrade() else { return Ok(()) };
         let handler: Arc<dyn EventHandler> = handler;
         let mut state = self.lock();
-        if let Some(active) = state.active.as_mut().filter(|active| !active.running) {
-            active.running = true;
-            active.doorbells = watch_doorbells(&self.events, &active.queues, &handler)?;
-        }
-        Ok(())
+        state.active.as_mut().map_or(Ok(()), |active| active.run(&self.events, &handler))
     }
 
     /// Stops serving the guest. All use of guest memory is under this lock, so none is under way then.
     fn halt(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         if let Some(active) = &mut state.active {
-            active.running = false;
-            active.doorbells.clear();
+            active.halt();
         }
         state
     }
@@ -258,18 +230,20 @@ impl EventHandler for Shared {
     fn ready(&self, token: u64) {
         let mut state = self.lock();
         let State { known, refresh, active } = &mut *state;
-        let Some(active) = active.as_ref().filter(|active| active.running) else { return };
+        let Some(active) = active.as_ref().filter(|active| active.is_running()) else { return };
         let Some(queue) = usize::try_from(token).ok().and_then(|index| active.queue(index)) else {
             return;
         };
         let _ = queue.doorbell().read();
         let memory = &active.memory;
+        // The first queue for reports. Without statistics their number, too, is a report's, by the count of Linux.
+        let reports = if active.features & F_STATS_VQ != 0 { STATISTICS + 1 } else { STATISTICS };
         serve(queue, memory, active.signal.as_ref(), |chain| {
             match token as usize {
                 INFLATE => take_pages(chain, memory),
                 // The memory is there again when the guest touches it.
                 DEFLATE => {}
-                index if index >= active.reports => take_reports(chain, memory),
+                index if index >= reports => take_reports(chain, memory),
                 _ => {
                     let mut bytes = [0; Statistics::SIZE];
                     if let Some(buffer) = GuestBuffer::readable(chain, memory) {
@@ -284,12 +258,6 @@ impl EventHandler for Shared {
             }
             Outcome::Used(0)
         });
-    }
-}
-
-impl Active {
-    fn queue(&self, index: usize) -> Option<&Arc<VirtQueue>> {
-        self.queues.get(index)?.as_ref()
     }
 }
 

@@ -15,7 +15,8 @@ use super::request::{ID_LENGTH, Limits, MAX_DISCARD, MAX_SEGMENTS, MAX_WRITE_ZER
 use super::worker::{Shared, Worker};
 use crate::rate_limiter::{RateLimit, RateLimiter};
 use crate::virtio::{
-    Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice, read_config_bytes,
+    Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtQueue, VirtioDevice,
+    read_config_bytes,
 };
 use crate::{Error, Result, State};
 
@@ -171,28 +172,25 @@ impl Block {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start_workers(&self, activation: &Activation, workers: &mut Vec<Handle>) -> Result<()> {
-        for queue in activation.queues.iter().flatten() {
-            let control = Arc::new(Control::new()?);
-            let worker = Worker {
-                shared: Arc::clone(&self.shared),
-                depth: queue.lock().size().into(),
-                queue: Arc::clone(queue),
-                memory: activation.memory.clone(),
-                signal: Arc::clone(&activation.signal),
-                control: Arc::clone(&control),
-                can_flush: activation.features & VIRTIO_BLK_F_FLUSH != 0,
-                broken: false,
-                complained: false,
-            };
-            let thread = std::thread::Builder::new()
-                .name(format!("{}-queue{}", self.shared.name, queue.index()))
-                .stack_size(STACK_SIZE)
-                .spawn(move || worker.run())
-                .map_err(Error::io("start the thread of a disk"))?;
-            workers.push(Handle { control, thread });
-        }
-        Ok(())
+    fn start_worker(&self, activation: &Activation, queue: &Arc<VirtQueue>) -> Result<Handle> {
+        let control = Arc::new(Control::new()?);
+        let worker = Worker {
+            shared: Arc::clone(&self.shared),
+            depth: queue.lock().size().into(),
+            queue: Arc::clone(queue),
+            memory: activation.memory.clone(),
+            signal: Arc::clone(&activation.signal),
+            control: Arc::clone(&control),
+            can_flush: activation.features & VIRTIO_BLK_F_FLUSH != 0,
+            broken: false,
+            complained: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("{}-queue{}", self.shared.name, queue.index()))
+            .stack_size(STACK_SIZE)
+            .spawn(move || worker.run())
+            .map_err(Error::io("start the thread of a disk"))?;
+        Ok(Handle { control, thread })
     }
 }
 
@@ -223,12 +221,10 @@ impl VirtioDevice for Block {
 
     fn activate(&self, activation: Activation) -> Result<()> {
         let mut workers = self.workers();
-        stop(workers.drain(..).collect());
-        let started = self.start_workers(&activation, &mut workers);
-        if started.is_err() {
-            stop(workers.drain(..).collect());
+        for queue in activation.queues.iter().flatten() {
+            workers.push(self.start_worker(&activation, queue)?);
         }
-        started
+        Ok(())
     }
 
     fn deactivate(&self) {

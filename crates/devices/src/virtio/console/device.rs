@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use engine::GuestMemory;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +13,9 @@ use super::control::{
 };
 use super::output::Output;
 use crate::virtio::buffer::GuestBuffer;
-use crate::virtio::serve::{Outcome, serve, watch_doorbells};
+use crate::virtio::serve::{Outcome, Served, serve};
 use crate::virtio::{
-    Activation, DeviceSignal, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtQueue, VirtioDevice,
-    read_config_bytes,
+    Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice, read_config_bytes,
 };
 use crate::{Error, EventHandler, EventLoopHandle, Interest, Registration, Result, State as Saved};
 
@@ -75,17 +73,7 @@ struct State {
     size: (u16, u16),
     answers: VecDeque<Vec<u8>>,
     /// Since the driver is ready.
-    active: Option<Active>,
-}
-
-struct Active {
-    memory: GuestMemory,
-    queues: Vec<Option<Arc<VirtQueue>>>,
-    signal: Arc<dyn DeviceSignal>,
-    multiport: bool,
-    /// Guest memory may be used.
-    running: bool,
-    doorbells: Vec<Registration>,
+    active: Option<Served>,
 }
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
@@ -161,7 +149,7 @@ impl Console {
         state.size = (columns, rows);
         let message = state.resize_message();
         let Some(active) = &state.active else { return };
-        if !active.multiport {
+        if !is_multiport(active) {
             let signal = Arc::clone(&active.signal);
             drop(state);
             signal.config_changed();
@@ -231,15 +219,7 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&self, activation: Activation) -> Result<()> {
-        let active = Active {
-            memory: activation.memory,
-            queues: activation.queues,
-            signal: activation.signal,
-            multiport: activation.features & F_MULTIPORT != 0,
-            running: false,
-            doorbells: Vec::new(),
-        };
-        self.shared.lock().active = Some(active);
+        self.shared.lock().active = Some(Served::new(activation));
         self.shared.run()
     }
 
@@ -318,9 +298,8 @@ impl Shared {
         let Some(handler) = self.handler() else { return Ok(()) };
         let mut state = self.lock();
         let state = &mut *state;
-        if let Some(active) = state.active.as_mut().filter(|active| !active.running) {
-            active.running = true;
-            active.doorbells = watch_doorbells(&self.events, &active.queues, &handler)?;
+        if let Some(active) = state.active.as_mut().filter(|active| !active.is_running()) {
+            active.run(&self.events, &handler)?;
             self.watch_inputs(&mut state.ports)?;
         }
         Ok(())
@@ -342,8 +321,7 @@ impl Shared {
     fn halt(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         if let Some(active) = &mut state.active {
-            active.running = false;
-            active.doorbells.clear();
+            active.halt();
         }
         state.ports.iter_mut().for_each(|port| port.watch = None);
         state
@@ -353,7 +331,7 @@ impl Shared {
 impl EventHandler for Shared {
     fn ready(&self, token: u64) {
         let mut state = self.lock();
-        if state.active.as_ref().is_none_or(|active| !active.running) {
+        if state.active.as_ref().is_none_or(|active| !active.is_running()) {
             return;
         }
         state.serve(token);
@@ -404,7 +382,7 @@ impl State {
     /// Serves the guest's control messages.
     fn serve_control(&mut self) {
         let Some(active) = &self.active else { return };
-        let Some(queue) = active.queue(CONTROL_FROM_GUEST).filter(|_| active.multiport) else {
+        let Some(queue) = active.queue(CONTROL_FROM_GUEST).filter(|_| is_multiport(active)) else {
             return;
         };
         let (memory, signal) = (&active.memory, Arc::clone(&active.signal));
@@ -462,7 +440,7 @@ impl State {
 
     fn deliver_answers(&mut self) {
         let Some(active) = &self.active else { return };
-        let Some(queue) = active.queue(CONTROL_TO_GUEST).filter(|_| active.multiport) else {
+        let Some(queue) = active.queue(CONTROL_TO_GUEST).filter(|_| is_multiport(active)) else {
             return;
         };
         if self.answers.is_empty() {
@@ -478,12 +456,6 @@ impl State {
     fn resize_message(&self) -> Vec<u8> {
         let (columns, rows) = (self.size.0.to_le_bytes(), self.size.1.to_le_bytes());
         Message::new(0, RESIZE, 1).bytes(&[columns, rows].concat())
-    }
-}
-
-impl Active {
-    fn queue(&self, index: usize) -> Option<&Arc<VirtQueue>> {
-        self.queues.get(index)?.as_ref()
     }
 }
 
@@ -545,7 +517,7 @@ impl Port {
     }
 
     /// Gives the guest what waits for it, into port number `index`.
-    fn deliver(&mut self, index: usize, active: &Active) {
+    fn deliver(&mut self, index: usize, active: &Served) {
         let Some(queue) = active.queue(to_guest(index)) else { return };
         // Linux throws away what comes for a port that nobody has open.
         let listens = index == 0 || self.open;
@@ -564,7 +536,7 @@ impl Port {
     }
 
     /// Takes what the guest sends to port number `index`.
-    fn transmit(&mut self, index: usize, active: &Active) {
+    fn transmit(&mut self, index: usize, active: &Served) {
         let Some(queue) = active.queue(to_guest(index) + 1) else { return };
         serve(queue, &active.memory, active.signal.as_ref(), |chain| {
             let mut buffer = GuestBuffer::readable(chain, &active.memory);
@@ -587,6 +559,11 @@ impl Port {
             Outcome::Used(0)
         });
     }
+}
+
+/// Whether the driver knows of more ports than the console.
+fn is_multiport(active: &Served) -> bool {
+    active.features & F_MULTIPORT != 0
 }
 
 /// The queue that leads to the guest for `port`; the one from the guest follows it.
