@@ -8,6 +8,7 @@
 mod config;
 mod control;
 mod device;
+mod fuzz;
 mod header;
 mod pair;
 mod passt;
@@ -24,4 +25,6 @@ mod tests;
 pub use config::{Backend, NetConfig, Vhost};
 pub use control::Command;
 pub use device::Net;
+#[doc(hidden)]
+pub use fuzz::fuzz;
 pub use pair::Statistics;

@@ -142,3 +142,10 @@ fn config<const N: usize>(net: &Net, offset: u64) -> [u8; N] {
     net.read_config(offset, &mut bytes);
     bytes
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_guest_and_host_are_survived(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..4096)) {
+        super::fuzz(&bytes);
+    }
+}
