@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
-use iced_x86::{DecoderError, DecoderOptions};
+use iced_x86::{
+    DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+};
 
-use crate::cpu::{Access, Cpu, Mode, Step, Stop};
+use crate::cpu::{Access, Cpu, FLAT, FLAT_STACK, Fault, GP, Mode, RBP, RSP, SS_FAULT, Step, Stop};
 use crate::decode::decode;
-use crate::host::{HostAddress, PAGE};
+use crate::host::{HostAddress, PAGE, Regs};
 use crate::op::Op;
+use crate::segments::check_limit;
 use crate::stubs::Stubs;
 use crate::translate::{Counts, Translation, Translator};
 
@@ -17,6 +20,8 @@ const LONGEST: usize = 64;
 const WINDOW: usize = 512;
 /// Instructions in the cache before it is emptied.
 const CAPACITY: usize = 1 << 20;
+/// The processor is one of AMD's, as its CPUID says.
+pub const OPTIONS: u32 = DecoderOptions::AMD;
 const QUICK: usize = 4096;
 const NONE: u32 = u32::MAX;
 /// A block that was interpreted so often is translated.
@@ -25,6 +30,8 @@ const HOT: u32 = 20;
 /// Code that is executed from its first instruction to its last.
 pub struct Block {
     pub ops: Box<[Op]>,
+    /// How many of them are the first instruction.
+    first: usize,
     /// Instruction pointer behind the last.
     pub end: u64,
     /// The bytes it was made from, for comparison.
@@ -205,7 +212,7 @@ impl Cache {
             }
             self.by_place.remove(&place);
         }
-        if self.instructions > CAPACITY {
+        if self.instructions > CAPACITY || self.stubs.crowded() {
             self.clear(c);
         }
         let mut block = self.build(linear, physical, c)?;
@@ -266,7 +273,7 @@ impl Cache {
             host.read(&mut rest);
         }
         code.extend(rest);
-        self.decode(&code, c).ok_or_else(|| c.raise(crate::cpu::GP)).map_err(|_| c.gp())
+        self.decode(&code, c).ok_or_else(|| c.raise(GP)).map_err(|_| c.gp())
     }
 
     /// `None` when not even one instruction is complete.
@@ -276,9 +283,9 @@ impl Cache {
             Mode::Bits32 => 32,
             Mode::Bits64 => 64,
         };
-        let mut decoder = iced_x86::Decoder::with_ip(bits, code, c.rip, DecoderOptions::NONE);
-        let mut ops = Vec::new();
-        let mut length = 0;
+        let mut decoder = iced_x86::Decoder::with_ip(bits, code, c.rip, OPTIONS);
+        let mut ops: Vec<Op> = Vec::new();
+        let (mut length, mut first) = (0, 0);
         while ops.len() < LONGEST && decoder.can_decode() {
             let start = decoder.position();
             let instruction = decoder.decode();
@@ -297,7 +304,11 @@ impl Cache {
             if c.mode != Mode::Bits64 {
                 op.next &= if c.mode == Mode::Bits16 { 0xffff } else { 0xffff_ffff };
             }
+            ops.extend(check_of_segment(&instruction, c.mode, &op));
             ops.push(op);
+            if first == 0 {
+                first = ops.len();
+            }
             length = decoder.position();
             if ends {
                 break;
@@ -306,6 +317,7 @@ impl Cache {
         let end = ops.last()?.next;
         Some(Block {
             ops: ops.into(),
+            first,
             end,
             bytes: code[..length].into(),
             links: [NO_LINK; 2],
@@ -315,6 +327,33 @@ impl Cache {
             code: NONE,
         })
     }
+}
+
+/// What is to be executed before an instruction with an operand in memory where segments have limits.
+fn check_of_segment(i: &Instruction, mode: Mode, op: &Op) -> Option<Op> {
+    let memory = (0..i.op_count()).any(|operand| i.op_kind(operand) == OpKind::Memory);
+    let elsewhere = match i.mnemonic() {
+        // Hints and addresses.
+        Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Invlpg => true,
+        Mnemonic::Ud0 | Mnemonic::Ud1 => true,
+        Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 => true,
+        Mnemonic::Prefetcht2 | Mnemonic::Prefetch | Mnemonic::Prefetchw => true,
+        Mnemonic::Prefetchwt1 => true,
+        // With a register for the bit's number.
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => {
+            i.op1_kind() == OpKind::Register
+        }
+        _ => false,
+    };
+    if mode == Mode::Bits64 || !memory || elsewhere || usize::from(op.segment) == FLAT {
+        return None;
+    }
+    let access = InstructionInfoFactory::new().info(i).op0_access();
+    let reads = matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+    // ARPL writes only what it has to change.
+    let writes = i.op0_kind() == OpKind::Memory && !reads && i.mnemonic() != Mnemonic::Arpl;
+    let run = if writes { check_limit::<true> } else { check_limit::<false> };
+    Some(Op { run, extra: i.memory_size().size().max(1) as u32, ..*op })
 }
 
 /// Where code is in this process; from now on the page's changes are noticed.
@@ -334,13 +373,28 @@ impl Cpu {
         if self.mode == Mode::Bits64 { 0 } else { self.base[crate::cpu::CS] }
     }
 
+    /// An address that cannot be is #SS instead of #GP where it is one of the stack.
+    #[cold]
+    fn refine_fault(&mut self, op: &Op) {
+        let Some(linear) = self.impossible.take() else { return };
+        let near =
+            |register: usize| linear.wrapping_sub(self.r.r(register)).wrapping_add(256) < 512;
+        let operand = op.base != Regs::NONE || op.index != Regs::NONE || op.displacement != 0;
+        let stack = usize::from(op.segment) == FLAT_STACK
+            || !(operand && self.linear(op) == linear) && (near(RSP) || near(RBP));
+        if stack && self.fault == (Fault { vector: GP, code: Some(0) }) {
+            self.fault.vector = SS_FAULT;
+        }
+    }
+
     /// Executes a block, or only its first instruction.
     #[inline(always)]
     pub fn execute(&mut self, block: &Block, one: bool) -> Step {
-        let ops = if one { &block.ops[..1] } else { &block.ops[..] };
+        let ops = if one { &block.ops[..block.first] } else { &block.ops[..] };
         for op in ops {
             if let Err(stop) = (op.run)(self, op) {
                 if stop != Stop::Branch {
+                    self.refine_fault(op);
                     self.rip = op.next.wrapping_sub(op.length.into());
                     if self.mode != Mode::Bits64 {
                         self.rip &= self.linear_mask;

@@ -17,9 +17,20 @@ pub fn jmp(c: &mut Cpu, o: &Op) -> Step {
     Err(Stop::Branch)
 }
 
+/// A branch to where no address can be faults before it is taken.
+#[inline(always)]
+fn check_target<W: Word>(c: &mut Cpu, target: u64) -> Step {
+    if W::BITS == 64 && (target << 16) as i64 >> 16 != target as i64 {
+        return Err(c.gp());
+    }
+    Ok(())
+}
+
 /// JMP through a register or memory.
 pub fn jmp_indirect<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.dst).wide() };
+    let target = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.dst).wide() };
+    check_target::<W>(c, target)?;
+    c.rip = target;
     Err(Stop::Branch)
 }
 
@@ -33,6 +44,14 @@ pub fn call<W: Word>(c: &mut Cpu, o: &Op) -> Step {
 /// CALL through a register or memory.
 pub fn call_indirect<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
     let target = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.dst).wide() };
+    if W::BITS == 64 {
+        // A fault of the push comes first.
+        let top = c.stack(c.r.r(RSP).wrapping_sub(W::BYTES));
+        if c.writes.find::<W>(top, c.user).is_none() {
+            c.probe_write(top, W::BYTES)?;
+        }
+    }
+    check_target::<W>(c, target)?;
     c.push::<W>(o.next)?;
     c.rip = target;
     Err(Stop::Branch)
@@ -40,9 +59,11 @@ pub fn call_indirect<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
 
 /// RET, and `imm` more bytes.
 pub fn ret<W: Word>(c: &mut Cpu, o: &Op) -> Step {
-    c.rip = c.pop::<W>()?;
-    let pointer = c.r.r(RSP).wrapping_add(o.imm);
-    c.set_sp(pointer);
+    let before = c.r.r(RSP);
+    let target = c.read::<W>(c.stack(before))?;
+    check_target::<W>(c, target)?;
+    c.rip = target;
+    c.set_sp(before.wrapping_add(W::BYTES).wrapping_add(o.imm));
     Err(Stop::Branch)
 }
 
@@ -132,12 +153,31 @@ pub fn leave<W: Word>(c: &mut Cpu, _: &Op) -> Step {
     Ok(())
 }
 
-/// ENTER with nesting level 0; `imm` bytes of locals.
+/// ENTER: `imm` bytes of locals, nesting level `extra`.
 pub fn enter<W: Word>(c: &mut Cpu, o: &Op) -> Step {
-    let frame = c.r.r(RBP);
-    c.push::<W>(frame)?;
-    let pointer = c.r.r(RSP);
-    c.r.put::<W>(8 * RBP as u8, pointer);
-    c.set_sp(pointer.wrapping_sub(o.imm));
+    let start = c.r.r(RSP);
+    let result = enter_parts::<W>(c, o);
+    if result.is_err() {
+        c.r.set(RSP, start);
+    }
+    result
+}
+
+fn enter_parts<W: Word>(c: &mut Cpu, o: &Op) -> Step {
+    let outer = c.r.r(RBP);
+    c.push::<W>(outer)?;
+    let frame = c.r.r(RSP);
+    for level in 1..u64::from(o.extra) {
+        let value = c.read::<W>(c.stack(outer.wrapping_sub(level * W::BYTES)))?;
+        c.push::<W>(value)?;
+    }
+    if o.extra > 0 {
+        c.push::<W>(frame)?;
+    }
+    let pointer = c.r.r(RSP).wrapping_sub(o.imm);
+    // The new top of the stack must be writable.
+    c.probe_write(c.stack(pointer), W::BYTES)?;
+    c.r.put::<W>(8 * RBP as u8, frame);
+    c.set_sp(pointer);
     Ok(())
 }

@@ -35,6 +35,8 @@ pub struct Fault {
 
 /// Vectors.
 pub const DE: u8 = 0;
+pub const DB: u8 = 1;
+pub const BR: u8 = 5;
 pub const UD: u8 = 6;
 pub const NM: u8 = 7;
 pub const DF: u8 = 8;
@@ -43,9 +45,11 @@ pub const NP: u8 = 11;
 pub const SS_FAULT: u8 = 12;
 pub const GP: u8 = 13;
 pub const PF: u8 = 14;
+pub const MF: u8 = 16;
 pub const XM: u8 = 19;
 
-/// Segment registers in the order of their encoding; `FLAT` has base 0 for ever.
+/// Segment registers in the order of their encoding; `FLAT` has base 0 for ever, and so has `FLAT_STACK`, which
+/// stands for SS in 64-bit mode.
 pub const ES: usize = 0;
 pub const CS: usize = 1;
 pub const SS: usize = 2;
@@ -53,6 +57,7 @@ pub const DS: usize = 3;
 pub const FS: usize = 4;
 pub const GS: usize = 5;
 pub const FLAT: usize = 6;
+pub const FLAT_STACK: usize = 7;
 
 /// General registers.
 pub const RAX: usize = 0;
@@ -137,6 +142,8 @@ pub struct Cpu {
     /// Grows when a linear page may be elsewhere or code may have changed: chains of blocks end.
     pub generation: u64,
     pub fault: Fault,
+    /// The address that cannot be (it is not canonical) at which `fault` happened.
+    pub impossible: Option<u64>,
     pub segments: [Segment; 6],
     pub tr: Segment,
     pub ldt: Segment,
@@ -294,7 +301,7 @@ impl Cpu {
         self.translate(linear, Access::Write, user)?;
         let last = linear.wrapping_add(bytes - 1) & self.linear_mask;
         if last / PAGE != linear / PAGE {
-            self.translate(last, Access::Write, user)?;
+            self.translate(last & !(PAGE - 1), Access::Write, user)?;
         }
         Ok(())
     }

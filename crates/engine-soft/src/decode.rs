@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use crate::cpu::{DS, ES, FLAT, FS, GS, Mode, SS};
+use crate::cpu::{DS, ES, FLAT, FLAT_STACK, FS, GS, Mode, SS};
 use crate::host::Regs;
 use crate::integer::{IMM, MEM, REG};
 use crate::op::{Op, Run};
@@ -176,6 +176,11 @@ impl Decoder<'_> {
             _ => 1,
         };
         op.segment = self.segment(i.memory_segment());
+        // Prefixes for the other segments mean nothing in 64-bit mode.
+        let stack = matches!(base.full_register(), Register::RSP | Register::RBP);
+        if usize::from(op.segment) == FLAT && stack {
+            op.segment = FLAT_STACK as u8;
+        }
     }
 
     pub fn immediate(&self, operand: u32, size: usize) -> u64 {

@@ -108,7 +108,7 @@ impl Decoder<'_> {
                 op.imm = if i.mnemonic() == Mnemonic::Int { i.immediate8().into() } else { 3 };
                 system::int
             }
-            Mnemonic::Int1 => return None,
+            Mnemonic::Int1 => system::icebp,
             Mnemonic::Into => system::into,
             Mnemonic::Iret => {
                 op.dst = 2;

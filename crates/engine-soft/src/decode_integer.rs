@@ -6,7 +6,7 @@ use crate::cpu::FLAT;
 use crate::decode::{Decoder, condition, condition_of, register, rm, segment_number, sized, wide};
 use crate::integer::{self as int, IMM, MEM, REG};
 use crate::op::{Op, Run};
-use crate::{branch, shifts, system};
+use crate::{branch, legacy, shifts, system};
 
 impl Decoder<'_> {
     pub fn integer(&self, op: &mut Op) -> Option<Run> {
@@ -212,8 +212,8 @@ impl Decoder<'_> {
             | Mnemonic::Prefetcht2
             | Mnemonic::Prefetchw
             | Mnemonic::Lfence
-            | Mnemonic::Clflush
             | Mnemonic::Reservednop => int::nop,
+            Mnemonic::Clflush => int::touch,
             Mnemonic::Mfence | Mnemonic::Sfence => int::fence,
             Mnemonic::Crc32 => {
                 let memory = self.memory(1);
@@ -222,6 +222,35 @@ impl Decoder<'_> {
                     op.src = register(i.op1_register());
                 }
                 rm!(memory, sized, self.size(1), int::crc32)
+            }
+            Mnemonic::Movbe => {
+                let (size, memory, _) = self.two(op);
+                rm!(memory, wide, size, int::movbe)
+            }
+            Mnemonic::Aaa => legacy::ascii_adjust::<false>,
+            Mnemonic::Aas => legacy::ascii_adjust::<true>,
+            Mnemonic::Aam | Mnemonic::Aad => {
+                op.imm = i.immediate8().into();
+                if i.mnemonic() == Mnemonic::Aam {
+                    legacy::ascii_scale::<true>
+                } else {
+                    legacy::ascii_scale::<false>
+                }
+            }
+            Mnemonic::Daa => legacy::decimal_adjust::<false>,
+            Mnemonic::Das => legacy::decimal_adjust::<true>,
+            Mnemonic::Salc => legacy::salc,
+            Mnemonic::Bound => {
+                op.dst = register(i.op0_register());
+                if i.op0_register().size() == 2 {
+                    legacy::bound::<u16>
+                } else {
+                    legacy::bound::<u32>
+                }
+            }
+            Mnemonic::Arpl => {
+                let (_, memory, _) = self.two(op);
+                if memory { legacy::arpl::<true> } else { legacy::arpl::<false> }
             }
             Mnemonic::Push => return self.push(op),
             Mnemonic::Pop => return self.pop(op),
@@ -234,7 +263,8 @@ impl Decoder<'_> {
                 Code::Leaved => branch::leave::<u32>,
                 _ => branch::leave::<u64>,
             },
-            Mnemonic::Enter if i.immediate8_2nd() == 0 => {
+            Mnemonic::Enter => {
+                op.extra = u32::from(i.immediate8_2nd() & 31);
                 op.imm = i.immediate16().into();
                 match i.code() {
                     Code::Enterw_imm16_imm8 => branch::enter::<u16>,
@@ -329,6 +359,8 @@ impl Decoder<'_> {
             op.src = register(self.i.op1_register());
         }
         let signed = self.i.mnemonic() != Mnemonic::Movzx;
+        // MOVSXD reads 32 bits even if it keeps 16.
+        let source = if self.i.mnemonic() == Mnemonic::Movsxd { 4 } else { self.size(1) };
         macro_rules! extend {
             ($from:tt, $signed:tt, $memory:tt) => {
                 match self.size(0) {
@@ -340,7 +372,7 @@ impl Decoder<'_> {
         }
         macro_rules! from {
             ($signed:tt, $memory:tt) => {
-                match self.size(1) {
+                match source {
                     1 => extend!(u8, $signed, $memory),
                     2 => extend!(u16, $signed, $memory),
                     _ => extend!(u32, $signed, $memory),

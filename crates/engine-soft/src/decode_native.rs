@@ -1,11 +1,22 @@
 //! Which instructions the host's processor executes, and how they are encoded for a stub.
 
-use iced_x86::{CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{
+    CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    RflagsBits,
+};
 
 use crate::cpu::Mode;
-use crate::native::{ALIGNED, FLOATS, READS, SETS_FLAGS, WRITES, X87, execute};
+use crate::native::{ALIGNED, FLOATS, READS, READS_FLAGS, SETS_FLAGS, WRITES, X87, execute};
 use crate::op::{Op, Run};
 use crate::stubs::{Encoding, Stubs};
+
+/// The six arithmetic flags.
+const ARITHMETIC: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
 
 /// `None` for what is not offered to guests, or not in a form that is known here.
 pub fn native(
@@ -19,12 +30,24 @@ pub fn native(
         return None;
     }
     let info = InstructionInfoFactory::new().info(i).clone();
-    let x87 = i.cpuid_features().iter().any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::MMX))
-        || uses_mmx(i);
+    let x87 = i.cpuid_features().iter().any(|f| {
+        use CpuidFeature as F;
+        matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+    }) || uses_mmx(i);
     let mut encoding = parse(i, mode, bytes)?;
     encoding.x87 = x87;
-    encoding.flags = i.rflags_modified() != 0;
+    encoding.flags = i.rflags_modified() & ARITHMETIC != 0;
+    encoding.reads_flags = i.rflags_read() & ARITHMETIC != 0;
     encoding.floats = !x87 && !integer_only(i);
+    encoding.strings = matches!(
+        i.mnemonic(),
+        Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestrm64
+            | Mnemonic::Pcmpistri
+            | Mnemonic::Pcmpistrm
+    );
     for used in info.used_registers() {
         let register = used.register();
         if register.is_xmm() && !encoding.vectors.contains(&(register.number() as u8)) {
@@ -45,7 +68,7 @@ pub fn native(
         if !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead) {
             extra |= WRITES;
         }
-        if size == 16 && !x87 && !unaligned(i) {
+        if size == 16 && !unaligned(i) {
             extra |= ALIGNED;
         }
     } else if !info.used_memory().is_empty() {
@@ -54,8 +77,12 @@ pub fn native(
     if x87 {
         extra |= X87;
     }
-    if encoding.floats {
+    // CVTPI2PS and its like work with both units.
+    if encoding.floats || uses_mmx(i) && computes(i) {
         extra |= FLOATS;
+    }
+    if encoding.reads_flags {
+        extra |= READS_FLAGS;
     }
     if encoding.flags {
         extra |= SETS_FLAGS;
@@ -87,6 +114,11 @@ fn offered(feature: CpuidFeature) -> bool {
 
 fn uses_mmx(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+}
+
+fn computes(i: &Instruction) -> bool {
+    i.cpuid_features().iter().any(|f| matches!(f, CpuidFeature::SSE | CpuidFeature::SSE2))
+        && !integer_only(i)
 }
 
 /// MXCSR matters only to instructions that compute with floating-point numbers.
@@ -121,7 +153,9 @@ pub fn unaligned(i: &Instruction) -> bool {
             | M::Movdqu
             | M::Lddqu
             | M::Pcmpestri
+            | M::Pcmpestri64
             | M::Pcmpestrm
+            | M::Pcmpestrm64
             | M::Pcmpistri
             | M::Pcmpistrm
     )
@@ -129,19 +163,19 @@ pub fn unaligned(i: &Instruction) -> bool {
 
 /// Takes the instruction apart and puts RAX and `[rsi]` in the place of its general register and memory.
 fn parse(i: &Instruction, mode: Mode, bytes: &[u8]) -> Option<Encoding> {
-    let mut at = 0;
+    let (mut at, mut rex) = (0, 0);
     let mut prefixes = Vec::new();
     while let Some(&byte) = bytes.get(at) {
+        // Only a REX that stands right before the opcode counts.
         match byte {
-            0x66 | 0xf2 | 0xf3 => prefixes.push(byte),
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+            0x40..=0x4f if mode == Mode::Bits64 => rex = byte & 0xf,
+            0x66 | 0xf2 | 0xf3 => {
+                prefixes.push(byte);
+                rex = 0;
+            }
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => rex = 0,
             _ => break,
         }
-        at += 1;
-    }
-    let mut rex = 0;
-    if mode == Mode::Bits64 && bytes.get(at)? & 0xf0 == 0x40 {
-        rex = bytes[at] & 0xf;
         at += 1;
     }
     let start = at;
@@ -211,5 +245,7 @@ fn parse(i: &Instruction, mode: Mode, bytes: &[u8]) -> Option<Encoding> {
         x87,
         floats: false,
         flags: false,
+        reads_flags: false,
+        strings: false,
     })
 }

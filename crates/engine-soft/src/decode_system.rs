@@ -6,7 +6,7 @@ use crate::cpu::{ES, FLAT, Mode};
 use crate::decode::{Decoder, register, rm, sized, wide};
 use crate::op::{Op, Run};
 use crate::strings::{self, string};
-use crate::{native, segments, system};
+use crate::{segments, system, x87, xsave};
 
 impl Decoder<'_> {
     /// Instructions that touch the system's state, and the few x87 ones that need no stub.
@@ -106,22 +106,43 @@ impl Decoder<'_> {
                 wide!(self.size(0), segments::load_far)
             }
             Mnemonic::Ud2 | Mnemonic::Ud0 | Mnemonic::Ud1 => system::undefined,
-            Mnemonic::Fxsave | Mnemonic::Fxsave64 => native::fxsave::<true>,
-            Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => native::fxsave::<false>,
-            Mnemonic::Ldmxcsr => native::mxcsr::<false>,
-            Mnemonic::Stmxcsr => native::mxcsr::<true>,
-            Mnemonic::Fninit => native::control::<0>,
-            Mnemonic::Fnclex => native::control::<1>,
-            Mnemonic::Wait => native::control::<3>,
-            Mnemonic::Emms => native::control::<4>,
-            Mnemonic::Fnstsw if !self.memory(0) => native::control::<2>,
-            Mnemonic::Fnstsw => native::control_memory::<2>,
-            Mnemonic::Fnstcw => native::control_memory::<0>,
-            Mnemonic::Fldcw => native::control_memory::<1>,
-            Mnemonic::Fnstenv if self.mode == Mode::Bits64 => native::environment::<true, false>,
-            Mnemonic::Fldenv if self.mode == Mode::Bits64 => native::environment::<false, false>,
-            Mnemonic::Fnsave if self.mode == Mode::Bits64 => native::environment::<true, true>,
-            Mnemonic::Frstor if self.mode == Mode::Bits64 => native::environment::<false, true>,
+            Mnemonic::Fxsave | Mnemonic::Fxsave64 => xsave::fxsave::<true>,
+            Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => xsave::fxsave::<false>,
+            Mnemonic::Ldmxcsr => xsave::mxcsr::<false>,
+            Mnemonic::Stmxcsr => xsave::mxcsr::<true>,
+            Mnemonic::Fninit => x87::control::<0>,
+            Mnemonic::Fnclex => x87::control::<1>,
+            Mnemonic::Wait => x87::control::<3>,
+            Mnemonic::Emms => x87::control::<4>,
+            Mnemonic::Fneni | Mnemonic::Fndisi | Mnemonic::Fnsetpm => x87::control::<5>,
+            Mnemonic::Fnstsw if !self.memory(0) => x87::control::<2>,
+            Mnemonic::Fnstsw => x87::control_memory::<2>,
+            Mnemonic::Fnstcw => x87::control_memory::<0>,
+            Mnemonic::Fldcw => x87::control_memory::<1>,
+            Mnemonic::Fnstenv | Mnemonic::Fldenv | Mnemonic::Fnsave | Mnemonic::Frstor => {
+                op.extra = u32::from(matches!(self.size(0), 28 | 108));
+                match i.mnemonic() {
+                    Mnemonic::Fnstenv => x87::environment::<true, false>,
+                    Mnemonic::Fldenv => x87::environment::<false, false>,
+                    Mnemonic::Fnsave => x87::environment::<true, true>,
+                    _ => x87::environment::<false, true>,
+                }
+            }
+            Mnemonic::Maskmovq | Mnemonic::Maskmovdqu => {
+                op.segment = self.segment(i.memory_segment());
+                op.address = match i.op0_kind() {
+                    OpKind::MemorySegDI => 2,
+                    OpKind::MemorySegEDI => 1,
+                    _ => 0,
+                };
+                op.dst = i.op1_register().number() as u8;
+                op.src = i.op2_register().number() as u8;
+                if i.mnemonic() == Mnemonic::Maskmovq {
+                    x87::masked_move::<true>
+                } else {
+                    x87::masked_move::<false>
+                }
+            }
             _ => return None,
         })
     }

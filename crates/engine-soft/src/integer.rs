@@ -178,11 +178,20 @@ pub fn xadd<W: Word, const M: bool, const L: bool>(c: &mut Cpu, o: &Op) -> Step 
 pub fn cmpxchg<W: Word, const M: bool, const L: bool>(c: &mut Cpu, o: &Op) -> Step {
     let (expected, new) = (W::cut(c.r.r(RAX)).wide(), c.r.get::<W>(o.src).wide());
     let mut old = 0;
-    modify::<W, M, L>(c, o, |flags, a| {
-        old = a;
-        compute::<W, CMP>(flags, expected, a);
-        if a == expected { new } else { a }
-    })?;
+    if M {
+        modify::<W, M, L>(c, o, |flags, a| {
+            old = a;
+            compute::<W, CMP>(flags, expected, a);
+            if a == expected { new } else { a }
+        })?;
+    } else {
+        // A register that is not exchanged keeps its upper half.
+        old = c.r.get::<W>(o.dst).wide();
+        compute::<W, CMP>(&mut c.flags, expected, old);
+        if old == expected {
+            c.r.put::<W>(o.dst, new);
+        }
+    }
     if old != expected {
         c.r.put::<W>(0, old);
     }
@@ -369,9 +378,9 @@ pub fn bit<W: Word, const OP: u8, const M: bool, const S: u8, const L: bool>(
         if S == REG {
             let words = (number as i64).div_euclid(i64::from(W::BITS));
             let offset = c.offset(o).wrapping_add((words as u64).wrapping_mul(W::BYTES));
-            let mask = crate::op::ADDRESS_MASKS[usize::from(o.address) % 3];
-            linear =
-                (offset & mask).wrapping_add(c.base[usize::from(o.segment & 7)]) & c.linear_mask;
+            let offset = offset & crate::op::ADDRESS_MASKS[usize::from(o.address) % 3];
+            c.check_segment(o.segment, offset, W::BYTES, OP != BT)?;
+            linear = offset.wrapping_add(c.base[usize::from(o.segment & 7)]) & c.linear_mask;
         }
         if OP == BT {
             old = c.read::<W>(linear)?;
@@ -414,6 +423,19 @@ pub fn scan<W: Word, const KIND: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step
 /// BSWAP.
 pub fn bswap<W: Word>(c: &mut Cpu, o: &Op) -> Step {
     let value = c.r.get::<W>(o.dst).wide().swap_bytes() >> (64 - W::BITS);
+    c.r.put::<W>(o.dst, value);
+    Ok(())
+}
+
+/// MOVBE to memory (`M`) or from it.
+pub fn movbe<W: Word, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let swap = |value: u64| value.swap_bytes() >> (64 - W::BITS);
+    let linear = c.linear(o);
+    if M {
+        let value = swap(c.r.get::<W>(o.src).wide());
+        return c.write::<W>(linear, value);
+    }
+    let value = swap(c.read::<W>(linear)?);
     c.r.put::<W>(o.dst, value);
     Ok(())
 }
@@ -472,6 +494,11 @@ pub fn sahf(c: &mut Cpu, _: &Op) -> Step {
 /// NOP, PAUSE, fences, prefetches.
 pub fn nop(_: &mut Cpu, _: &Op) -> Step {
     Ok(())
+}
+
+/// CLFLUSH: memory is coherent, but a load would have to succeed.
+pub fn touch(c: &mut Cpu, o: &Op) -> Step {
+    c.read::<u8>(c.linear(o)).map(|_| ())
 }
 
 /// A fence that orders stores and loads.

@@ -24,6 +24,7 @@ mod flags;
 mod host;
 mod integer;
 mod interrupts;
+mod legacy;
 mod mmu;
 mod msr;
 #[allow(unsafe_code)]
@@ -40,6 +41,8 @@ mod system;
 mod translate;
 mod vcpu;
 mod vm;
+mod x87;
+mod xsave;
 
 pub use soft::SoftEngine;
 pub use translate::Translation;

@@ -36,6 +36,7 @@ impl Cpu {
     /// the address is not canonical.
     pub fn translate(&mut self, linear: u64, access: Access, user: u64) -> Step<u64> {
         if self.mode == crate::cpu::Mode::Bits64 && ((linear << 16) as i64 >> 16) as u64 != linear {
+            self.impossible = Some(linear);
             return Err(self.gp());
         }
         let mapping = if self.cr0 & CR0_PG == 0 {

@@ -95,6 +95,30 @@ impl Cpu {
         Ok(())
     }
 
+    /// #GP, or #SS, where these bytes are not in the segment or it does not allow the access; in 64-bit mode
+    /// all is allowed.
+    pub fn check_segment(&mut self, segment: u8, offset: u64, bytes: u64, write: bool) -> Step {
+        let Some(descriptor) = self.segments.get(usize::from(segment)) else { return Ok(()) };
+        if self.mode == Mode::Bits64 {
+            return Ok(());
+        }
+        let (offset, access) = (offset & 0xffff_ffff, descriptor.access);
+        let (last, limit) = (offset + bytes - 1, u64::from(descriptor.limit));
+        let within = if access & (CODE | CONFORMING) == CONFORMING {
+            // Such data grow down: what is below the limit is outside.
+            offset > limit && last <= if access & BIG != 0 { 0xffff_ffff } else { 0xffff }
+        } else {
+            last <= limit
+        };
+        let right = access & READABLE_OR_WRITABLE != 0;
+        let allowed = !self.protected()
+            || if write { access & CODE == 0 && right } else { access & CODE == 0 || right };
+        if within && allowed && !descriptor.unusable {
+            return Ok(());
+        }
+        Err(self.raise_code(if usize::from(segment) == SS { SS_FAULT } else { GP }, 0))
+    }
+
     /// Loads a data-segment register or SS.
     pub fn load_segment(&mut self, register: usize, selector: u16) -> Step {
         if !self.protected() {
@@ -439,6 +463,11 @@ pub fn through_memory<const CALL: bool>(c: &mut Cpu, o: &Op) -> Step {
     };
     let selector = c.read::<u16>(linear.wrapping_add(o.dst.into()) & c.linear_mask)? as u16;
     if CALL { c.far_call(selector, offset, o.next, o.dst) } else { c.far_jump(selector, offset) }
+}
+
+/// The memory operand of the next instruction, `extra` bytes, must lie within its segment, which must allow it.
+pub fn check_limit<const WRITE: bool>(c: &mut Cpu, o: &Op) -> Step {
+    c.check_segment(o.segment, c.offset(o), o.extra.into(), WRITE)
 }
 
 /// LDS and its like: segment register `extra`.

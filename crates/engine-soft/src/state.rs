@@ -63,6 +63,7 @@ impl Cpu {
             translated: Default::default(),
             generation: 0,
             fault: Fault::default(),
+            impossible: None,
             segments: [Segment::default(); 6],
             tr: Segment::default(),
             ldt: Segment::default(),

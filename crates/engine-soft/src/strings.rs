@@ -1,6 +1,6 @@
 //! String instructions.
 
-use crate::cpu::{Cpu, FLAG_DF, RAX, RCX, RDI, RDX, RSI, Step, Stop};
+use crate::cpu::{Cpu, FLAG_DF, Mode, RAX, RCX, RDI, RDX, RSI, Step, Stop};
 use crate::flags::Flags;
 use crate::host::{PAGE, Word};
 use crate::op::{ADDRESS_MASKS, Op};
@@ -28,6 +28,16 @@ pub fn string<W: Word, const KIND: u8, const REPEAT: u8>(c: &mut Cpu, o: &Op) ->
     let step = if backwards { W::BYTES.wrapping_neg() } else { W::BYTES };
     if KIND == INS || KIND == OUTS {
         c.check_port((c.r.r(RDX) & 0xffff) as u16, W::BYTES)?;
+    }
+    if c.mode != Mode::Bits64 && (REPEAT == ONCE || c.r.r(RCX) & mask != 0) {
+        // Only the first element is looked at.
+        if matches!(KIND, MOVS | LODS | CMPS | OUTS) {
+            c.check_segment(o.segment, c.r.r(RSI) & mask, W::BYTES, false)?;
+        }
+        if matches!(KIND, MOVS | STOS | SCAS | CMPS | INS) {
+            let write = !matches!(KIND, SCAS | CMPS);
+            c.check_segment(o.dst, c.r.r(RDI) & mask, W::BYTES, write)?;
+        }
     }
     let mut rounds = 0;
     loop {

@@ -26,6 +26,9 @@ pub struct Encoding {
     pub x87: bool,
     pub floats: bool,
     pub flags: bool,
+    pub reads_flags: bool,
+    /// PCMPESTRI and its like, which take lengths from RAX and RDX and leave an index in RCX.
+    pub strings: bool,
 }
 
 /// Executable memory for stubs.
@@ -52,6 +55,11 @@ impl Stubs {
         let address = self.memory.as_mut()?.append(&code)?;
         self.known.insert(encoding.clone(), address);
         Some(address)
+    }
+
+    /// Whether the stubs of another block might not fit.
+    pub fn crowded(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.used > memory.size / 2)
     }
 
     /// Forgets every stub. No decoded instruction may be kept.
@@ -93,6 +101,16 @@ fn assemble(e: &Encoding) -> Vec<u8> {
     if let Some(register) = e.general {
         code.extend([0x48, 0x8b, 0x42, 8 * register]); // mov rax, [rdx + 8 * register]
     }
+    if e.strings {
+        // mov r8, rdx; mov rax, [r8]; mov rdx, [r8 + 16]; mov rcx, [r8 + 8]
+        code.extend([0x49, 0x89, 0xd0, 0x49, 0x8b, 0x00, 0x49, 0x8b, 0x50, 0x10]);
+        code.extend([0x49, 0x8b, 0x48, 0x08]);
+    }
+    if e.reads_flags {
+        code.extend([0xff, 0xb7]); // push [rdi + FLAGS]
+        displacement(&mut code, FLAGS);
+        code.push(0x9d); // popfq
+    }
     code.extend(&e.prefixes);
     if e.rex != 0 {
         code.push(0x40 | e.rex);
@@ -105,6 +123,9 @@ fn assemble(e: &Encoding) -> Vec<u8> {
     code.extend(&e.immediate);
     if let Some(register) = e.general {
         code.extend([0x48, 0x89, 0x42, 8 * register]); // mov [rdx + 8 * register], rax
+    }
+    if e.strings {
+        code.extend([0x49, 0x89, 0x48, 0x08]); // mov [r8 + 8], rcx
     }
     if e.flags {
         code.extend([0x9c, 0x8f, 0x87]); // pushfq; pop [rdi + FLAGS]

@@ -3,8 +3,8 @@
 use engine::cpuid::CpuidLeaf;
 
 use crate::cpu::{
-    CR0_ET, CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, Cpu, EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, GS, Mode,
-    RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
+    CR0_ET, CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, Cpu, DB, EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, GS,
+    Mode, RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
 };
 use crate::host::Word;
 use crate::op::Op;
@@ -381,6 +381,12 @@ pub fn int(c: &mut Cpu, o: &Op) -> Step {
         return Err(c.gp());
     }
     c.deliver(o.imm as u8, None, true, o.next)?;
+    Err(Stop::Branch)
+}
+
+/// ICEBP, also called INT1: a debug exception that needs no right.
+pub fn icebp(c: &mut Cpu, o: &Op) -> Step {
+    c.deliver(DB, None, false, o.next)?;
     Err(Stop::Branch)
 }
 

@@ -6,7 +6,7 @@ use engine::state::{Activity, Segment, VcpuState};
 use engine::{Bus, Exit, Kicker, Result, Statistics, Vcpu, VcpuConfig};
 
 use crate::block::Cache;
-use crate::cpu::{CS, Cpu, DF, FLAG_IF, Fault, GP, NP, PF, SS_FAULT, Stop, TS};
+use crate::cpu::{CS, Cpu, DB, DF, FLAG_IF, FLAG_TF, Fault, GP, NP, PF, SS_FAULT, Stop, TS};
 use crate::host::BusHandle;
 use crate::translate::context::Frame;
 use crate::vm::{
@@ -26,6 +26,11 @@ pub struct SoftVcpu {
     pub nmi_pending: bool,
     pub msrs: Vec<u32>,
 }
+
+/// DR6: the exception is that of the trap flag.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// The part of the interrupt shadow that holds off debug exceptions as well.
+const MOV_SS: u8 = 2;
 
 /// What the loop does next.
 enum Next {
@@ -63,7 +68,8 @@ impl SoftVcpu {
                 Next::Run => {}
                 Next::Leave(exit) => return exit,
             }
-            let one = self.cpu.shadow != 0;
+            let stepping = self.cpu.rflags & FLAG_TF != 0;
+            let one = self.cpu.shadow != 0 || stepping;
             let found = self.cache.find(&mut self.cpu);
             let Ok(mut block) = found else {
                 if let Some(exit) = self.exception_at_rip() {
@@ -71,9 +77,7 @@ impl SoftVcpu {
                 }
                 continue;
             };
-            if one {
-                self.cpu.shadow = 0;
-            }
+            let shadow = std::mem::take(&mut self.cpu.shadow);
             loop {
                 let result = self.cache.run(block, one, &mut self.cpu);
                 if let Some(difference) = self.cache.difference() {
@@ -85,10 +89,18 @@ impl SoftVcpu {
                 {
                     return exit;
                 }
+                if stepping && result != Err(Stop::Fault) && shadow & MOV_SS == 0 {
+                    self.cpu.debug.dr6 |= DR6_SINGLE_STEP;
+                    self.cpu.raise(DB);
+                    if let Some(exit) = self.exception_at_rip() {
+                        return exit;
+                    }
+                }
                 let cpu = &mut self.cpu;
                 let wanted = cpu.shared.attention() != 0
                     || cpu.check_interrupts && cpu.rflags & FLAG_IF != 0
                     || cpu.shadow != 0
+                    || cpu.rflags & FLAG_TF != 0
                     || cpu.activity != Activity::Running;
                 if wanted || one {
                     break;

@@ -1,11 +1,12 @@
 //! What a block consists of: instructions that follow one another in memory, over conditional branches,
 //! within one page.
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction};
 
 use super::classify::{Kind, classify};
 use super::liveness::{ALL, Effect, before, effect};
 use super::parts::Parts;
+use crate::block::OPTIONS;
 use crate::cpu::Mode;
 use crate::op::Op;
 use crate::stubs::Stubs;
@@ -46,7 +47,7 @@ impl<'a> Trace<'a> {
     /// The block at `rip`; `page` is the page that it is in. `blind` forbids to look beyond the block.
     pub fn of(page: &'a [u8], rip: u64, blind: bool, stubs: &mut Stubs) -> Option<Self> {
         let offset = (rip & 0xfff) as usize;
-        let mut decoder = Decoder::with_ip(64, &page[offset..], rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, &page[offset..], rip, OPTIONS);
         let mut trace = Self {
             items: Vec::new(),
             ops: Vec::new(),
@@ -197,7 +198,7 @@ fn stops(i: &Instruction) -> bool {
 /// Flags that the code at `rip` reads before it changes them, and where it was looked at last.
 fn look_ahead(page: &[u8], rip: u64) -> (u32, usize) {
     let offset = (rip & 0xfff) as usize;
-    let mut decoder = Decoder::with_ip(64, &page[offset..], rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(64, &page[offset..], rip, OPTIONS);
     let (mut live, mut killed) = (0, 0);
     for _ in 0..AHEAD {
         let start = offset + decoder.position();

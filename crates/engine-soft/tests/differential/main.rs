@@ -1,0 +1,114 @@
+//! Random instructions on the host's own processor and on ours: registers, flags, x87, SSE, memory and
+//! faults must be the same.
+//!
+//! `OMNIVISOR_DIFFERENTIAL=N` runs N rounds over all encodings instead of a few, `OMNIVISOR_SEED=N` starts
+//! elsewhere, and `OMNIVISOR_ENCODING=TEXT` takes only encodings whose name contains it.
+
+mod case;
+mod generate;
+mod guest;
+mod native;
+mod undefined;
+mod values;
+
+use std::collections::BTreeMap;
+
+use case::{Case, End, Executor, describe, differences};
+use engine_soft::SoftEngine;
+use generate::Encodings;
+use guest::Guest;
+use native::Native;
+use values::Random;
+
+/// Rounds in the normal run, which takes a few seconds.
+const ROUNDS: u64 = 12;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Differences by what they are in, with one example each.
+#[derive(Default)]
+struct Differences(BTreeMap<String, (u32, String)>);
+
+impl Differences {
+    fn compare(&mut self, name: &str, case: &Case, a: &mut dyn Executor, b: &mut dyn Executor) {
+        let expected = a.execute(case);
+        if expected.end == End::Endless {
+            return;
+        }
+        let found = b.execute(case);
+        let text = differences(case, &expected, &found);
+        if !text.is_empty() {
+            let example = || (0, format!("{}\n{text}", describe(case)));
+            self.0.entry(name.to_owned()).or_insert_with(example).0 += 1;
+        }
+    }
+
+    fn assert_none(&self) {
+        let mut text = String::new();
+        for (name, (count, example)) in &self.0 {
+            text += &format!("\n{name}: {count} cases differ, such as\n{example}");
+        }
+        assert!(self.0.is_empty(), "{} kinds differ:{text}", self.0.len());
+    }
+}
+
+fn native() -> Option<Native> {
+    // Where tracing is forbidden there is nothing to compare with.
+    Native::new().map_err(|error| println!("skipped: {error}")).ok()
+}
+
+fn every_encoding(narrow: bool) {
+    let Some(mut native) = native() else { return };
+    let mut guest = Guest::new(&SoftEngine::new());
+    let encodings = Encodings::new(narrow);
+    let mut random = Random(setting("OMNIVISOR_SEED", 1));
+    let only = std::env::var("OMNIVISOR_ENCODING").unwrap_or_default();
+    let mut found = Differences::default();
+    for _ in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) {
+        for index in 0..encodings.len() {
+            let name = encodings.name(index);
+            if name.contains(&only) {
+                let case = encodings.single(index, &mut random);
+                found.compare(&name, &case, &mut native, &mut guest);
+            }
+        }
+    }
+    println!("{} encodings", encodings.len());
+    found.assert_none();
+}
+
+#[test]
+fn every_encoding_does_what_the_host_does_in_64_bit_mode() {
+    every_encoding(false);
+}
+
+#[test]
+fn every_encoding_does_what_the_host_does_in_compatibility_mode() {
+    every_encoding(true);
+}
+
+fn sequences(narrow: bool) {
+    let Some(mut native) = native() else { return };
+    let mut guest = Guest::new(&SoftEngine::new());
+    let encodings = Encodings::new(narrow);
+    let mut random = Random(setting("OMNIVISOR_SEED", 1));
+    let mut found = Differences::default();
+    for round in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) * 500 {
+        let length = 2 + random.below(30);
+        let case = encodings.sequence(length, &mut random);
+        found.compare(&format!("sequence {round}"), &case, &mut native, &mut guest);
+    }
+    found.assert_none();
+}
+
+#[test]
+fn sequences_do_what_the_host_does_in_64_bit_mode() {
+    sequences(false);
+}
+
+#[test]
+fn sequences_do_what_the_host_does_in_compatibility_mode() {
+    sequences(true);
+}
