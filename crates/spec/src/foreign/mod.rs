@@ -7,6 +7,7 @@
 //! [`ReadOptions::anywhere`] is set, and each reader bounds what it takes in.
 
 mod description;
+mod export;
 mod folder;
 mod fuzz;
 mod libvirt;
@@ -26,5 +27,6 @@ pub use description::{
     OtherDevice, Platform, Processors, Property, SerialPort, SharedFolder, Snapshot, Unread,
     Virtualization,
 };
+pub use export::{Export, Form, UnknownForm, export};
 pub use fuzz::fuzz;
-pub use read::{ReadOptions, parse, read};
+pub use read::{ReadOptions, is_description, parse, read};

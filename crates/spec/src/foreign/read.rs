@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::description::Description;
 use super::folder::Folder;
-use super::xml::Element;
 use super::{libvirt, ovf, tar, text, virtualbox, vmware, xen, xml};
-use crate::{Error, Result};
+use crate::{Error, Result, VmSpec};
 
 /// How to read a description.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,20 +29,19 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         let file = in_folder(path)?;
         return read(&file, options);
     }
-    if tar::is_tar(&text::read_head(path)?) {
-        return archive(path, options);
+    match Kind::detect(&text::read_head(path)?, path) {
+        Some(Kind::Archive) => archive(path, options),
+        Some(kind) => kind.read(&text::read_file(path)?, path, options),
+        None => Err(text::error(path, "This is no VM's description that is known here")),
     }
-    let bytes = text::read_file(path)?;
-    let folder = Folder::of(path, options.anywhere)?;
-    match Form::detect(&bytes, path)? {
-        Form::Vmx => one(vmware::read(&bytes, path, &folder)),
-        Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
-        Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
-        Form::Ovf(root) => ovf::read(&root, path, &folder, options),
-        Form::Xva(root) => one(xen::read_export(&root, path)),
-        Form::XlJson => xen::read_json(&bytes, path, &folder),
-        Form::XlConfig(text) => one(xen::read_config(&text, path, &folder)),
+}
+
+/// Whether a file or folder is likely to be a VM's description, and not a disk.
+pub fn is_description(path: &Path) -> bool {
+    if path.is_dir() {
+        return in_folder(path).is_ok();
     }
+    text::read_head(path).is_ok_and(|head| Kind::detect(&head, path).is_some())
 }
 
 /// Reads one description without looking at any other file: all that it names is missing.
@@ -51,15 +49,88 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
 /// # Errors
 /// As [`read`].
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
-    let folder = Folder::nowhere();
-    match Form::detect(bytes, path)? {
-        Form::Vmx => one(vmware::parse(bytes, path, &folder)),
-        Form::Vbox(root) => one(virtualbox::read(&root, path, &folder)),
-        Form::Libvirt(root) => one(libvirt::read(&root, path, &folder)),
-        Form::Ovf(root) => ovf::read(&root, path, &folder, &ReadOptions::default()),
-        Form::Xva(root) => one(xen::read_export(&root, path)),
-        Form::XlJson => xen::read_json(bytes, path, &folder),
-        Form::XlConfig(text) => one(xen::read_config(&text, path, &folder)),
+    let head = &bytes[..bytes.len().min(text::HEAD)];
+    match Kind::detect(head, path) {
+        Some(kind) if kind != Kind::Archive => {
+            kind.parse(bytes, path, &Folder::nowhere(), &ReadOptions::default())
+        }
+        _ => Err(text::error(path, "This is no VM's description that is known here")),
+    }
+}
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Archive,
+    Vmx,
+    Vbox,
+    Libvirt,
+    Ovf,
+    Xva,
+    XlJson,
+    XlConfig,
+    Toml,
+}
+
+impl Kind {
+    /// By the beginning of its content; the name helps only where there is none.
+    fn detect(head: &[u8], path: &Path) -> Option<Self> {
+        if tar::is_tar(head) {
+            return Some(Self::Archive);
+        }
+        let text = text::decode_xml(head);
+        if text.trim_start().starts_with('<') {
+            return match xml::root_name(&text)?.as_str() {
+                "VirtualBox" => Some(Self::Vbox),
+                "domain" | "domstatus" | "domainsnapshot" => Some(Self::Libvirt),
+                "Envelope" => Some(Self::Ovf),
+                "value" => Some(Self::Xva),
+                _ => None,
+            };
+        }
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            return Some(Self::Toml);
+        }
+        if looks_like_vmx(&text) {
+            return Some(Self::Vmx);
+        }
+        if text.trim_start().starts_with(['{', '[']) && text.contains("\"c_info\"") {
+            return Some(Self::XlJson);
+        }
+        xen::looks_right(&text).then_some(Self::XlConfig)
+    }
+
+    fn read(self, bytes: &[u8], path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
+        let folder = Folder::of(path, options.anywhere)?;
+        match self {
+            Self::Vmx => one(vmware::read(bytes, path, &folder)),
+            _ => self.parse(bytes, path, &folder, options),
+        }
+    }
+
+    fn parse(
+        self,
+        bytes: &[u8],
+        path: &Path,
+        folder: &Folder,
+        options: &ReadOptions,
+    ) -> Result<Vec<Description>> {
+        let file = path.display().to_string();
+        let root = || xml::parse(bytes, &file);
+        match self {
+            Self::Vmx => one(vmware::parse(bytes, path, folder)),
+            Self::Vbox => one(virtualbox::read(&root()?, path, folder)),
+            Self::Libvirt => one(libvirt::read(&root()?, path, folder)),
+            Self::Ovf => ovf::read(&root()?, path, folder, options),
+            Self::Xva => one(xen::read_export(&root()?, path)),
+            Self::XlJson => xen::read_json(bytes, path, folder),
+            Self::XlConfig => one(xen::read_config(&text::decode_named(bytes, None), path, folder)),
+            Self::Toml => {
+                let spec = VmSpec::from_toml(&text::decode_named(bytes, None), &file)?;
+                Ok(vec![Description::from_spec(spec, path, folder)])
+            }
+            Self::Archive => Err(text::error(path, "Expected a description and not an archive")),
+        }
     }
 }
 
@@ -75,47 +146,6 @@ fn archive(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
 
 fn one(vm: Result<Description>) -> Result<Vec<Description>> {
     vm.map(|vm| vec![vm])
-}
-
-/// What a file is, with its XML if it is XML.
-enum Form {
-    Vmx,
-    Vbox(Element),
-    Libvirt(Element),
-    Ovf(Element),
-    Xva(Element),
-    XlJson,
-    XlConfig(String),
-}
-
-impl Form {
-    /// By content; the name only helps where two forms look alike.
-    fn detect(bytes: &[u8], path: &Path) -> Result<Self> {
-        let file = path.display().to_string();
-        let text = text::decode_xml(&bytes[..bytes.len().min(64 << 10)]);
-        if text.trim_start().starts_with('<') {
-            let root = xml::parse(bytes, &file)?;
-            return match root.name.as_str() {
-                "VirtualBox" => Ok(Self::Vbox(root)),
-                "domain" | "domstatus" | "domainsnapshot" => Ok(Self::Libvirt(root)),
-                "Envelope" => Ok(Self::Ovf(root)),
-                "value" => Ok(Self::Xva(root)),
-                name => {
-                    Err(root.error(format!("<{name}> is no VM's description that is known here")))
-                }
-            };
-        }
-        if looks_like_vmx(&text) {
-            return Ok(Self::Vmx);
-        }
-        if text.trim_start().starts_with(['{', '[']) {
-            return Ok(Self::XlJson);
-        }
-        if xen::looks_right(&text) {
-            return Ok(Self::XlConfig(text::decode_named(bytes, None).into_owned()));
-        }
-        Err(text::error(path, "This is no VM's description that is known here"))
-    }
 }
 
 /// Whether one of the first lines says what every `.vmx` says.

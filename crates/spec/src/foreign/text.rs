@@ -32,12 +32,15 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The first 64 KiB of a file, or all if it is shorter.
+/// How much of a file tells what it is.
+pub(crate) const HEAD: usize = 64 << 10;
+
+/// The first [`HEAD`] bytes of a file, or all if it is shorter.
 pub(crate) fn read_head(path: &Path) -> Result<Vec<u8>> {
     let reading = |source| Error::Read { path: path.to_owned(), source };
     let mut head = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
+        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
         .map_err(reading)?;
     Ok(head)
 }

@@ -1,15 +1,64 @@
 //! What of a foreign VM is run here, and what will differ.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::description::{
-    Architecture, Bus, Description, DriveKind, FileRef, FileState, FirmwareKind, Level, Note,
-    Virtualization,
+    Architecture, Bus, Description, Drive, DriveKind, FileRef, FileState, FirmwareKind, Level,
+    NetworkCard, Note, Platform, SharedFolder, Unread, Virtualization,
 };
+use super::folder::Folder;
 use crate::{Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Size, VmSpec};
 
 impl Description {
+    /// Our own description in these terms.
+    pub(crate) fn from_spec(spec: VmSpec, path: &Path, folder: &Folder) -> Self {
+        let mut vm = Self::new(Platform::Omnivisor, "toml", path);
+        // Our own files may name what they want: they are written by whoever runs them.
+        let file = |path: &Path| folder.trusted(path);
+        vm.name = spec.name;
+        vm.cpus.count = spec.cpus.count;
+        vm.memory.size = spec.memory.size.map(|size| size.0);
+        vm.memory.hugepages = spec.memory.hugepages.unwrap_or(false);
+        vm.boot.kernel = spec.boot.kernel.as_deref().map(file);
+        vm.boot.initrd = spec.boot.initrd.as_deref().map(file);
+        vm.boot.cmdline = spec.boot.cmdline;
+        for (unit, disk) in (0..).zip(spec.disks) {
+            let mut drive = Drive::new(DriveKind::Disk, Bus::Virtio, 0, unit);
+            drive.file = Some(file(&disk.path));
+            (drive.format, drive.serial) = (disk.format, disk.serial);
+            (drive.readonly, drive.volatile) = (disk.readonly, disk.discard);
+            vm.drives.push(drive);
+        }
+        for (index, nic) in (0..).zip(spec.nics.unwrap_or_default()) {
+            vm.nics.push(NetworkCard {
+                index,
+                model: Some("virtio".into()),
+                mac: nic.mac,
+                connection: Some(if nic.kind() == NicKind::Tap { "tap" } else { "user" }.into()),
+                network: nic.tap,
+                mtu: nic.mtu,
+                forwards: nic.forwards,
+                connected: true,
+                ..NetworkCard::default()
+            });
+        }
+        for (key, value) in [
+            ("image", spec.image),
+            ("vsock", spec.vsock.map(|vsock| vsock.path.display().to_string())),
+        ] {
+            vm.unread.extend(value.map(|value| Unread { line: None, key: key.into(), value }));
+        }
+        for share in spec.shares {
+            vm.shares.push(SharedFolder {
+                name: share.tag(),
+                path: share.dir.display().to_string(),
+                writable: !share.readonly,
+            });
+        }
+        vm
+    }
+
     /// The VM as it is run here: the disks that are there when it starts, in order of the boot, and one card of the
     /// user-mode network for each of its own. [`differences`](Self::differences) tells the rest.
     ///

@@ -88,6 +88,21 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Element> {
     }
 }
 
+/// The name of the first element, without reading on; for beginnings of files.
+pub(crate) fn root_name(text: &str) -> Option<String> {
+    let mut reader = Reader::from_str(text);
+    loop {
+        match reader.read_event().ok()? {
+            Event::Start(tag) | Event::Empty(tag) => {
+                let name = tag.name();
+                return Some(split(name.into_inner()).1.to_owned());
+            }
+            Event::Eof => return None,
+            _ => {}
+        }
+    }
+}
+
 /// Nothing real is deeper.
 const DEEPEST: usize = 64;
 /// Most elements and attributes of a document.

@@ -14,8 +14,7 @@ pub(crate) fn disk(text: &str, folder: &Folder) -> Result<Drive, String> {
     let mut rest = text.trim();
     // Prefixes say the format, which is then no position.
     let mut has_prefix = false;
-    loop {
-        let Some((prefix, after)) = rest.split_once(':') else { break };
+    while let Some((prefix, after)) = rest.split_once(':') {
         match prefix {
             "raw" | "qcow" | "qcow2" | "vhd" | "qed" => format = Some(prefix.to_owned()),
             "file" | "phy" | "tap" | "tap2" | "aio" | "tapdisk" | "ioemu" => {}

@@ -1,0 +1,125 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::super::description::{
+    Bus, Controller, DriveKind, Firmware, FirmwareKind, NetworkCard, Platform, Virtualization,
+};
+use super::*;
+
+fn sample(words: &str) -> Description {
+    let disk = |bus, unit, name: &str, format: &str| Drive {
+        file: Some(FileRef::new(name, None, FileState::Missing)),
+        format: Some(format.into()),
+        capacity: Some(1 << 30),
+        ..Drive::new(DriveKind::Disk, bus, 0, unit)
+    };
+    let mut vm = Description::new(Platform::Vmware, "vmx", "x");
+    vm.name = Some(format!("web {words}"));
+    vm.annotation = Some(words.into());
+    vm.uuid = Some("564d1234-5678-9abc-def0-123456789abc".into());
+    vm.memory.size = Some(2 << 30);
+    (vm.cpus.count, vm.cpus.cores, vm.cpus.sockets) = (Some(4), Some(2), Some(2));
+    vm.firmware =
+        Firmware { kind: Some(FirmwareKind::Uefi), secure_boot: Some(true), ..Firmware::default() };
+    vm.controllers =
+        vec![Controller { bus: Bus::Scsi, index: 0, model: Some("pvscsi".into()), slot: None }];
+    vm.drives = vec![
+        disk(Bus::Scsi, 0, "a.vmdk", "vmdk"),
+        disk(Bus::Sata, 1, &format!("b{words}.vmdk"), "vmdk"),
+    ];
+    vm.drives.push(Drive { readonly: true, ..Drive::new(DriveKind::Cdrom, Bus::Ide, 1, 0) });
+    vm.nics = vec![NetworkCard {
+        mac: "00:50:56:01:02:03".parse().ok(),
+        model: Some("vmxnet3".into()),
+        connection: Some("bridge".into()),
+        network: Some("br0".into()),
+        connected: true,
+        ..NetworkCard::default()
+    }];
+    vm
+}
+
+/// What must arrive whatever the form.
+fn essence(vm: &Description) -> String {
+    let disks: Vec<_> = vm
+        .drives
+        .iter()
+        .filter(|drive| drive.kind == DriveKind::Disk)
+        .map(|drive| drive.file.as_ref().map(|file| file.written.clone()))
+        .collect();
+    let macs: Vec<_> = vm.nics.iter().map(|nic| nic.mac).collect();
+    let name = vm.name.as_deref().unwrap_or_default().trim();
+    format!(
+        "{name:?} {:?} {:?} {:?} {disks:?} {macs:?} {:?}",
+        vm.cpus.count, vm.memory.size, vm.firmware.kind, vm.virtualization
+    )
+}
+
+fn again(export: &Export, name: &str) -> Description {
+    super::super::parse(export.text.as_bytes(), Path::new(name))
+        .unwrap_or_else(|error| panic!("{error}\n{}", export.text))
+        .remove(0)
+}
+
+#[test]
+fn every_form_reads_as_what_was_written() {
+    let vm = sample("plain");
+    for (form, name) in
+        [(Form::Libvirt, "x.xml"), (Form::Ovf, "x.ovf"), (Form::Vmx, "x.vmx"), (Form::Xl, "x.cfg")]
+    {
+        let export = export(&vm, form).unwrap();
+        let read = again(&export, name);
+        assert_eq!(essence(&read), essence(&vm), "{form}: {}", export.text);
+        assert_eq!(
+            read.unread.len(),
+            usize::from(form == Form::Libvirt),
+            "{form}: {:?}",
+            read.unread
+        );
+    }
+    let scsi = again(&export(&vm, Form::Vmx).unwrap(), "x.vmx").controllers.remove(0);
+    assert_eq!(scsi.model.as_deref(), Some("pvscsi"));
+    let libvirt = again(&export(&vm, Form::Libvirt).unwrap(), "x.xml");
+    assert_eq!((libvirt.firmware.secure_boot, libvirt.cpus.sockets), (Some(true), Some(2)));
+    assert_eq!(libvirt.nics[0].network.as_deref(), Some("br0"));
+}
+
+#[test]
+fn what_a_form_cannot_say_is_told() {
+    let mut vm = sample("");
+    vm.tpm = Some("2.0".into());
+    vm.device("sound", Some("hdaudio".into()));
+    let lost = export(&vm, Form::Xl).unwrap().lost;
+    for part in
+        ["Xen does not read vmdk", "TPM", "The device sound (hdaudio) is left out", "Secure Boot"]
+    {
+        assert!(lost.iter().any(|sentence| sentence.contains(part)), "{part}: {lost:?}");
+    }
+    assert!(
+        export(&vm, Form::Toml)
+            .unwrap_err()
+            .to_string()
+            .ends_with("The file `a.vmdk` is not there")
+    );
+    assert_eq!(
+        "zip".parse::<Form>().unwrap_err().to_string(),
+        "`zip` is none of libvirt, ovf, xl, vmx and toml"
+    );
+    vm.virtualization = Virtualization::Pv;
+    assert!(export(&vm, Form::Xl).unwrap().text.contains("type = \"pv\""));
+}
+
+proptest! {
+    #[test]
+    fn names_cannot_break_out_of_their_place(words in "[ -~ü\n]{0,20}") {
+        let mut vm = sample(&words);
+        // Trailing spaces of names are not kept by every form, and a name of a file has no slash.
+        vm.name = vm.name.map(|name| name.replace(['\n', '/'], "-"));
+        vm.drives[1].file = Some(FileRef::new(&format!("b{}.vmdk", words.replace(['\n', '/', '\\', '%'], "-")), None, FileState::Missing));
+        for (form, name) in [(Form::Libvirt, "x.xml"), (Form::Ovf, "x.ovf"), (Form::Vmx, "x.vmx"), (Form::Xl, "x.cfg")] {
+            let export = export(&vm, form).unwrap();
+            prop_assert_eq!(essence(&again(&export, name)), essence(&vm), "{}: {}", form, export.text);
+        }
+    }
+}
