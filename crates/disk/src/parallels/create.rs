@@ -21,6 +21,8 @@ pub(crate) struct NewImage {
     sources: [Arc<dyn Source>; 1],
     table: Tables,
     cluster_size: u64,
+    /// Bytes that an entry of the table counts.
+    unit: u64,
     /// In clusters.
     end: u64,
 }
@@ -34,10 +36,13 @@ impl NewImage {
             return Err(damaged("its disk would need larger clusters"));
         }
         let sectors = options.length / SECTOR_SIZE;
+        // The older kind, which more programs read, counts in sectors of 32 bits.
+        let is_short = u32::try_from((entries + end) * cluster_size / SECTOR_SIZE).is_ok();
+        let unit = if is_short { SECTOR_SIZE } else { cluster_size };
         let cylinders = sectors.div_ceil(HEADS * SECTORS_PER_TRACK);
         // All of these are bounded above but the cylinders, which nobody needs.
         let header = Header {
-            magic: *b"WithouFreSpacExt",
+            magic: if unit == SECTOR_SIZE { *b"WithoutFreeSpace" } else { *b"WithouFreSpacExt" },
             version: 2.into(),
             heads: (HEADS as u32).into(),
             cylinders: u32::try_from(cylinders).unwrap_or(u32::MAX).into(),
@@ -55,7 +60,7 @@ impl NewImage {
         target.write_at(header.as_bytes(), 0)?;
         let source: Arc<dyn Source> = Arc::new(source);
         let table = Tables::new(source.clone());
-        Ok(Self { sources: [source], table, cluster_size, end })
+        Ok(Self { sources: [source], table, cluster_size, unit, end })
     }
 }
 
@@ -75,7 +80,8 @@ impl Builder for NewImage {
         for number in 0..length.div_ceil(self.cluster_size) {
             let at = size_of::<Header>() as u64 + (first + number) * 4;
             // There are not more clusters than fit.
-            self.table.change(at, &(self.end as u32).to_le_bytes(), Stage::Second)?;
+            let entry = (self.end * self.cluster_size / self.unit) as u32;
+            self.table.change(at, &entry.to_le_bytes(), Stage::Second)?;
             self.end += 1;
         }
         if self.table.changes() > MAX_CHANGED {
