@@ -78,6 +78,7 @@ impl Format {
             _ if head.get(64..68) == Some(&0xbeda_107f_u32.to_le_bytes()) => Self::Vdi,
             _ if head.starts_with(&0xcafe_babe_u64.to_le_bytes()) => Self::Vmdk,
             _ if is_vmdk_descriptor(head) => Self::Vmdk,
+            _ if is_parallels_descriptor(head) => Self::Parallels,
             _ if has_vhd_footer(source, length) => Self::Vhd,
             _ => Self::Raw,
         };
@@ -89,6 +90,12 @@ impl Format {
 fn is_vmdk_descriptor(head: &[u8]) -> bool {
     let text = head.trim_ascii_start();
     text.len() >= 21 && text[..21].eq_ignore_ascii_case(b"# Disk DescriptorFile")
+}
+
+/// XML whose first element is that of DiskDescriptor.xml.
+fn is_parallels_descriptor(head: &[u8]) -> bool {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    text.starts_with(b"<") && text.windows(20).any(|part| part == b"Parallels_disk_image")
 }
 
 /// A fixed disk, or a dynamic one whose copy of the footer at the start is lost.

@@ -91,6 +91,9 @@ pub fn open_chain(
     options: &ImageOptions,
 ) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>)> {
     let path = path.as_ref();
+    // Parallels' bundles are folders.
+    let descriptor = path.join("DiskDescriptor.xml");
+    let path = if path.is_dir() && descriptor.is_file() { &descriptor } else { path };
     let opening = |source| Error::Open { path: path.to_owned(), source };
     let folder = match &options.files {
         FilePolicy::Anywhere => None,
@@ -360,7 +363,7 @@ pub(crate) fn parse(
     neighbours: &Neighbours<'_>,
     snapshot: Option<&str>,
 ) -> Result<Parsed> {
-    if snapshot.is_some() && format != Format::Qcow2 {
+    if snapshot.is_some() && !matches!(format, Format::Qcow2 | Format::Parallels) {
         let what = "the format has no internal snapshots".to_owned();
         return Err(Error::Unsupported { format, what });
     }
@@ -376,7 +379,7 @@ pub(crate) fn parse(
         Format::Vhd => vhd::parse(source),
         Format::Vhdx => vhdx::parse(source),
         Format::Vdi => vdi::parse(source),
-        Format::Parallels => parallels::parse(source),
+        Format::Parallels => parallels::parse(source, neighbours, snapshot),
     }?;
     if parsed.length > MAX_LENGTH {
         let what = "its disk is longer than any can be".to_owned();

@@ -1,5 +1,7 @@
-//! One image of Parallels' format (QEMU, docs/interop/parallels.txt), plain or expanding.
+//! Parallels' format: one expanding image (QEMU, docs/interop/parallels.txt), or a bundle of images with a
+//! descriptor.
 
+mod bundle;
 mod create;
 mod write;
 
@@ -15,9 +17,9 @@ pub(crate) use create::NewImage;
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
 use crate::layer::{self, Layer, LayerWriter, Place, Run};
-use crate::open::Parsed;
-use crate::source::{Source, read_struct};
-use crate::{Error, Format, Result, SECTOR_SIZE};
+use crate::open::{Neighbours, Parsed};
+use crate::source::{Source, read_struct, read_vec};
+use crate::{Error, Format, Result, SECTOR_SIZE, Snapshot};
 
 /// The image is in use, or was when its program died.
 const IN_USE: u32 = 0x746f_6e59;
@@ -53,52 +55,196 @@ struct Parallels {
     begun: Begun,
 }
 
-pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
-    let header: Header = read_struct(&*source, 0)?;
-    let (sectors, multiplies) = match &header.magic {
-        // The upper half was added later and is not always zero in old images.
-        b"WithoutFreeSpace" => (header.nb_sectors.get() & u64::from(u32::MAX), false),
-        b"WithouFreSpacExt" => (header.nb_sectors.get(), true),
-        _ => return Err(damaged("it does not begin as it should")),
-    };
-    if header.version.get() != 2 {
-        let what = format!("its version is {}", header.version.get());
-        return Err(Error::Unsupported { format: Format::Parallels, what });
+pub(crate) fn parse(
+    source: Arc<dyn Source>,
+    neighbours: &Neighbours<'_>,
+    snapshot: Option<&str>,
+) -> Result<Parsed> {
+    let mut start = [0];
+    if !source.is_empty() {
+        source.read_at(&mut start, 0)?;
     }
-    let cluster_sectors = u64::from(header.tracks.get());
-    if cluster_sectors == 0 || cluster_sectors > 1 << 19 {
-        return Err(damaged(format!("its clusters cannot have {cluster_sectors} sectors")));
+    if start != [b'W'] {
+        return parse_bundle(&*source, neighbours, snapshot);
     }
-    let entries = u64::from(header.bat_entries.get());
-    if sectors.div_ceil(cluster_sectors) > entries {
-        return Err(damaged("its disk is longer than its table"));
+    if snapshot.is_some() {
+        return Err(unsupported("one image of a bundle has no snapshots"));
     }
-    if size_of::<Header>() as u64 + entries * 4 > source.len() {
-        return Err(damaged("its table passes the end of the file"));
-    }
-    let cluster_size = cluster_sectors * SECTOR_SIZE;
-    let end = source.len().max(u64::from(header.data_off.get()) * SECTOR_SIZE);
-    let layer = Parallels {
-        end: end.next_multiple_of(cluster_size).into(),
-        begun: Begun::default(),
-        tables: Tables::new(source.clone()),
-        sources: [source],
-        cluster_size,
-        unit: if multiplies { cluster_size } else { SECTOR_SIZE },
-        entries,
-    };
-    if header.inuse.get() == IN_USE && layer.can_write() {
-        layer.check_table()?;
-    }
+    let (image, sectors, is_in_use) = Parallels::open(source)?;
     // No more than the entries' number times the clusters' size, so it fits.
-    let mut parsed = Parsed::new(layer, sectors * SECTOR_SIZE);
-    if header.inuse.get() == IN_USE {
+    let mut parsed = Parsed::new(image, sectors * SECTOR_SIZE);
+    if is_in_use {
         parsed.details.push(("dirty", "yes".to_owned()));
     }
     Ok(parsed)
 }
 
+/// Puts a bundle's parts and snapshots together.
+fn parse_bundle(
+    source: &dyn Source,
+    neighbours: &Neighbours<'_>,
+    snapshot: Option<&str>,
+) -> Result<Parsed> {
+    if source.len() > bundle::MAX_DESCRIPTOR {
+        return Err(damaged("its descriptor is too long"));
+    }
+    // Bounded above.
+    let text = read_vec(source, 0, source.len() as usize)?;
+    let descriptor = bundle::Descriptor::parse(&text)?;
+    let chain = descriptor.chain(snapshot)?;
+    let wrong = || damaged("its descriptor's numbers of sectors are wrong");
+    let length = descriptor.sectors.checked_mul(SECTOR_SIZE).ok_or_else(wrong)?;
+    // The present state alone can be changed, and only where it is all that there is.
+    let is_single = descriptor.storages.len() == 1 && chain.len() == 1 && snapshot.is_none();
+    let read_only = Neighbours { read_only: true, ..*neighbours };
+    let neighbours = if is_single { neighbours } else { &read_only };
+    let mut bundle = Bundle { sources: Vec::new(), parts: Vec::new(), block_size: 1 };
+    let mut start = 0;
+    for storage in &descriptor.storages {
+        let end = start + storage.length().ok_or_else(wrong)?;
+        if storage.start.checked_mul(SECTOR_SIZE) != Some(start) || end > length {
+            return Err(wrong());
+        }
+        let mut levels = Vec::new();
+        for guid in &chain {
+            let image = storage.image(guid)?;
+            let file = neighbours.open(&image.file)?;
+            let kind = match image.kind.as_str() {
+                "Plain" => None,
+                "Compressed" => {
+                    let (expanding, sectors, _) = Parallels::open(file.clone())?;
+                    if is_single && sectors * SECTOR_SIZE == length {
+                        return Ok(described(expanding, length, &descriptor));
+                    }
+                    bundle.block_size = bundle.block_size.max(expanding.cluster_size);
+                    Some(expanding)
+                }
+                other => return Err(unsupported(format!("an image of it is of type {other}"))),
+            };
+            bundle.sources.push(file);
+            levels.push((bundle.sources.len() - 1, kind));
+        }
+        bundle.parts.push(Part { range: start..end, levels });
+        start = end;
+    }
+    if start != length {
+        return Err(wrong());
+    }
+    Ok(described(bundle, length, &descriptor))
+}
+
+fn described(layer: impl Layer + 'static, length: u64, descriptor: &bundle::Descriptor) -> Parsed {
+    let mut parsed = Parsed::new(layer, length);
+    parsed.details = vec![("kind", "bundle".to_owned())];
+    let snapshots = descriptor.snapshots().map(|guid| Snapshot {
+        id: guid.to_owned(),
+        name: String::new(),
+        created: 0,
+        length,
+        machine_state: 0,
+    });
+    parsed.snapshots = snapshots.collect();
+    parsed
+}
+
+/// The parts of a bundle's disk, each with its states from the present one to the first.
+struct Bundle {
+    sources: Vec<Arc<dyn Source>>,
+    parts: Vec<Part>,
+    block_size: u64,
+}
+
+struct Part {
+    range: Range<u64>,
+    /// Sources, and their maps if they are not plain.
+    levels: Vec<(usize, Option<Parallels>)>,
+}
+
+impl Bundle {
+    fn step(&self, offset: u64) -> Result<Run> {
+        let index = self.parts.partition_point(|part| part.range.end <= offset);
+        let part = self.parts.get(index).ok_or_else(|| damaged("its parts do not cover it"))?;
+        let within = offset - part.range.start;
+        let mut end = part.range.end;
+        for (source, image) in &part.levels {
+            let Some(image) = image else {
+                let length = self.sources[*source].len();
+                if within >= length {
+                    // A plain file may end before the disk does.
+                    continue;
+                }
+                let end = end.min(part.range.start + length);
+                return Ok(Run { end, place: Place::Stored { source: *source, offset: within } });
+            };
+            // Only the disk's own length is known to be covered by each table.
+            if within / image.cluster_size >= image.entries {
+                continue;
+            }
+            let run = image.step(within)?;
+            end = end.min(run.end.saturating_add(part.range.start));
+            if let Place::Stored { offset, .. } = run.place {
+                return Ok(Run { end, place: Place::Stored { source: *source, offset } });
+            }
+        }
+        Ok(Run { end, place: Place::Absent })
+    }
+}
+
+impl Layer for Bundle {
+    fn locate(&self, range: Range<u64>) -> Result<Run> {
+        layer::join(range, |offset| self.step(offset))
+    }
+
+    fn sources(&self) -> &[Arc<dyn Source>] {
+        &self.sources
+    }
+
+    fn block_size(&self) -> u64 {
+        self.block_size
+    }
+}
+
 impl Parallels {
+    /// An expanding image, its number of sectors, and whether it was not closed in order.
+    fn open(source: Arc<dyn Source>) -> Result<(Self, u64, bool)> {
+        let header: Header = read_struct(&*source, 0)?;
+        let (sectors, multiplies) = match &header.magic {
+            // The upper half was added later and is not always zero in old images.
+            b"WithoutFreeSpace" => (header.nb_sectors.get() & u64::from(u32::MAX), false),
+            b"WithouFreSpacExt" => (header.nb_sectors.get(), true),
+            _ => return Err(damaged("it does not begin as it should")),
+        };
+        if header.version.get() != 2 {
+            return Err(unsupported(format!("its version is {}", header.version.get())));
+        }
+        let cluster_sectors = u64::from(header.tracks.get());
+        if cluster_sectors == 0 || cluster_sectors > 1 << 19 {
+            return Err(damaged(format!("its clusters cannot have {cluster_sectors} sectors")));
+        }
+        let entries = u64::from(header.bat_entries.get());
+        if sectors.div_ceil(cluster_sectors) > entries {
+            return Err(damaged("its disk is longer than its table"));
+        }
+        if size_of::<Header>() as u64 + entries * 4 > source.len() {
+            return Err(damaged("its table passes the end of the file"));
+        }
+        let cluster_size = cluster_sectors * SECTOR_SIZE;
+        let end = source.len().max(u64::from(header.data_off.get()) * SECTOR_SIZE);
+        let layer = Parallels {
+            end: end.next_multiple_of(cluster_size).into(),
+            begun: Begun::default(),
+            tables: Tables::new(source.clone()),
+            sources: [source],
+            cluster_size,
+            unit: if multiplies { cluster_size } else { SECTOR_SIZE },
+            entries,
+        };
+        if header.inuse.get() == IN_USE && layer.can_write() {
+            layer.check_table()?;
+        }
+        Ok((layer, sectors, header.inuse.get() == IN_USE))
+    }
+
     fn step(&self, offset: u64) -> Result<Run> {
         let index = offset / self.cluster_size;
         if index >= self.entries {
@@ -134,11 +280,10 @@ impl Layer for Parallels {
     }
 }
 
-fn damaged(what: impl Into<String>) -> Error {
-    Error::Damaged { format: Format::Parallels, what: what.into() }
+fn unsupported(what: impl Into<String>) -> Error {
+    Error::Unsupported { format: Format::Parallels, what: what.into() }
 }
 
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_parallels(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Parallels, bytes);
+fn damaged(what: impl Into<String>) -> Error {
+    Error::Damaged { format: Format::Parallels, what: what.into() }
 }
