@@ -16,6 +16,7 @@ pub(crate) enum Codec {
 }
 
 thread_local! {
+    static FAST: RefCell<libdeflater::Decompressor> = RefCell::new(libdeflater::Decompressor::new());
     static DEFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
     static ZLIB: RefCell<Decompress> = RefCell::new(Decompress::new(true));
     static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
@@ -25,8 +26,12 @@ thread_local! {
 /// of `output` it filled; `None` if it is damaged.
 pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<usize> {
     match codec {
-        Codec::Deflate => DEFLATE.with_borrow_mut(|state| inflate(state, false, packed, output)),
-        Codec::Zlib => ZLIB.with_borrow_mut(|state| inflate(state, true, packed, output)),
+        Codec::Deflate => FAST
+            .with_borrow_mut(|state| state.deflate_decompress(packed, output).ok())
+            .or_else(|| DEFLATE.with_borrow_mut(|state| inflate(state, false, packed, output))),
+        Codec::Zlib => FAST
+            .with_borrow_mut(|state| state.zlib_decompress(packed, output).ok())
+            .or_else(|| ZLIB.with_borrow_mut(|state| inflate(state, true, packed, output))),
         Codec::Zstd => {
             let length = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
             let frame = packed.get(..length)?;
@@ -40,6 +45,8 @@ pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<u
     }
 }
 
+/// What the faster library does not take: streams that are longer than what they are to fill, or cut off
+/// behind it.
 fn inflate(
     state: &mut Decompress,
     header: bool,
