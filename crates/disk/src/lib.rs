@@ -54,19 +54,13 @@ pub use create::{CreateOptions, Layout, Preallocation, WrongOption, create};
 pub use error::{Error, Holder, Result};
 pub use extent::{Content, Extent, Extents, Location};
 pub use format::{Format, UnknownFormat};
+pub use fuzz::fuzz;
 pub use open::{
     FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over, overlay,
 };
-pub use parallels::fuzz_parallels;
-pub use qcow::fuzz_qcow;
-pub use qcow2::{Qcow2Options, create_qcow2, fuzz_qcow2};
-pub use qed::fuzz_qed;
+pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
 pub use source::{FileSource, MemorySource, Source, WritableSource};
-pub use vdi::fuzz_vdi;
-pub use vhd::fuzz_vhd;
-pub use vhdx::fuzz_vhdx;
-pub use vmdk::fuzz_vmdk;
 
 /// Bytes in a sector, the unit of a disk's length.
 pub const SECTOR_SIZE: u64 = 512;

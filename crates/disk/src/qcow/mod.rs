@@ -128,8 +128,3 @@ impl Layer for Qcow {
 fn damaged(what: impl Into<String>) -> Error {
     Error::Damaged { format: Format::Qcow, what: what.into() }
 }
-
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_qcow(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Qcow, bytes);
-}

@@ -160,8 +160,3 @@ fn details(checked: &Checked) -> Vec<(&'static str, String)> {
     details.extend(checked.backing_file.clone().map(|name| ("backing-file", name)));
     details
 }
-
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_qcow2(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Qcow2, bytes);
-}

@@ -215,7 +215,7 @@ proptest! {
             let length = bytes.len();
             bytes[at % length] = value;
         }
-        fuzz_qcow2(&bytes);
+        crate::fuzz::read_all(Format::Qcow2, &bytes);
         // Writing must not panic either, whatever it answers.
         if let Ok(disk) = open(Arc::new(MemorySource::new(bytes)), None) {
             let length = disk.len().min(70_000);

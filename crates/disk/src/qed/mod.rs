@@ -140,8 +140,3 @@ impl Layer for Qed {
 fn damaged(what: impl Into<String>) -> Error {
     Error::Damaged { format: Format::Qed, what: what.into() }
 }
-
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_qed(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Qed, bytes);
-}

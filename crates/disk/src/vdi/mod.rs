@@ -165,8 +165,3 @@ fn damaged(what: impl Into<String>) -> Error {
 fn unsupported(what: impl Into<String>) -> Error {
     Error::Unsupported { format: Format::Vdi, what: what.into() }
 }
-
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_vdi(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Vdi, bytes);
-}

@@ -19,7 +19,7 @@ use crate::cache::Tables;
 use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
 use crate::source::{Source, read_struct};
-use crate::{Format, Result, SECTOR_SIZE};
+use crate::{Result, SECTOR_SIZE};
 
 const ABSENT: u32 = u32::MAX;
 
@@ -171,7 +171,15 @@ impl Layer for Vhd {
     }
 }
 
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_vhd(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Vhd, bytes);
+/// Makes the checksums right of a footer at the end, its copy at the start and the header behind that.
+pub(crate) fn seal(image: &mut [u8]) {
+    let length = image.len();
+    let last = length.saturating_sub(512);
+    for (start, size, field) in [(0, 512, 64), (last, 512, 64), (512, 1024, 36)] {
+        if let Some(part) = image.get_mut(start..start + size) {
+            part[field..field + 4].fill(0);
+            let sum = header::checksum(part).to_be_bytes();
+            part[field..field + 4].copy_from_slice(&sum);
+        }
+    }
 }

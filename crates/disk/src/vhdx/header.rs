@@ -11,9 +11,9 @@ use crate::source::{Source, read_vec};
 use crate::{Error, Format, Result, sys};
 
 pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
-const HEADER_BYTES: usize = 4096;
+pub(super) const HEADER_BYTES: usize = 4096;
 pub(super) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
-const REGION_TABLE_BYTES: usize = 64 << 10;
+pub(super) const REGION_TABLE_BYTES: usize = 64 << 10;
 const MAX_REGIONS: u32 = 2047;
 /// Bytes of a new disk's log.
 pub(super) const LOG_LENGTH: u32 = 1 << 20;

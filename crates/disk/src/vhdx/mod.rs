@@ -16,12 +16,12 @@ use header::{FileHeader, RegionTable, damaged};
 use log::Log;
 use metadata::Metadata;
 
+use crate::Result;
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
 use crate::layer::{self, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
 use crate::source::Source;
-use crate::{Format, Result};
 
 /// States of a payload block (2.5.1.1).
 const NOT_PRESENT: u64 = 0;
@@ -188,7 +188,13 @@ impl Layer for Vhdx {
     }
 }
 
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_vhdx(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Vhdx, bytes);
+/// Makes the checksums of headers and region tables right.
+pub(crate) fn seal(image: &mut [u8]) {
+    let headers = header::HEADERS.map(|start| (start as usize, header::HEADER_BYTES));
+    let tables = header::REGION_TABLES.map(|start| (start as usize, header::REGION_TABLE_BYTES));
+    for (start, size) in headers.into_iter().chain(tables) {
+        if let Some(part) = image.get_mut(start..start + size) {
+            header::seal(part);
+        }
+    }
 }

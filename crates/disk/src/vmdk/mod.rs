@@ -255,8 +255,3 @@ fn damaged(what: impl Into<String>) -> Error {
 fn unsupported(what: impl Into<String>) -> Error {
     Error::Unsupported { format: Format::Vmdk, what: what.into() }
 }
-
-/// Feeds bytes to the reader, for fuzzing.
-pub fn fuzz_vmdk(bytes: &[u8]) {
-    crate::fuzz::read_all(Format::Vmdk, bytes);
-}
