@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{ovf, read, tar};
+use super::{hyperv, ovf, read, tar};
 
 /// Reads any bytes in every way in which bytes are read here.
 pub fn fuzz(bytes: &[u8]) {
@@ -11,6 +11,7 @@ pub fn fuzz(bytes: &[u8]) {
             let _ = (vm.to_spec(), vm.differences(), serde_json::to_string(&vm));
         }
     }
+    hyperv::fuzz(bytes);
     tar::fuzz(bytes);
     ovf::fuzz_manifest(bytes);
 }

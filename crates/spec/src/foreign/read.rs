@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::description::Description;
 use super::folder::Folder;
-use super::{libvirt, ovf, tar, text, virtualbox, vmware, xen, xml};
+use super::{hyperv, libvirt, ovf, parallels, tar, text, virtualbox, vmware, xen, xml};
 use crate::{Error, Result, VmSpec};
 
 /// How to read a description.
@@ -66,6 +66,9 @@ enum Kind {
     Vbox,
     Libvirt,
     Ovf,
+    Vmcx,
+    HypervXml,
+    Parallels,
     Xva,
     XlJson,
     XlConfig,
@@ -78,12 +81,17 @@ impl Kind {
         if tar::is_tar(head) {
             return Some(Self::Archive);
         }
+        if hyperv::is_storage(head) {
+            return Some(Self::Vmcx);
+        }
         let text = text::decode_xml(head);
         if text.trim_start().starts_with('<') {
             return match xml::root_name(&text)?.as_str() {
                 "VirtualBox" => Some(Self::Vbox),
                 "domain" | "domstatus" | "domainsnapshot" => Some(Self::Libvirt),
                 "Envelope" => Some(Self::Ovf),
+                "ParallelsVirtualMachine" => Some(Self::Parallels),
+                "configuration" => Some(Self::HypervXml),
                 "value" => Some(Self::Xva),
                 _ => None,
             };
@@ -101,9 +109,21 @@ impl Kind {
     }
 
     fn read(self, bytes: &[u8], path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
+        if matches!(self, Self::Vmcx | Self::HypervXml) {
+            let folder = hyperv::folder_of(path, options.anywhere)?;
+            let mut vms = self.parse(bytes, path, &folder, options)?;
+            for vm in &mut vms {
+                hyperv::add_checkpoints(&folder, vm)?;
+            }
+            return Ok(vms);
+        }
         let folder = Folder::of(path, options.anywhere)?;
         match self {
             Self::Vmx => one(vmware::read(bytes, path, &folder)),
+            Self::Parallels => {
+                let root = xml::parse(bytes, &path.display().to_string())?;
+                one(parallels::read(&root, path, &folder))
+            }
             _ => self.parse(bytes, path, &folder, options),
         }
     }
@@ -122,6 +142,9 @@ impl Kind {
             Self::Vbox => one(virtualbox::read(&root()?, path, folder)),
             Self::Libvirt => one(libvirt::read(&root()?, path, folder)),
             Self::Ovf => ovf::read(&root()?, path, folder, options),
+            Self::Vmcx => one(hyperv::read(bytes, path, folder)),
+            Self::Parallels => one(parallels::parse(&root()?, path, folder)),
+            Self::HypervXml => one(hyperv::read_xml(&root()?, path, folder)),
             Self::Xva => one(xen::read_export(&root()?, path)),
             Self::XlJson => xen::read_json(bytes, path, folder),
             Self::XlConfig => one(xen::read_config(&text::decode_named(bytes, None), path, folder)),
@@ -157,27 +180,41 @@ fn looks_like_vmx(text: &str) -> bool {
     })
 }
 
+/// Endings of descriptions; what comes first counts.
+const ENDINGS: [&str; 9] = ["pvs", "vbox", "vmx", "ovf", "ova", "xva", "vmcx", "xml", "cfg"];
+
 /// The one description in a folder.
 fn in_folder(path: &Path) -> Result<PathBuf> {
-    let names = Folder::new(path, false)?.names()?;
-    for extension in ["vbox", "vmx", "ovf", "ova", "xva"] {
+    let folder = Folder::new(path, false)?;
+    let names = folder.names()?;
+    for ending in ENDINGS {
+        let has_ending = |name: &&String| {
+            Path::new(name).extension().is_some_and(|one| one.eq_ignore_ascii_case(ending))
+        };
+        // Links out of the folder are not found. Other things are XML and `.cfg`, too.
         let found: Vec<_> = names
             .iter()
-            .filter(|name| {
-                Path::new(name).extension().is_some_and(|one| one.eq_ignore_ascii_case(extension))
+            .filter(has_ending)
+            .filter_map(|name| Some((name, folder.find(name)?)))
+            .filter(|(_, path)| {
+                path.is_file() && (!matches!(ending, "xml" | "cfg") || is_description(path))
             })
             .collect();
-        match found[..] {
+        match &found[..] {
             [] => {}
-            [name] => return Ok(path.join(name)),
+            [(_, path)] => return Ok(path.clone()),
             _ => {
-                let names: Vec<_> = found.iter().map(|name| name.as_str()).collect();
-                return Err(text::error(
-                    path,
-                    format!("There are several VMs: name one of {}", names.join(", ")),
-                ));
+                let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+                let message = format!("There are several VMs: name one of {}", names.join(", "));
+                return Err(text::error(path, message));
             }
         }
+    }
+    // Hyper-V's exports.
+    if let Some(inner) =
+        folder.find("Virtual Machines").filter(|inner| inner.is_dir() && *inner != path)
+    {
+        return in_folder(&inner);
     }
     Err(text::error(path, "There is no VM's description in this folder"))
 }

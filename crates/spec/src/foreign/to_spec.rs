@@ -63,8 +63,12 @@ impl Description {
     /// user-mode network for each of its own. [`differences`](Self::differences) tells the rest.
     ///
     /// # Errors
-    /// A disk is missing, lies where nobody has allowed it, is encrypted, or is no file of this computer.
+    /// The guest cannot run here at all, or a disk is missing, lies where nobody has allowed it, is encrypted, or is no file of this computer.
     pub fn to_spec(&self) -> Result<VmSpec> {
+        let mut all = self.notes.iter().cloned().chain(self.differences());
+        if let Some(obstacle) = all.find(|note| note.level == Level::Obstacle) {
+            return Err(self.error(obstacle.message));
+        }
         let mut spec = VmSpec {
             name: self.name.as_deref().map(usable_name),
             cpus: Cpus { count: self.cpus.count.map(|count| count.min(MAX_CPUS)) },

@@ -2,6 +2,7 @@
 //! never kept with the project. Without network the tests say that they are skipped.
 
 mod data;
+mod hyperv;
 mod libvirt;
 mod vmware;
 mod xen;

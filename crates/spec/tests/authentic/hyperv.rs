@@ -1,0 +1,34 @@
+//! A `.vmcx` and a `.VMRS` that Hyper-V wrote, from the test data of dissect.
+
+use spec::foreign::{DriveKind, FirmwareKind, ReadOptions, is_description, read};
+
+use crate::data;
+
+#[test]
+fn what_hyper_v_wrote_is_read() {
+    let Some(folder) = data::python_source("dissect.hypervisor", "3.13", "tests/data") else {
+        return;
+    };
+    let vm = read(&folder.join("test.vmcx"), &ReadOptions::default()).unwrap().remove(0);
+    assert_eq!(vm.name.as_deref(), Some("Other Location"));
+    assert_eq!(vm.uuid.as_deref(), Some("282874fc-59d6-4f30-bc04-5fdd909c82e0"));
+    assert_eq!(
+        (vm.machine.as_deref(), vm.firmware.kind),
+        (Some("generation 1"), Some(FirmwareKind::Bios))
+    );
+    assert_eq!((vm.cpus.count, vm.memory.size), (Some(1), Some(1 << 30)));
+    let disk = &vm.drives[0];
+    assert_eq!((disk.kind, disk.address().as_str()), (DriveKind::Disk, "ide0:0"));
+    let path = r"C:\Users\Public\Documents\Hyper-V\Virtual Hard Disks\Other Location.vhdx";
+    assert_eq!(disk.file.as_ref().unwrap().written, path);
+    assert!(
+        vm.drives.iter().any(|drive| drive.kind == DriveKind::Cdrom && drive.address() == "ide1:0")
+    );
+    assert_eq!((vm.nics.len(), vm.nics[0].connected), (1, false));
+    assert_eq!(vm.boot.order, ["Optical", "HardDrive", "Network", "Floppy"]);
+    // The state of a running VM is no description, and is told apart from one.
+    let state = folder.join("test.VMRS");
+    assert!(is_description(&state));
+    let error = read(&state, &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("this is a VM's runtime state"), "{error}");
+}
