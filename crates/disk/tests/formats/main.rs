@@ -4,6 +4,7 @@ mod chains;
 mod common;
 mod converting;
 mod creating;
+mod differencing;
 mod parallels;
 mod qemu;
 mod virtualbox;
