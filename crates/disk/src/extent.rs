@@ -48,6 +48,38 @@ impl<'a> Extents<'a> {
     }
 }
 
+/// Tells data from zeroes without asking twice for one extent, since to find its end can take as long as it is.
+pub(crate) struct Zeroes<'a> {
+    disk: &'a dyn Disk,
+    known: Range<u64>,
+    is_data: bool,
+}
+
+impl<'a> Zeroes<'a> {
+    pub fn of(disk: &'a dyn Disk) -> Self {
+        Self { disk, known: 0..0, is_data: false }
+    }
+
+    /// Where the zeroes that the disk knows of end, if they begin at `start`: `start` itself where it has data, and
+    /// its length where nothing else follows.
+    pub fn end(&mut self, start: u64) -> Result<u64> {
+        let length = self.disk.len();
+        let mut end = start;
+        while end < length {
+            if !self.known.contains(&end) {
+                let extent = self.disk.map(end..length)?;
+                self.is_data = matches!(extent.content, Content::Data(_));
+                self.known = extent.range;
+            }
+            if self.is_data || self.known.end <= end {
+                break;
+            }
+            end = self.known.end;
+        }
+        Ok(end)
+    }
+}
+
 impl<'a> Iterator for Extents<'a> {
     type Item = Result<Extent<'a>>;
 

@@ -23,6 +23,8 @@
 mod blocks;
 mod cache;
 mod codec;
+mod commit;
+mod compare;
 mod convert;
 #[cfg(test)]
 mod crash;
@@ -49,6 +51,8 @@ mod vmdk;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+pub use commit::{Committed, commit};
+pub use compare::{Comparison, compare, read_all};
 pub use convert::{Compression, ConvertOptions, Report, UnknownCompression, convert};
 pub use create::{CreateOptions, Layout, Preallocation, WrongOption, create};
 pub use error::{Error, Holder, Result};

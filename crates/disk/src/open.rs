@@ -132,6 +132,17 @@ pub fn open_over(path: impl AsRef<Path>, parent: Arc<dyn Disk>) -> Result<Arc<dy
     Ok(Arc::new(Image::new(format, parsed.layer, parsed.length, Some(parent), false)))
 }
 
+/// Opens one image for reading without the parent that it may have: what it does not hold itself is holes.
+pub(crate) fn open_alone(path: &Path, format: Format) -> Result<Arc<dyn Disk>> {
+    let image = |source| Error::Image { path: path.to_owned(), source: Box::new(source) };
+    let source = Arc::new(FileSource::open(path, true)?);
+    let real = std::fs::canonicalize(path)
+        .map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    let neighbours = Neighbours { folder: real.parent(), within: real.parent(), read_only: true };
+    let parsed = parse(source, format, &neighbours, None).map_err(image)?;
+    Ok(Arc::new(Image::new(format, parsed.layer, parsed.length, None, true)))
+}
+
 /// What a format found in an image.
 pub(crate) struct Parsed {
     pub layer: Box<dyn Layer>,

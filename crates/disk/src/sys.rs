@@ -94,3 +94,32 @@ pub(crate) fn block_discard(file: BorrowedFd<'_>, offset: u64, length: u64) -> i
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Lets a range of one file share the space of another file's range (FICLONERANGE of linux/fs.h).
+pub(crate) fn clone_range(
+    from: BorrowedFd<'_>,
+    from_offset: u64,
+    to: BorrowedFd<'_>,
+    to_offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct FileCloneRange {
+        src_fd: i64,
+        src_offset: u64,
+        src_length: u64,
+        dest_offset: u64,
+    }
+    const FICLONERANGE: rustix::ioctl::Opcode =
+        rustix::ioctl::opcode::write::<FileCloneRange>(0x94, 13);
+    let range = FileCloneRange {
+        src_fd: from.as_raw_fd().into(),
+        src_offset: from_offset,
+        src_length: length,
+        dest_offset: to_offset,
+    };
+    // SAFETY: both descriptors are open while they are borrowed, and FICLONERANGE reads the one structure that
+    // the pointer leads to.
+    let result = unsafe { libc::ioctl(to.as_raw_fd(), FICLONERANGE as _, &raw const range) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::convert::ConvertArgs;
+use crate::disk::DiskVerb;
+use crate::inspect::InspectArgs;
 use crate::probe::ProbeArgs;
 
 /// Runs any hypervisor's virtual machine on the fastest hypervisor the machine has
@@ -28,8 +30,16 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Tell what this computer's virtualization can do, and how to repair what it cannot
     Probe(ProbeArgs),
-    /// Make a raw or qcow2 image out of a disk of any format
+    /// Tell what a disk of any format is and what it is made of
+    Inspect(InspectArgs),
+    /// Make a new image out of a disk of any format
     Convert(Box<ConvertArgs>),
+    /// Compare, map, check, create and commit disks
+    Disk {
+        /// What to do
+        #[command(subcommand)]
+        verb: DiskVerb,
+    },
     /// Print the JSON Schema of --config files
     Schema,
     /// Print a script that completes this command line in a shell

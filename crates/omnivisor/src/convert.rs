@@ -1,17 +1,23 @@
-//! `omnivisor convert`: a disk of any format as a new raw or qcow2 image.
+//! `omnivisor convert`: a disk of any format as a new image.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::Args;
-use disk::{Compression, ConvertOptions, CreateOptions, FilePolicy, Format, ImageOptions, Report};
+use disk::{Compression, ConvertOptions, CreateOptions, Disk, Format, Report};
 
-/// Progress is shown this often.
-const REFRESH: Duration = Duration::from_millis(200);
+use crate::disk::{OpenArgs, Progress, failed, human};
+use crate::failure::{FAILED, Failure};
 
 /// Options of `omnivisor convert`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  omnivisor convert web.vmdk web.qcow2
+  omnivisor convert web.qcow2 web.vmdk --to vmdk,layout=stream
+  omnivisor convert web.vhdx web.qcow2 --compress zstd --verify
+
+Formats that can be made: raw, qcow2, vmdk, vhd, vhdx, vdi, parallels. Options: layout=sparse, fixed, stream,
+split-sparse or split-fixed; block-size=SIZE; preallocation=metadata, falloc or full; extended-l2=on; data-file=NAME.")]
 pub struct ConvertArgs {
     /// The disk to read, with its chain of parents
     #[arg(value_name = "SRC")]
@@ -21,92 +27,89 @@ pub struct ConvertArgs {
     #[arg(value_name = "DST")]
     pub target: PathBuf,
 
-    /// Format of SRC, instead of finding it out by content
-    #[arg(long, value_name = "FORMAT")]
-    pub from: Option<Format>,
+    #[command(flatten)]
+    how: OpenArgs,
 
-    /// Format of DST: raw or qcow2
-    #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
-    pub to: Format,
+    /// Format of DST, then options; by the end of its name otherwise, or qcow2
+    #[arg(long, value_name = "FORMAT[,OPTION=VALUE]...")]
+    pub to: Option<CreateOptions>,
 
     /// Compress every cluster: zlib or zstd
     #[arg(long, value_name = "KIND")]
     pub compress: Option<Compression>,
 
     /// How hard to compress
-    #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub level: Option<i32>,
 
     /// Threads that compress; one per processor otherwise
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
 
+    /// Read DST afterwards and compare it with SRC
+    #[arg(long)]
+    pub verify: bool,
+
     /// Replace DST if it is there
     #[arg(long)]
     pub force: bool,
-
-    /// Follow parents outside the folder of SRC
-    #[arg(long)]
-    pub allow_outside: bool,
 }
 
 /// Converts, with progress on a terminal, and says what was done.
-pub fn run(args: &ConvertArgs) -> disk::Result<Report> {
-    let files = if args.allow_outside { FilePolicy::Anywhere } else { FilePolicy::SameFolder };
-    let options =
-        ImageOptions { read_only: true, format: args.from, files, ..ImageOptions::default() };
-    let source = disk::open(&args.source, &options)?;
-    let mut image = CreateOptions::new(args.to, 0);
-    image.compression = args.compress;
+pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
+    let source = disk::open(&args.source, &args.how.options(&args.source)?).map_err(failed)?;
+    let mut image = args.to.clone().unwrap_or_else(|| usual(&args.target));
+    image.compression = args.compress.or(image.compression);
     let options = ConvertOptions { image, level: args.level, jobs: args.jobs, replace: args.force };
-    let mut progress = Progress::new(source.len());
-    let report = disk::convert(&*source, &args.target, &options, |done| progress.show(done));
-    progress.clear();
-    let report = report?;
-    eprintln!(
-        "{}: {} MiB of data in {} MiB of file, {} MiB of zeroes left out, {} MiB never read",
-        args.target.display(),
-        report.data >> 20,
-        report.file_length >> 20,
-        report.zeroes >> 20,
-        report.holes >> 20,
-    );
-    Ok(report)
-}
-
-/// One line on a terminal; nothing elsewhere.
-struct Progress {
-    length: u64,
-    begun: Instant,
-    shown: Option<Instant>,
-    is_terminal: bool,
-}
-
-impl Progress {
-    fn new(length: u64) -> Self {
-        let is_terminal = std::io::stderr().is_terminal();
-        Self { length, begun: Instant::now(), shown: None, is_terminal }
+    let progress = Progress::new(source.len());
+    let done = |done| progress.show(done);
+    let report = disk::convert(&*source, &args.target, &options, done).map_err(failed)?;
+    drop(progress);
+    tell(&args.target, &report);
+    if args.verify {
+        verify(&*source, &args.target, options.image.format)?;
     }
+    Ok(ExitCode::SUCCESS)
+}
 
-    fn show(&mut self, done: u64) {
-        let is_due = self.shown.is_none_or(|shown| shown.elapsed() >= REFRESH);
-        if !self.is_terminal || !is_due || done == 0 {
-            return;
+/// The image that the name of a file promises.
+fn usual(target: &Path) -> CreateOptions {
+    let end = target.extension().and_then(|end| end.to_str());
+    let format = end.and_then(|end| end.parse().ok()).unwrap_or(Format::Qcow2);
+    CreateOptions::new(format, 0)
+}
+
+fn tell(target: &Path, report: &Report) {
+    let kinds = [
+        ("copied", report.data - report.compressed - report.shared),
+        ("compressed", report.compressed),
+        ("shared with the source", report.shared),
+        ("of zeroes found", report.zeroes),
+        ("of zeroes known", report.holes),
+    ];
+    let kinds: Vec<String> = kinds
+        .iter()
+        .filter(|(_, bytes)| *bytes != 0)
+        .map(|(kind, bytes)| format!("{} {kind}", human(*bytes)))
+        .collect();
+    let file = human(report.file_length);
+    eprintln!("{}: {file} of file; {}", target.display(), kinds.join(", "));
+}
+
+fn verify(source: &dyn Disk, target: &Path, format: Format) -> Result<(), Failure> {
+    let how = OpenArgs { from: Some(format), allow_outside: false };
+    let made = disk::open(target, &how.options(target)?).map_err(failed)?;
+    let progress = Progress::new(source.len());
+    let compared = disk::compare(source, &*made, |done| progress.show(done)).map_err(failed)?;
+    drop(progress);
+    match compared.difference {
+        None => {
+            eprintln!("{}: verified, {} compared", target.display(), human(compared.read));
+            Ok(())
         }
-        self.shown = Some(Instant::now());
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let rate = done as f64 / seconds.max(0.001);
-        let left = self.length.saturating_sub(done) as f64 / rate;
-        let percent = done as f64 / self.length as f64 * 100.0;
-        let rate = rate / f64::from(1 << 20);
-        // A terminal that is gone is no reason to stop.
-        let _ =
-            write!(std::io::stderr(), "\r\x1b[K{percent:5.1} % {rate:.0} MiB/s {left:.0} s left");
-    }
-
-    fn clear(&self) {
-        if self.is_terminal && self.shown.is_some() {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        Some(offset) => {
+            let what = format!("{} differs from its source at byte {offset}", target.display());
+            Err(Failure::new(FAILED, what))
         }
     }
 }

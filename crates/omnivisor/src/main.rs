@@ -4,8 +4,10 @@
 
 mod cli;
 mod convert;
+mod disk;
 mod documents;
 mod failure;
+mod inspect;
 mod probe;
 mod run;
 
@@ -30,9 +32,9 @@ fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Run(args) => run::run(*args, cli.verbose > 0),
         Verb::Probe(args) => Ok(probe::run(&args, &probe::kvm_proof)),
-        Verb::Convert(args) => convert::run(&args)
-            .map(|_| ExitCode::SUCCESS)
-            .map_err(|error| failure::Failure::from_error(failure::FAILED, error)),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Convert(args) => convert::run(&args),
+        Verb::Disk { verb } => disk::run(&verb),
         Verb::Schema => documents::schema(),
         Verb::Completions { shell } => documents::completions(shell),
         Verb::Man { folder } => documents::man(&folder),

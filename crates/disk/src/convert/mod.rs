@@ -1,17 +1,22 @@
 //! From any disk to a new image: map, read, leave out zeroes, compress on all processors, write in order.
 
+mod copy;
 mod pack;
+mod zero;
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use copy::copy_data;
 use pack::Packing;
+use zero::nonzero;
+
 pub use pack::{Compression, UnknownCompression};
 
 use crate::create::{Builder, Files, build};
-use crate::{Content, CreateOptions, Disk, Error, Extents, FileSource, Format, Result};
+use crate::extent::Zeroes;
+use crate::{CreateOptions, Disk, Error, FileSource, Format, Result};
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
@@ -41,7 +46,7 @@ impl ConvertOptions {
 /// What a conversion did, in bytes of the guest's view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Read and written.
+    /// Written.
     pub data: u64,
     /// Read, and found to be zeroes.
     pub zeroes: u64,
@@ -49,6 +54,8 @@ pub struct Report {
     pub holes: u64,
     /// Of `data`, what was written compressed.
     pub compressed: u64,
+    /// Of `data`, what shares its space with the source and so was not even read.
+    pub shared: u64,
     /// Length of the new file.
     pub file_length: u64,
 }
@@ -128,19 +135,13 @@ fn write_data(
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
+    let Some(codec) = target.codec() else {
+        copy_data(source, target, report, progress)?;
+        return target.finish();
+    };
     // A builder's blocks are powers of two.
     let block = target.block_size().min(1 << 30) as usize;
     let chunk = CHUNK.max(block as u64);
-    let Some(codec) = target.codec() else {
-        read_data(source, chunk, report, progress, |start, bytes, report| {
-            for range in nonzero(bytes, block) {
-                report.data += range.len() as u64;
-                target.write(start + range.start as u64, &bytes[range.clone()])?;
-            }
-            Ok(())
-        })?;
-        return target.finish();
-    };
     let packing = Packing { codec, level: options.level, jobs: options.jobs, block };
     let compressed = packing.run(
         |send| {
@@ -174,62 +175,25 @@ fn read_data(
     mut write: impl FnMut(u64, &[u8], &mut Report) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = vec![0; chunk as usize];
+    let mut known = Zeroes::of(source);
     let mut start = 0;
     while start < source.len() {
         let end = (start + chunk).min(source.len());
         let bytes = &mut buffer[..(end - start) as usize];
-        let (mut data, mut skip) = (false, end);
-        let mut next = start;
-        for extent in Extents::new(source, start..source.len()) {
-            let extent = extent?;
-            match extent.content {
-                Content::Data(_) => {
-                    data = true;
-                    break;
-                }
-                Content::Zero | Content::Hole => next = extent.range.end,
-            }
-            if next >= source.len() {
-                break;
-            }
-        }
-        if !data || next >= end {
+        let zeroes = known.end(start)?;
+        let mut next = end;
+        if zeroes >= end {
             // Whole pieces of zeroes; a rest of one is read with the data that it has.
-            skip = if next >= source.len() { next } else { (next / chunk * chunk).max(end) };
-            report.holes += skip - start;
+            next = if zeroes >= source.len() { zeroes } else { zeroes / chunk * chunk };
+            report.holes += next - start;
         } else {
             source.read_at(bytes, start)?;
             let before = report.data;
             write(start, bytes, report)?;
             report.zeroes += bytes.len() as u64 - (report.data - before);
         }
-        start = skip;
+        start = next;
         progress(start);
     }
     Ok(())
-}
-
-/// The parts of `bytes` that are not zeroes, in multiples of `unit`.
-fn nonzero(bytes: &[u8], unit: usize) -> Vec<Range<usize>> {
-    let mut found: Vec<Range<usize>> = Vec::new();
-    for (index, part) in bytes.chunks(unit).enumerate() {
-        if is_zero(part) {
-            continue;
-        }
-        let range = index * unit..index * unit + part.len();
-        match found.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => found.push(range),
-        }
-    }
-    found
-}
-
-/// Looks at the first and last bytes before all others, where data mostly show.
-fn is_zero(bytes: &[u8]) -> bool {
-    if bytes.first().is_some_and(|&byte| byte != 0) || bytes.last().is_some_and(|&byte| byte != 0) {
-        return false;
-    }
-    let (chunks, rest) = bytes.as_chunks::<32>();
-    chunks.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
 }

@@ -28,6 +28,9 @@ use crate::{
 /// Zeroes are written in pieces of this many bytes where the file system cannot make them.
 const ZEROES: usize = 256 << 10;
 
+/// Holes are not looked for in data of at most so many bytes.
+const SMALL: u64 = 128 << 10;
+
 /// How to open a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -226,6 +229,10 @@ impl Disk for RawDisk {
         }
         // Seeking moves the description's position, which nothing here uses.
         match rustix::fs::seek(&self.file, SeekFrom::Data(range.start)) {
+            // To find the end can take longer than to read so little.
+            Ok(start) if start <= range.start && range.end - range.start <= SMALL => {
+                Ok(data(range.end))
+            }
             Ok(start) if start <= range.start => {
                 match rustix::fs::seek(&self.file, SeekFrom::Hole(range.start)) {
                     Ok(end) if end > range.start => Ok(data(end)),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::{Source, WritableSource, truncated};
 use crate::raw::{OpenOptions, open_locked, unlock_file};
-use crate::{Error, Result};
+use crate::{Error, Result, sys};
 
 /// A regular file or a block device, locked like a [`RawDisk`](crate::RawDisk).
 #[derive(Debug)]
@@ -111,6 +111,21 @@ impl WritableSource for FileSource {
         self.file.write_all_at(buffer, offset).map_err(self.io("write to"))?;
         self.length.fetch_max(offset.saturating_add(buffer.len() as u64), Ordering::AcqRel);
         Ok(())
+    }
+
+    fn can_share(&self, from: BorrowedFd<'_>) -> bool {
+        // No file system shares single bytes: one that could share says that the range is wrong.
+        let tried = sys::clone_range(from, 1, self.file.as_fd(), 1, 1);
+        tried.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+    }
+
+    fn share(&self, from: BorrowedFd<'_>, from_offset: u64, offset: u64, length: u64) -> bool {
+        let file = self.file.as_fd();
+        let is_shared = sys::clone_range(from, from_offset, file, offset, length).is_ok();
+        if is_shared {
+            self.length.fetch_max(offset.saturating_add(length), Ordering::AcqRel);
+        }
+        is_shared
     }
 
     fn set_len(&self, length: u64) -> Result<()> {

@@ -44,6 +44,17 @@ pub trait WritableSource: Send + Sync {
     /// Writes all of `buffer` at `offset`; grows the source where that passes its end.
     fn write_at(&self, buffer: &[u8], offset: u64) -> Result<()>;
 
+    /// Whether [`share`](Self::share) may work with that file.
+    fn can_share(&self, _from: BorrowedFd<'_>) -> bool {
+        false
+    }
+
+    /// Lets `length` bytes at `offset` share the space of those of a file, as far as both lie in one file system
+    /// that can: `false` if nothing was done.
+    fn share(&self, _from: BorrowedFd<'_>, _from_offset: u64, _offset: u64, _length: u64) -> bool {
+        false
+    }
+
     /// Makes it exactly this long; bytes that are new read as zeroes.
     fn set_len(&self, length: u64) -> Result<()>;
 

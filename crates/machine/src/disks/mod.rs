@@ -109,6 +109,12 @@ pub fn open_disks(disks: &[spec::Disk], state: &State) -> Result<Vec<OpenDisk>, 
     disks.iter().map(|disk| open_disk(disk, state)).collect()
 }
 
+/// The format that is remembered of the file at `path`, as that of a raw disk is once a guest has written to it.
+pub fn remembered_format(path: &Path, state: &Path) -> Result<Option<Format>, Error> {
+    let Ok(path) = std::fs::canonicalize(path) else { return Ok(None) };
+    Ok(RawRecord::new(state, &path).is_raw(&path)?.then_some(Format::Raw))
+}
+
 fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
     let path = std::path::absolute(&spec.path).unwrap_or_else(|_| spec.path.clone());
     // Links are followed, so that one disk has one overlay; what is not there fails when it is opened.

@@ -21,6 +21,7 @@ use crate::failure::{FAILED, Failure};
 use crate::run::command::Command;
 use crate::run::console::Attachment;
 use crate::run::plan::Plan;
+pub use crate::run::state::folder as state_folder;
 
 /// Runs the machine that `args` describe until its guest ends; the exit code is that of the command in the
 /// guest, if there is one.

@@ -1,0 +1,173 @@
+//! Comparing, committing and converting, across formats.
+
+use std::fs;
+use std::path::Path;
+
+use disk::{ConvertOptions, CreateOptions, Disk, Format, ImageOptions};
+
+const LENGTH: u64 = 5 << 20;
+
+/// Every format and layout that can be made.
+const TARGETS: [&str; 15] = [
+    "raw",
+    "raw,layout=fixed",
+    "qcow2",
+    "qcow2,extended-l2=on",
+    "qcow2,block-size=4K",
+    "qcow2,compression=zlib",
+    "qcow2,compression=zstd",
+    "vmdk",
+    "vmdk,layout=stream",
+    "vmdk,layout=split-sparse",
+    "vhd",
+    "vhd,layout=fixed",
+    "vhdx",
+    "vdi",
+    "parallels",
+];
+
+fn read_only() -> ImageOptions {
+    ImageOptions { read_only: true, ..ImageOptions::default() }
+}
+
+/// Data that begin and end anywhere, written zeroes, and holes.
+fn source(folder: &Path) -> std::sync::Arc<dyn Disk> {
+    let path = folder.join("source.raw");
+    let mut bytes = vec![0; LENGTH as usize];
+    let mut fill = |start: usize, length: usize| {
+        for (index, byte) in bytes[start..start + length].iter_mut().enumerate() {
+            *byte = (index % 251) as u8 + 1;
+        }
+    };
+    fill(0, 512);
+    fill(70_000, 300_000);
+    fill((1 << 20) - 100, 200);
+    fill((2 << 20) + 4096, 4096);
+    fill(LENGTH as usize - 700, 700);
+    fs::write(&path, &bytes).unwrap();
+    disk::open(&path, &ImageOptions { format: Some(Format::Raw), ..read_only() }).unwrap()
+}
+
+#[test]
+fn every_format_holds_what_was_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    for (number, target) in TARGETS.iter().enumerate() {
+        let path = folder.path().join(format!("{number}"));
+        let mut options = ConvertOptions::new(Format::Raw);
+        options.image = target.parse().unwrap();
+        let mut last = 0;
+        let report = disk::convert(&*source, &path, &options, |done| {
+            assert!(done >= last, "progress goes forward");
+            last = done;
+        });
+        let report = report.unwrap_or_else(|error| panic!("{target}: {error}"));
+        assert_eq!(last, LENGTH, "{target}");
+        assert_eq!(report.data + report.zeroes + report.holes, LENGTH, "{target}: {report:?}");
+        let made =
+            disk::open(&path, &ImageOptions { format: Some(options.image.format), ..read_only() })
+                .unwrap();
+        let compared = disk::compare(&*source, &*made, |_| {}).unwrap();
+        assert_eq!(compared.difference, None, "{target}");
+        // And on, from this format to the next.
+        let next = TARGETS[(number + 1) % TARGETS.len()];
+        let path = folder.path().join(format!("{number}-again"));
+        options.image = next.parse().unwrap();
+        disk::convert(&*made, &path, &options, |_| {}).unwrap();
+        let again =
+            disk::open(&path, &ImageOptions { format: Some(options.image.format), ..read_only() })
+                .unwrap();
+        let compared = disk::compare(&*source, &*again, |_| {}).unwrap();
+        assert_eq!(compared.difference, None, "{target} to {next}");
+    }
+}
+
+#[test]
+fn a_comparison_names_the_first_byte_that_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let path = folder.path().join("copy");
+    disk::convert(&*source, &path, &ConvertOptions::new(Format::Qcow2), |_| {}).unwrap();
+    let copy = disk::open(&path, &ImageOptions::default()).unwrap();
+    let at = (3 << 20) + 12_345;
+    copy.write_at(&[7], at).unwrap();
+    copy.write_at(&[9], LENGTH - 3).unwrap();
+    let compared = disk::compare(&*source, &*copy, |_| {}).unwrap();
+    assert_eq!(compared.difference, Some(at));
+    assert_eq!(disk::compare(&*copy, &*source, |_| {}).unwrap().difference, Some(at));
+}
+
+#[test]
+fn a_longer_disk_equals_one_that_ends_before_its_zeroes() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        disk::open(&path, &ImageOptions { format: Some(Format::Raw), ..read_only() }).unwrap()
+    };
+    let short = open("short", &[1; 4096]);
+    let zeroes = open("zeroes", &[[1; 4096], [0; 4096]].concat());
+    let more = open("more", &[[1; 4096], [2; 4096]].concat());
+    assert_eq!(disk::compare(&*short, &*zeroes, |_| {}).unwrap().difference, None);
+    assert_eq!(disk::compare(&*more, &*short, |_| {}).unwrap().difference, Some(4096));
+}
+
+#[test]
+fn a_commit_makes_the_parent_read_as_its_child() {
+    for parent_format in ["raw", "qcow2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(folder.path());
+        let base = folder.path().join("base");
+        let mut options = ConvertOptions::new(Format::Raw);
+        options.image = parent_format.parse().unwrap();
+        disk::convert(&*source, &base, &options, |_| {}).unwrap();
+        let child = folder.path().join("child");
+        let mut create = CreateOptions::new(Format::Qcow2, LENGTH);
+        create.backing = Some(("base".into(), options.image.format));
+        disk::create(&child, &create).unwrap();
+        let disk = disk::open(&child, &ImageOptions::default()).unwrap();
+        disk.write_at(&[5; 10_000], 100_000).unwrap();
+        disk.write_zeroes(0..65_536, true).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let copy = folder.path().join("copy");
+        {
+            let disk = disk::open(&child, &read_only()).unwrap();
+            disk::convert(&*disk, &copy, &ConvertOptions::new(Format::Qcow2), |_| {}).unwrap();
+        }
+        let done = disk::commit(&child, &ImageOptions::default()).unwrap();
+        assert_eq!(fs::canonicalize(done.parent).unwrap(), fs::canonicalize(&base).unwrap());
+        let base_options = ImageOptions { format: Some(options.image.format), ..read_only() };
+        let base = disk::open(&base, &base_options).unwrap();
+        let copy = disk::open(&copy, &read_only()).unwrap();
+        assert_eq!(disk::compare(&*base, &*copy, |_| {}).unwrap().difference, None);
+    }
+}
+
+#[test]
+fn only_an_image_with_a_parent_can_be_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    disk::create(&path, &CreateOptions::new(Format::Qcow2, LENGTH)).unwrap();
+    let error = disk::commit(&path, &ImageOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("has no parent"), "{error}");
+}
+
+#[test]
+fn reading_all_finds_what_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let path = folder.path().join("packed");
+    let mut options = ConvertOptions::new(Format::Qcow2);
+    options.image.compression = Some(disk::Compression::Zstd);
+    disk::convert(&*source, &path, &options, |_| {}).unwrap();
+    let read = |path: &Path| disk::read_all(&*disk::open(path, &read_only()).unwrap(), |_| {});
+    assert!(read(&path).unwrap() > 300_000);
+    let mut bytes = fs::read(&path).unwrap();
+    // Every Zstandard frame begins with this number.
+    let magic = [0x28, 0xb5, 0x2f, 0xfd];
+    let at = bytes.windows(4).rposition(|window| window == magic).unwrap();
+    bytes[at + 4..at + 16].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    assert!(read(&path).is_err());
+}

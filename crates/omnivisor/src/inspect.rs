@@ -1,0 +1,143 @@
+//! `omnivisor inspect`: what a disk is, and what it is made of.
+
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+
+use clap::Args;
+use disk::{Content, Disk, Extents, ImageInfo};
+use serde_json::{Map, Value, json};
+
+use crate::disk::{ImageArgs, OutputFormat, failed, human, print, print_json};
+use crate::failure::Failure;
+
+/// Options of `omnivisor inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+}
+
+/// Bytes of the disk by what is known of them.
+#[derive(Default)]
+struct Totals {
+    data: u64,
+    zeroes: u64,
+    holes: u64,
+}
+
+/// Prints what is known.
+pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
+    let options = args.image.how.options(&args.image.path)?;
+    let (disk, chain) = disk::open_chain(&args.image.path, &options).map_err(failed)?;
+    let totals = totals(&*disk)?;
+    match args.format {
+        OutputFormat::Json => print_json(&json!({
+            "length": disk.len(),
+            "logical_block": disk.geometry().logical_block,
+            "data": totals.data,
+            "zeroes": totals.zeroes,
+            "holes": totals.holes,
+            "chain": chain.iter().map(image_json).collect::<Vec<_>>(),
+        }))?,
+        OutputFormat::Table => print(&table(&*disk, &chain, &totals))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn totals(disk: &dyn Disk) -> Result<Totals, Failure> {
+    let mut totals = Totals::default();
+    for extent in Extents::new(disk, 0..disk.len()) {
+        let extent = extent.map_err(failed)?;
+        let length = extent.range.end - extent.range.start;
+        *match extent.content {
+            Content::Data(_) => &mut totals.data,
+            Content::Zero => &mut totals.zeroes,
+            Content::Hole => &mut totals.holes,
+        } += length;
+    }
+    Ok(totals)
+}
+
+fn image_json(image: &ImageInfo) -> Value {
+    let details: Map<String, Value> = image
+        .details
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
+        .collect();
+    let snapshots: Vec<Value> = image
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            json!({
+                "id": snapshot.id,
+                "name": snapshot.name,
+                "created": snapshot.created,
+                "length": snapshot.length,
+                "machine_state": snapshot.machine_state,
+            })
+        })
+        .collect();
+    json!({
+        "path": image.path,
+        "format": image.format.name(),
+        "length": image.length,
+        "file_length": image.file_length,
+        "allocated": allocated(image),
+        "block_size": image.block_size,
+        "details": details,
+        "snapshots": snapshots,
+    })
+}
+
+fn table(disk: &dyn Disk, chain: &[ImageInfo], totals: &Totals) -> String {
+    let mut text = format!(
+        "disk      {} ({} bytes): {} of data, {} of zeroes, {} of holes\n",
+        human(disk.len()),
+        disk.len(),
+        human(totals.data),
+        human(totals.zeroes),
+        human(totals.holes)
+    );
+    let sector = disk.geometry().logical_block;
+    if sector != 512 {
+        text.push_str(&format!("sectors   {sector} bytes\n"));
+    }
+    for (depth, image) in chain.iter().enumerate() {
+        let role = if depth == 0 { "image" } else { "parent" };
+        text.push_str(&format!("{role:<9} {}\n", image.path.display()));
+        let allocated =
+            allocated(image).map_or(String::new(), |size| format!(", {} allocated", human(size)));
+        let blocks = match image.block_size {
+            1 => String::new(),
+            size => format!(", blocks of {}", human(size)),
+        };
+        text.push_str(&format!(
+            "          {}, {} of file{allocated}{blocks}\n",
+            image.format,
+            human(image.file_length)
+        ));
+        for (name, value) in &image.details {
+            text.push_str(&format!("          {name}: {value}\n"));
+        }
+        for snapshot in &image.snapshots {
+            text.push_str(&format!(
+                "          snapshot {} \"{}\", made {} s after 1970, {}\n",
+                snapshot.id,
+                snapshot.name,
+                snapshot.created,
+                human(snapshot.length)
+            ));
+        }
+    }
+    text
+}
+
+/// Bytes that the file takes on its file system; nothing for devices.
+fn allocated(image: &ImageInfo) -> Option<u64> {
+    let found = image.path.metadata().ok()?;
+    found.is_file().then(|| found.blocks() * 512)
+}

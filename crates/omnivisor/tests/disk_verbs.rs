@@ -1,0 +1,137 @@
+//! The verbs that deal with disks and need no guest.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+struct Here(tempfile::TempDir);
+
+impl Here {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, code: i32, arguments: &[&str]) -> (String, String) {
+        let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_omnivisor"))
+            .args(arguments)
+            .current_dir(self.path())
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .output()
+            .unwrap();
+        let (stdout, stderr) = (text(&stdout), text(&stderr));
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {stdout}{stderr}");
+        (stdout, stderr)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let (stdout, _) = self.run(0, arguments);
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// 8 MiB with data in the first and zeroes written in the second.
+fn disk_in(here: &Here) {
+    let mut bytes: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 253) as u8 + 1).collect();
+    bytes.resize(2 << 20, 0);
+    let path = here.path().join("disk.raw");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8 << 20).unwrap();
+}
+
+#[test]
+fn a_disk_goes_through_the_formats_and_comes_back_the_same() {
+    let here = Here::new();
+    disk_in(&here);
+    let chain = ["a.qcow2", "b.vmdk", "c.vhd", "d.vhdx", "e.vdi", "f.hds", "g.qcow2", "h.raw"];
+    let mut source = "disk.raw";
+    for target in chain {
+        let (stdout, stderr) = here.run(0, &["convert", source, target, "--verify"]);
+        assert!(stdout.is_empty() && stderr.contains("verified"), "{target}: {stderr}");
+        source = target;
+    }
+    here.run(0, &["convert", "a.qcow2", "s.vmdk", "--to", "vmdk,layout=stream", "--verify"]);
+    here.run(
+        0,
+        &["convert", "a.qcow2", "z.qcow2", "--compress", "zstd", "--level", "1", "--jobs", "2"],
+    );
+    for other in ["h.raw", "s.vmdk", "z.qcow2"] {
+        let (stdout, _) = here.run(0, &["disk", "compare", "disk.raw", other, "--strict"]);
+        assert_eq!(stdout, "They hold the same\n");
+    }
+    let inspected = here.json(&["inspect", "s.vmdk", "--format", "json"]);
+    assert_eq!(inspected["length"], 8 << 20);
+    assert_eq!(inspected["chain"][0]["format"], "vmdk");
+    let (_, stderr) = here.run(125, &["convert", "disk.raw", "a.qcow2"]);
+    assert!(stderr.contains("exists"), "{stderr}");
+    here.run(0, &["convert", "disk.raw", "a.qcow2", "--force"]);
+    let (_, stderr) = here.run(2, &["convert", "disk.raw", "x", "--to", "vmdk,layout=round"]);
+    assert!(stderr.contains("split-sparse"), "{stderr}");
+    let left = std::fs::read_dir(here.path()).unwrap().flatten();
+    let partial = left.map(|entry| text(entry.file_name().as_encoded_bytes()));
+    assert_eq!(partial.filter(|name| name.contains("partial")).count(), 0);
+}
+
+#[test]
+fn a_map_tells_data_from_zeroes() {
+    let here = Here::new();
+    disk_in(&here);
+    // On some file systems the image shares what the source has, with the zeroes that were written to it.
+    let disk = std::fs::File::options().write(true).open(here.path().join("disk.raw")).unwrap();
+    disk.set_len(1 << 20).unwrap();
+    disk.set_len(8 << 20).unwrap();
+    here.run(0, &["convert", "disk.raw", "a.qcow2"]);
+    let (stdout, _) = here.run(0, &["disk", "map", "a.qcow2", "--format", "json"]);
+    let rows: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let data: Vec<_> = rows.iter().filter(|row| row["kind"] == "data").collect();
+    let length: u64 = data.iter().map(|row| row["length"].as_u64().unwrap()).sum();
+    assert_eq!((length, &data[0]["start"]), (1 << 20, &0.into()));
+    let file = data[0]["file"].as_str().unwrap();
+    let offset = data[0]["offset"].as_u64().unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    assert_eq!(bytes[offset as usize..][..4], [1, 2, 3, 4]);
+    let total: u64 = rows.iter().map(|row| row["length"].as_u64().unwrap()).sum();
+    assert_eq!(total, 8 << 20);
+    let (stdout, _) = here.run(0, &["disk", "map", "a.qcow2"]);
+    assert!(stdout.contains("a.qcow2 at "), "{stdout}");
+}
+
+#[test]
+fn an_overlay_is_made_inspected_and_committed() {
+    let here = Here::new();
+    disk_in(&here);
+    here.run(0, &["convert", "disk.raw", "base.vmdk"]);
+    here.run(0, &["disk", "create", "over.qcow2", "--parent", "base.vmdk"]);
+    let chain = here.json(&["inspect", "over.qcow2", "--format", "json"]);
+    assert_eq!(chain["chain"].as_array().unwrap().len(), 2);
+    assert_eq!(chain["chain"][1]["format"], "vmdk");
+    let (table, _) = here.run(0, &["inspect", "over.qcow2"]);
+    assert!(table.contains("parent") && table.contains("base.vmdk"), "{table}");
+    let (stdout, _) = here.run(0, &["disk", "compare", "disk.raw", "over.qcow2"]);
+    assert_eq!(stdout, "They hold the same\n");
+
+    here.run(0, &["convert", "disk.raw", "base.qcow2"]);
+    here.run(0, &["disk", "create", "second.qcow2", "--parent", "base.qcow2"]);
+    here.run(0, &["disk", "check", "second.qcow2"]);
+    here.run(0, &["disk", "commit", "second.qcow2"]);
+    assert!(!here.path().join("second.qcow2").exists());
+}
+
+#[test]
+fn different_disks_end_with_1() {
+    let here = Here::new();
+    disk_in(&here);
+    here.run(0, &["disk", "create", "empty.qcow2", "8M"]);
+    let (stdout, _) = here.run(1, &["disk", "compare", "disk.raw", "empty.qcow2"]);
+    assert_eq!(stdout, "They differ at byte 0\n");
+    here.run(125, &["disk", "compare", "disk.raw", "missing"]);
+    here.run(2, &["disk", "create", "sizeless.qcow2"]);
+}
