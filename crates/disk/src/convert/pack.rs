@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use flate2::{Compress, FlushCompress, Status};
@@ -15,9 +16,12 @@ use crate::{Error, Result};
 /// QEMU reads zlib clusters with a window of 4 KiB.
 const WINDOW_BITS: u8 = 12;
 const ZLIB_LEVEL: i32 = 6;
+/// With a small window higher levels take far more time for little.
+const DEFLATE_LEVEL: i32 = 2;
 const ZSTD_LEVEL: i32 = 3;
-/// Clusters that wait for each thread, so that memory stays bounded.
-const QUEUE: usize = 8;
+/// Clusters that are on their way for each thread, and bytes of all of them, so that memory stays bounded.
+const QUEUE: usize = 4;
+const MAX_BYTES: usize = 16 << 20;
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,13 +81,16 @@ impl Packing {
     ) -> Result<u64> {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let jobs = self.jobs.unwrap_or(processors).clamp(1, 256);
-        let (to_pack, waiting) = sync_channel::<Cluster<Vec<u8>>>(jobs * QUEUE);
-        let (packed, to_write) = sync_channel::<Cluster<Packed>>(jobs * QUEUE);
+        let limit = (jobs * QUEUE).min(MAX_BYTES / self.block).max(2);
+        let (to_pack, waiting) = sync_channel::<Cluster<Vec<u8>>>(limit);
+        let (packed, to_write) = sync_channel::<Cluster<Packed>>(limit);
         let waiting = Mutex::new(Some(waiting));
+        let written_up_to = Progress::default();
         thread::scope(|scope| {
-            let receiver = &waiting;
+            let (receiver, done) = (&waiting, &written_up_to);
             let writer = scope.spawn(move || {
-                let written = self.write_in_order(&to_write, &mut write);
+                let written = self.write_in_order(&to_write, done, &mut write);
+                done.set(u64::MAX);
                 // After an error nobody takes clusters any more, so nobody may wait for that.
                 if written.is_err() {
                     receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -98,9 +105,11 @@ impl Packing {
                 })
                 .collect();
             drop(packed);
-            let mut number = 0;
+            let mut number = 0_u64;
             let mut stopped = false;
             let read = read(&mut |start, bytes| {
+                // One slow cluster must not let all that follow it pile up.
+                written_up_to.wait((number + 1).saturating_sub(limit as u64));
                 stopped = to_pack.send((number, start, bytes)).is_err();
                 number += 1;
                 // The writer's or a worker's error tells more.
@@ -122,6 +131,7 @@ impl Packing {
     fn write_in_order(
         &self,
         to_write: &Receiver<Cluster<Packed>>,
+        done: &Progress,
         write: &mut dyn FnMut(u64, Packed) -> Result<()>,
     ) -> Result<u64> {
         let (mut next, mut compressed) = (0, 0);
@@ -134,6 +144,7 @@ impl Packing {
                 }
                 write(start, packed)?;
                 next += 1;
+                done.set(next);
             }
         }
         Ok(compressed)
@@ -151,14 +162,35 @@ impl Packing {
                 waiting.as_ref().and_then(|waiting| waiting.recv().ok())
             };
             let Some((number, start, bytes)) = received else { return Ok(()) };
-            let result = match packer.pack(&bytes) {
-                Some(stream) => Ok(stream),
-                None => Err(bytes),
-            };
+            // A library's mistake costs a cluster its compression, not the whole work its end.
+            let attempt = catch_unwind(AssertUnwindSafe(|| packer.pack(&bytes)));
+            if attempt.is_err() {
+                packer = Packer::new(self)?;
+            }
+            let result = attempt.ok().flatten().ok_or(bytes);
             if packed.send((number, start, result)).is_err() {
                 return Ok(());
             }
         }
+    }
+}
+
+/// How many clusters are written.
+#[derive(Default)]
+struct Progress {
+    count: Mutex<u64>,
+    moved: Condvar,
+}
+
+impl Progress {
+    fn set(&self, count: u64) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) = count;
+        self.moved.notify_all();
+    }
+
+    fn wait(&self, least: u64) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.moved.wait_while(count, |count| *count < least));
     }
 }
 
@@ -178,7 +210,8 @@ impl Packer {
             }
             Codec::Deflate => {
                 // Not more than nine, so it fits.
-                let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(0, 9) as u32;
+                // Level 1 of zlib-rs panics with a window of this size.
+                let level = packing.level.unwrap_or(DEFLATE_LEVEL).clamp(2, 9) as u32;
                 let level = flate2::Compression::new(level);
                 Ok(Self::Deflate(Box::new(Compress::new_with_window_bits(
                     level,
