@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use engine::{GuestMemory, GuestRegion, MemoryRegion, PAGE_SIZE, Vm};
 use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::mmap::FromRangesError;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+    MmapRegion,
 };
 
 use crate::layout::{
@@ -71,7 +73,7 @@ pub fn allocate(config: &MemoryConfig) -> Result<GuestMemory> {
         .into_iter()
         .map(|(start, size, offset)| {
             let file = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
-            GuestRegion::from_range(start, size as usize, file).map_err(io::Error::other)
+            aligned(start, size as usize, file).map_err(io::Error::other)
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(allocation)?;
@@ -81,6 +83,24 @@ pub fn allocate(config: &MemoryConfig) -> Result<GuestMemory> {
         preallocate(&memory, file.as_deref(), config.size).map_err(allocation)?;
     }
     Ok(memory)
+}
+
+/// Allocates a region whose huge pages are the guest's as well: KVM maps one at once only where guest-physical and
+/// host address are congruent. Linux sees to that itself from 6.7 on; before, it puts a mapping right below the last
+/// one, so that one of the surplus moves the next to where it should be.
+fn aligned(
+    start: GuestAddress,
+    size: usize,
+    file: Option<FileOffset>,
+) -> std::result::Result<GuestRegion, FromRangesError> {
+    let region = GuestRegion::from_range(start, size, file.clone())?;
+    let surplus = region.as_ptr() as usize % HUGE_PAGE as usize;
+    if surplus == 0 {
+        return Ok(region);
+    }
+    drop(region);
+    let _pad = MmapRegion::<()>::new(surplus);
+    GuestRegion::from_range(start, size, file)
 }
 
 /// Shows all of `memory` to the guest of `vm`; slots are numbered from 0.
