@@ -18,6 +18,7 @@ const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
+const PF_X: u32 = 1;
 /// XEN_ELFNOTE_PHYS32_ENTRY.
 const PHYS32_ENTRY: u32 = 18;
 /// More program headers than any kernel has.
@@ -73,8 +74,9 @@ pub(super) fn map(memory: &GuestMemory, image: &mut File) -> Result<Loaded, Kern
     load_with(memory, image, &mut map_segment)
 }
 
-/// Puts `length` bytes of an image from an offset on at an address of guest memory that is known to be there.
-type Put<'p, R> = &'p mut dyn FnMut(&GuestMemory, &mut R, u64, u64, u64) -> Result<(), KernelError>;
+/// Puts what the image holds of a segment at its address of guest memory; both are known to be there.
+type Put<'p, R> =
+    &'p mut dyn FnMut(&GuestMemory, &mut R, &ProgramHeader) -> Result<(), KernelError>;
 
 fn load_with<R: Read + Seek>(
     memory: &GuestMemory,
@@ -149,11 +151,22 @@ fn load_segment<R: Read + Seek>(
         .checked_add(segment.memsz.get())
         .ok_or(KernelError::Damaged("a segment lies outside of memory"))?;
     check_room(memory, start, end)?;
-    put(memory, image, segment.offset.get(), start, file_size)?;
+    put(memory, image, segment)?;
     Ok(end)
 }
 
 fn read_segment<R>(
+    memory: &GuestMemory,
+    image: &mut R,
+    segment: &ProgramHeader,
+) -> Result<(), KernelError>
+where
+    R: Read + Seek + ReadVolatile,
+{
+    read(memory, image, segment.offset.get(), segment.paddr.get(), segment.filesz.get())
+}
+
+fn read<R>(
     memory: &GuestMemory,
     image: &mut R,
     offset: u64,
@@ -169,19 +182,22 @@ where
         .map_err(|error| KernelError::Read(io::Error::other(error)))
 }
 
-/// Maps the whole pages that hold data, and reads what is left over at the ends.
+/// Maps the whole pages that hold data, and reads what is left over at the ends, and the code: what a segment that
+/// can be executed has before its first hole.
 fn map_segment(
     memory: &GuestMemory,
     image: &mut File,
-    offset: u64,
-    start: u64,
-    length: u64,
+    segment: &ProgramHeader,
 ) -> Result<(), KernelError> {
+    let (offset, start) = (segment.offset.get(), segment.paddr.get());
     let congruent = offset % PAGE_SIZE == start % PAGE_SIZE;
     let Some(region) = memory.find_region(GuestAddress(start)).filter(|_| congruent) else {
-        return read_segment(memory, image, offset, start, length);
+        return read_segment(memory, image, segment);
     };
-    let end = offset + length;
+    let end = offset + segment.filesz.get();
+    // Linux rewrites nearly all of its code while it boots (alternatives, ftrace): each page would be mapped, then
+    // copied, with two or three faults of the guest. Read, it can be in huge pages.
+    let mut is_code = segment.flags.get() & PF_X != 0;
     let mut at = offset;
     while at < end {
         let data = match seek(&*image, rustix::fs::SeekFrom::Data(at)) {
@@ -194,7 +210,8 @@ fn map_segment(
         let pages = data.next_multiple_of(PAGE_SIZE)..hole & !(PAGE_SIZE - 1);
         let guest = |at: u64| start + (at - offset);
         let in_region = |at: u64| guest(at) - region.start_addr().0;
-        let mapped = pages.start < pages.end
+        let mapped = !std::mem::take(&mut is_code)
+            && pages.start < pages.end
             && devices::memory::map_file(
                 region,
                 in_region(pages.start)..in_region(pages.end),
@@ -203,10 +220,10 @@ fn map_segment(
             )
             .is_ok();
         if mapped {
-            read_segment(memory, image, data, guest(data), pages.start - data)?;
-            read_segment(memory, image, pages.end, guest(pages.end), hole - pages.end)?;
+            read(memory, image, data, guest(data), pages.start - data)?;
+            read(memory, image, pages.end, guest(pages.end), hole - pages.end)?;
         } else {
-            read_segment(memory, image, data, guest(data), hole - data)?;
+            read(memory, image, data, guest(data), hole - data)?;
         }
         at = hole;
     }
