@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::cpuid::CpuidTable;
 use engine::{Capabilities, Engine, Error, Result, Vm, VmConfig};
-use kvm_bindings::{KVM_API_VERSION, KVM_CAP_VM_TSC_CONTROL, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::errno;
 
@@ -212,15 +212,12 @@ fn offer_tsc_deadline(kvm: &Kvm, cpuid: &mut CpuidTable) {
     }
 }
 
-/// The frequency that virtual processors will have. Before Linux 5.16 only a processor could be asked.
+/// The frequency that virtual processors will have. Before Linux 5.16 only a processor could be asked. After that the
+/// virtual machine answers even where KVM_CAP_VM_TSC_CONTROL is absent because the frequency cannot be changed; one made
+/// to be asked would take tens of milliseconds to go away.
 fn tsc_khz(kvm: &Kvm, vm: &VmFd) -> Option<u32> {
-    let khz = if kvm.check_extension_raw(KVM_CAP_VM_TSC_CONTROL.into()) > 0 {
-        sys::vm_tsc_khz(vm).ok()
-    } else {
-        let scratch = create_vm(kvm).ok()?;
-        scratch.create_vcpu(0).ok()?.get_tsc_khz().ok()
-    };
-    khz.filter(|&khz| khz != 0)
+    let ask_processor = || create_vm(kvm)?.create_vcpu(0)?.get_tsc_khz();
+    sys::vm_tsc_khz(vm).or_else(|_| ask_processor()).ok().filter(|&khz| khz != 0)
 }
 
 #[cfg(test)]
