@@ -15,8 +15,6 @@ pub struct Kernel {
     pub release: String,
     /// The file as it is distributed: a bzImage.
     pub image: PathBuf,
-    /// Where the unpacked ELF file is kept once somebody has unpacked it.
-    pub vmlinux: PathBuf,
     /// Its folder of modules; there may be none.
     pub modules: PathBuf,
     /// Whether it loads only signed modules.
@@ -43,7 +41,6 @@ impl Kernel {
             fs::read_to_string(folder.join("release")).about("read", folder.join("release"))?;
         Ok(Self {
             image: folder.join("vmlinuz"),
-            vmlinux: folder.join("vmlinux"),
             modules: folder.join("modules"),
             enforces_signatures: enforces_signatures(&folder.join("config")),
             release,
@@ -52,23 +49,18 @@ impl Kernel {
     }
 
     /// The kernel that the host runs.
-    pub fn of_host(cache: &Cache) -> Result<Self, Error> {
+    pub fn of_host() -> Result<Self, Error> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let modules = Path::new("/lib/modules").join(&release);
         // Debian's place, and that of systems whose boot loader has its own copy.
         let in_boot = Path::new("/boot").join(format!("vmlinuz-{release}"));
         let with_modules = modules.join("vmlinuz");
         let image = if !in_boot.exists() && with_modules.exists() { with_modules } else { in_boot };
-        Self::from_files(cache, release, image, modules)
+        Self::from_files(release, image, modules)
     }
 
     /// A kernel that is somewhere on the host.
-    pub fn from_files(
-        cache: &Cache,
-        release: String,
-        image: PathBuf,
-        modules: PathBuf,
-    ) -> Result<Self, Error> {
+    pub fn from_files(release: String, image: PathBuf, modules: PathBuf) -> Result<Self, Error> {
         let data = match fs::File::open(&image).and_then(|file| file.metadata()) {
             Ok(data) => data,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -83,10 +75,9 @@ impl Kernel {
         let mut hasher = DefaultHasher::new();
         (&image, &modules, &release, data.len(), data.modified().ok()).hash(&mut hasher);
         let key = format!("host-{:016x}", hasher.finish());
-        let vmlinux = cache.path(&format!("vmlinux-{key}"));
         let config = image.with_file_name(format!("config-{release}"));
         let enforces_signatures = enforces_signatures(&config);
-        Ok(Self { release, image, vmlinux, modules, enforces_signatures, key })
+        Ok(Self { release, image, modules, enforces_signatures, key })
     }
 }
 
@@ -156,11 +147,9 @@ mod tests {
     #[test]
     fn a_kernel_on_the_host_is_known_by_its_file() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::at(&folder.path().join("cache")).unwrap();
         let image = folder.path().join("vmlinuz");
-        let open = || {
-            Kernel::from_files(&cache, "6.1".into(), image.clone(), folder.path().join("modules"))
-        };
+        let open =
+            || Kernel::from_files("6.1".into(), image.clone(), folder.path().join("modules"));
         assert!(matches!(open(), Err(Error::NoHostKernel(_))));
         fs::write(&image, "one").unwrap();
         let one = open().unwrap();

@@ -58,9 +58,6 @@ pub struct Options {
 pub struct Prepared {
     /// The kernel as it is distributed: a bzImage.
     pub kernel: PathBuf,
-    /// Where the kernel's unpacked ELF file is kept; there may be none yet. Whoever unpacks it puts it there, under
-    /// a temporary name first.
-    pub vmlinux: PathBuf,
     /// The initramfs: an uncompressed cpio archive.
     pub initrd: PathBuf,
     /// Words that the kernel command line needs for this image.
@@ -95,7 +92,7 @@ pub fn prepare_in(
             features.fs = true;
             features.overlay = true;
             cmdline_extra = format!("omnivisor.root={HOST_ROOT_TAG} omnivisor.overlay");
-            Kernel::of_host(cache)?
+            Kernel::of_host()?
         }
     };
     let has_root = options.full_root || *image == ImageRef::Host;
@@ -106,14 +103,7 @@ pub fn prepare_in(
         disk = Some(root::debian(cache, &kernel, progress)?);
     }
     let initrd = initramfs(cache, &kernel, features, has_root, progress)?;
-    Ok(Prepared {
-        kernel: kernel.image,
-        vmlinux: kernel.vmlinux,
-        initrd,
-        cmdline_extra,
-        disk,
-        version: kernel.release,
-    })
+    Ok(Prepared { kernel: kernel.image, initrd, cmdline_extra, disk, version: kernel.release })
 }
 
 /// The name of an image is not one we know.

@@ -259,7 +259,6 @@ mod tests {
         Kernel {
             release: "6.1-test".into(),
             image: folder.join("vmlinuz"),
-            vmlinux: folder.join("vmlinux"),
             modules: folder.to_owned(),
             enforces_signatures: false,
             key: "test".into(),
