@@ -94,7 +94,7 @@ impl Plan {
         spec.boot.kernel = Some(kernel.clone());
         spec.boot.initrd.clone_from(initrd);
         spec.boot.cmdline = Some(cmdline.clone());
-        print!("{}", spec.to_toml()?);
+        println!("{}", spec.to_toml()?.trim_end());
         Ok(ExitCode::SUCCESS)
     }
 }
