@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 use engine::{GuestRegion, PAGE_SIZE};
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use vm_memory::GuestMemoryRegion;
 
 /// Replaces `range` of an anonymous `region`, in bytes from its start, by the file's content from `offset` on:
@@ -46,6 +47,37 @@ pub fn map_file(
     Ok(())
 }
 
+/// Gives back the pages of the program's own code that were only needed to get here. They are the file's, so that what
+/// is needed again comes back from the host's page cache.
+///
+/// # Errors
+///
+/// `/proc/self/maps` cannot be read, or the host refuses.
+pub fn forget_code() -> io::Result<()> {
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    for line in maps.lines() {
+        // proc_pid_maps(5): the range, its rights, offset, device, inode, name.
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let &[range, rights, offset, _, _, name] = &fields[..] else { continue };
+        // The segment with the file's own header holds constants. Other read-only ones may have been relocated.
+        if rights != "r-xp" && (rights, offset) != ("r--p", "00000000") {
+            continue;
+        }
+        let bounds = range.split_once('-').and_then(|(start, end)| {
+            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+        });
+        if let Some((start, end)) = bounds
+            && Path::new(name) == program
+        {
+            let at = std::ptr::without_provenance_mut(start);
+            // SAFETY: what was never writable is the same in memory as in the file, from which it is read again.
+            unsafe { madvise(at, end - start, Advice::LinuxDontNeed) }?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -67,6 +99,26 @@ mod tests {
         let mut byte = [0];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0x1000).unwrap();
         assert_eq!(byte, [7]);
+    }
+
+    /// KiB of the program's code that are in memory.
+    fn resident_code() -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let program = std::fs::read_link("/proc/self/exe").unwrap();
+        let mut lines = smaps.lines();
+        let code =
+            |line: &&str| line.contains(" r-xp ") && line.ends_with(program.to_str().unwrap());
+        lines.find(code).unwrap();
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn code_that_is_not_needed_any_more_goes() {
+        let before = resident_code();
+        forget_code().unwrap();
+        let after = resident_code();
+        assert!(after < before, "{after} KiB of {before}");
     }
 
     #[test]

@@ -52,6 +52,10 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         attachment.attach(&control)?;
         let pending = command.as_ref().map(|command| command.serve(&control)).transpose()?;
         tracing::info!(engine = engine.name(), "machine built in {:.1?}", started.elapsed());
+        // Most of the program only led here.
+        if let Err(error) = devices::memory::forget_code() {
+            tracing::debug!(%error, "the program's code stays in memory");
+        }
         let finished = machine.run()?;
         attachment.detach();
         if args.statistics {
