@@ -33,8 +33,6 @@ same() { [ "$1" = "$2" ] || fail "'$1' is not '$2'"; }
 description() {
     run "$@" --dry-run | sed '/^\[vsock\]/,/^path/d; s/ omnivisor\.agent=[a-z0-9:]*//'
 }
-# early: what a serial port that the guest opens throws away of what was typed before.
-early() { yes '' | head -n 40; }
 # within SECONDS COMMAND...: the command succeeds in the end.
 within() {
     i=$(($1 * 10)); shift
@@ -175,6 +173,19 @@ fn prepare(arguments: &[String]) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+}
+
+/// The program of the unit tests of a library: the newest, since cargo keeps those of earlier builds.
+pub fn unit_tests(library: &str) -> String {
+    let folder = Path::new(env!("CARGO_BIN_EXE_omnivisor")).with_file_name("deps");
+    let programs = std::fs::read_dir(folder).unwrap().flatten().filter(|entry| {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let hash = name.strip_prefix(library).and_then(|rest| rest.strip_prefix('-'));
+        hash.is_some_and(|hash| hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    });
+    let newest = programs.max_by_key(|entry| entry.metadata().unwrap().modified().unwrap());
+    let newest = newest.unwrap_or_else(|| panic!("cargo test --no-run -p omnivisor-{library}"));
+    newest.path().into_os_string().into_string().unwrap()
 }
 
 /// Kept between runs, so that packages are fetched once.
