@@ -353,7 +353,12 @@ fn check_of_segment(i: &Instruction, mode: Mode, op: &Op) -> Option<Op> {
     // ARPL writes only what it has to change.
     let writes = i.op0_kind() == OpKind::Memory && !reads && i.mnemonic() != Mnemonic::Arpl;
     let run = if writes { check_limit::<true> } else { check_limit::<false> };
-    Some(Op { run, extra: i.memory_size().size().max(1) as u32, ..*op })
+    let mut bytes = i.memory_size().size().max(1);
+    if i.mnemonic() == Mnemonic::Bound {
+        // The first of two numbers.
+        bytes /= 2;
+    }
+    Some(Op { run, extra: bytes as u32, ..*op })
 }
 
 /// Where code is in this process; from now on the page's changes are noticed.

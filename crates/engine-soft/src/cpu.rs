@@ -79,6 +79,9 @@ pub const CR4_TSD: u64 = 1 << 2;
 pub const CR4_PSE: u64 = 1 << 4;
 pub const CR4_PAE: u64 = 1 << 5;
 pub const CR4_OSFXSR: u64 = 1 << 9;
+pub const CR4_FSGSBASE: u64 = 1 << 16;
+pub const CR4_OSXSAVE: u64 = 1 << 18;
+pub const CR4_SMEP: u64 = 1 << 20;
 pub const EFER_SCE: u64 = 1;
 pub const EFER_LME: u64 = 1 << 8;
 pub const EFER_LMA: u64 = 1 << 10;
@@ -154,6 +157,8 @@ pub struct Cpu {
     pub cr3: u64,
     pub cr4: u64,
     pub efer: u64,
+    /// Which components XSAVE manages.
+    pub xcr0: u64,
     pub debug: DebugRegisters,
     pub msrs: Msrs,
     pub fpu: Box<FpuState>,

@@ -66,6 +66,9 @@ pub fn decode(i: &Instruction, mode: Mode, bytes: &[u8], stubs: &mut Stubs) -> (
             .or_else(|| decode_native::native(i, mode, bytes, stubs, &mut op))
     };
     op.run = run.unwrap_or(system::unimplemented);
+    if run.is_none() {
+        op.imm = i.code() as u64;
+    }
     let ends = run.is_none()
         || !known
         || !matches!(i.flow_control(), iced_x86::FlowControl::Next)

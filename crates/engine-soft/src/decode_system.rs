@@ -32,6 +32,16 @@ impl Decoder<'_> {
                 rm!(memory, wide, self.size(0), system::look_at, $kind)
             }};
         }
+        macro_rules! base {
+            ($write:tt, $segment:tt) => {{
+                let (size, _) = self.one(op, 0);
+                if size == 4 {
+                    system::segment_base::<u32, $write, $segment>
+                } else {
+                    system::segment_base::<u64, $write, $segment>
+                }
+            }};
+        }
         Some(match i.mnemonic() {
             Mnemonic::Cli => system::interrupts::<false>,
             Mnemonic::Sti => system::interrupts::<true>,
@@ -108,6 +118,14 @@ impl Decoder<'_> {
             Mnemonic::Ud2 | Mnemonic::Ud0 | Mnemonic::Ud1 => system::undefined,
             Mnemonic::Fxsave | Mnemonic::Fxsave64 => xsave::fxsave::<true>,
             Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => xsave::fxsave::<false>,
+            Mnemonic::Xsave | Mnemonic::Xsave64 => xsave::xsave::<true>,
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => xsave::xsave::<false>,
+            Mnemonic::Xgetbv => xsave::get_control,
+            Mnemonic::Xsetbv => xsave::set_control,
+            Mnemonic::Rdfsbase => base!(false, 4),
+            Mnemonic::Rdgsbase => base!(false, 5),
+            Mnemonic::Wrfsbase => base!(true, 4),
+            Mnemonic::Wrgsbase => base!(true, 5),
             Mnemonic::Ldmxcsr => xsave::mxcsr::<false>,
             Mnemonic::Stmxcsr => xsave::mxcsr::<true>,
             Mnemonic::Fninit => x87::control::<0>,

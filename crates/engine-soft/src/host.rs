@@ -143,6 +143,12 @@ impl HostAddress {
         unsafe { (self.0 as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
+    /// Sets bytes of one page.
+    pub fn fill(self, value: u8, length: usize) {
+        // SAFETY: as for `load`; the caller checked the range.
+        unsafe { (self.0 as *mut u8).write_bytes(value, length) }
+    }
+
     /// Copies between pages of guest memory, which may be the same.
     pub fn copy(self, from: Self, length: usize) {
         // SAFETY: as for `load`; the caller checked both ranges.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::cpu::{Access, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, Cpu, EFER_LMA, EFER_NXE, PF, Step};
+use crate::cpu::{
+    Access, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMEP, Cpu, EFER_LMA, EFER_NXE, PF, Step,
+};
 use crate::host::{PAGE, Word};
 
 /// Bits of a guest-physical address.
@@ -75,7 +77,7 @@ impl Cpu {
         if user != 0 {
             code |= ERROR_USER;
         }
-        if access == Access::Fetch && self.efer & EFER_NXE != 0 {
+        if access == Access::Fetch && (self.efer & EFER_NXE != 0 || self.cr4 & CR4_SMEP != 0) {
             code |= ERROR_FETCH;
         }
         self.cr2 = linear;
@@ -187,7 +189,11 @@ impl Cpu {
         let writable = rights & WRITABLE != 0 || user == 0 && self.cr0 & CR0_WP == 0;
         let denied = user != 0 && rights & USER == 0
             || access == Access::Write && !writable
-            || access == Access::Fetch && no_execute;
+            || access == Access::Fetch && no_execute
+            || access == Access::Fetch
+                && user == 0
+                && rights & USER != 0
+                && self.cr4 & CR4_SMEP != 0;
         if denied {
             return Err(self.page_fault(linear, access, user, ERROR_PRESENT));
         }

@@ -10,6 +10,7 @@ use crate::mmu::PHYSICAL_BITS;
 use crate::state::MSRS;
 use crate::translate::Translation;
 use crate::vm::SoftVm;
+use crate::xsave::{COMPONENTS, XSAVE};
 
 /// Most processors of one virtual machine.
 const MAX_VCPUS: u32 = 512;
@@ -115,8 +116,8 @@ fn cpuid() -> CpuidTable {
     };
     let vendor = text(b"AuthenticAMD");
     let hypervisor = text(b"KVMKVMKVM\0\0\0");
-    // CX16, x2APIC, TSC deadline, POPCNT, hypervisor.
-    let mut ecx = 1 << 13 | 1 << 21 | 1 << 24 | 1 << 23 | 1 << 31;
+    // CX16, x2APIC, MOVBE, POPCNT, TSC deadline, XSAVE, hypervisor.
+    let mut ecx = 1 << 13 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 26 | 1 << 31;
     for (present, bit) in
         [(host!("sse3"), 0), (host!("ssse3"), 9), (host!("sse4.1"), 19), (host!("sse4.2"), 20)]
     {
@@ -130,7 +131,11 @@ fn cpuid() -> CpuidTable {
     let mut leaves = vec![
         leaf(0, 0xd, vendor[0], vendor[2], vendor[1]),
         leaf(1, signature, 0x0001_0800, ecx, FEATURES_EDX),
-        CpuidLeaf { index: Some(0), ..leaf(7, 0, 0, 0, 0) },
+        // FSGSBASE, SMEP, fast REP MOVSB and STOSB, short ones too.
+        CpuidLeaf { index: Some(0), ..leaf(7, 0, 1 | 1 << 7 | 1 << 9, 0, 1 << 4) },
+        // XSAVE: x87 and SSE in the standard format.
+        CpuidLeaf { index: Some(0), ..leaf(0xd, COMPONENTS as u32, XSAVE as u32, XSAVE as u32, 0) },
+        CpuidLeaf { index: Some(1), ..leaf(0xd, 0, 0, 0, 0) },
         // KVM's signature: kvm-clock (the new registers), and its counters agree.
         leaf(0x4000_0000, 0x4000_0001, hypervisor[0], hypervisor[1], hypervisor[2]),
         leaf(0x4000_0001, 1 << 3 | 1 << 24, 0, 0, 0),

@@ -17,10 +17,8 @@ use crate::host::{Regs, Tlb};
 use crate::native::{FXSAVE, FpuState};
 use crate::vcpu::SoftVcpu;
 use crate::vm::{CpuShared, VmShared};
+use crate::xsave::{XSAVE, XSTATE_BV};
 
-/// Bytes of the legacy region and the header of an XSAVE area.
-const XSAVE: usize = 576;
-const XSTATE_BV: usize = 512;
 /// Longest area of another engine that is looked at.
 const LONGEST_XSAVE: usize = 64 << 10;
 
@@ -74,6 +72,7 @@ impl Cpu {
             cr3: 0,
             cr4: 0,
             efer: 0,
+            xcr0: 1,
             debug: DebugRegisters::default(),
             msrs: Msrs::default(),
             fpu: Box::default(),
@@ -115,6 +114,7 @@ impl Cpu {
         self.cr0 = 0x6000_0000 | CR0_ET;
         (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
         self.debug = DebugRegisters::default();
+        self.xcr0 = 1;
         self.cpl = 0;
         self.shadow = 0;
         self.nmi_masked = false;
@@ -175,13 +175,13 @@ pub fn save(vcpu: &mut SoftVcpu) -> VcpuState {
     // x87 and SSE are there.
     xsave[XSTATE_BV] = 3;
     let msrs = list.into_iter().filter_map(|index| Some((index, cpu.read_msr(index)?))).collect();
-    let debug = cpu.debug;
+    let (debug, xcr0) = (cpu.debug, cpu.xcr0);
     let (activity, shadow, nmi_masked) = (cpu.activity, cpu.shadow, cpu.nmi_masked);
     VcpuState {
         registers,
         system,
         debug,
-        xcr0: None,
+        xcr0: Some(xcr0),
         xsave,
         msrs,
         lapic,
@@ -215,6 +215,9 @@ fn check(state: &VcpuState) -> Result<()> {
     }
     if long != (paging && system.efer & EFER_LME != 0) {
         return invalid("The saved EFER does not fit CR0");
+    }
+    if state.xcr0.is_some_and(|xcr0| !crate::xsave::allowed(xcr0)) {
+        return invalid("The saved XCR0 has components that this processor has not");
     }
     if let Some((index, _)) = state.msrs.iter().find(|(index, _)| !known_msr(*index)) {
         return Err(Error::Invalid(format!("There is no model-specific register {index:#x}")));
@@ -259,6 +262,7 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
     (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer) = (s.cr0 | CR0_ET, s.cr2, s.cr3, s.cr4, s.efer);
     cpu.cpl = (s.ss.access >> 5 & 3) as u8;
     cpu.debug = state.debug;
+    cpu.xcr0 = state.xcr0.unwrap_or(1);
     let mut area = [0; FXSAVE];
     area.copy_from_slice(&state.xsave[..FXSAVE]);
     let mut fpu = FpuState::default();

@@ -158,7 +158,11 @@ fn bulk<W: Word, const KIND: u8>(c: &mut Cpu, source: u64, target: u64, count: u
     }
     if KIND == STOS {
         let Some(to) = c.host_range(target, true)? else { return Ok(0) };
-        let value = c.r.r(RAX);
+        let value = W::cut(c.r.r(RAX)).wide();
+        if W::BITS == 8 {
+            to.fill(value as u8, count as usize);
+            return Ok(count);
+        }
         for index in 0..count {
             to.plus(index * W::BYTES).store::<W>(value);
         }

@@ -3,14 +3,17 @@
 use engine::cpuid::CpuidLeaf;
 
 use crate::cpu::{
-    CR0_ET, CR0_PE, CR0_PG, CR4_PAE, CR4_TSD, Cpu, DB, EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, GS,
-    Mode, RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
+    CR0_ET, CR0_PE, CR0_PG, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PAE, CR4_SMEP, CR4_TSD, Cpu, DB,
+    EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, GS, Mode, RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
 };
 use crate::host::Word;
 use crate::op::Op;
 
-/// CR4 bits that may be set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT.
-const CR4_ALLOWED: u64 = 0x7ff;
+/// CR4 bits that may be set: VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE,
+/// SMEP.
+const CR4_ALLOWED: u64 = 0x7ff | CR4_FSGSBASE | CR4_OSXSAVE | CR4_SMEP;
+/// CPUID's leaf 1, ECX: the operating system uses XSAVE.
+const OSXSAVE: u32 = 1 << 27;
 
 /// Ends the block: what the instruction changed may change how the next is decoded or whether an
 /// interrupt comes first.
@@ -32,12 +35,9 @@ pub fn undefined(c: &mut Cpu, _: &Op) -> Step {
 pub fn unimplemented(c: &mut Cpu, o: &Op) -> Step {
     let rip = o.next.wrapping_sub(o.length.into());
     let mut bytes = [0; 15];
-    let known = c.read_bytes(rip, &mut bytes[..usize::from(o.length)], c.user).is_ok();
-    if known {
-        tracing::warn!(
-            "the guest's instruction {:02x?} at {rip:#x} is not implemented",
-            &bytes[..usize::from(o.length)]
-        );
+    let bytes = &mut bytes[..usize::from(o.length)];
+    if c.read_bytes(rip, bytes, c.user).is_ok() && c.vm.is_first(o.imm as u32) {
+        tracing::warn!("the guest's instruction {bytes:02x?} at {rip:#x} is not implemented");
     }
     Err(c.raise(UD))
 }
@@ -83,7 +83,10 @@ pub fn cpuid(c: &mut Cpu, _: &Op) -> Step {
         // Beyond the last: as an Intel processor answers, with the highest basic leaf; AMD with zeros.
         leaf = Some(CpuidLeaf::default());
     }
-    let leaf = leaf.unwrap_or_default();
+    let mut leaf = leaf.unwrap_or_default();
+    if function == 1 && c.cr4 & CR4_OSXSAVE != 0 {
+        leaf.ecx |= OSXSAVE;
+    }
     for (register, value) in [(RAX, leaf.eax), (RBX, leaf.ebx), (RCX, leaf.ecx), (RDX, leaf.edx)] {
         c.r.set(register, value.into());
     }
@@ -247,6 +250,25 @@ pub fn swapgs(c: &mut Cpu, _: &Op) -> Step {
     c.segments[GS].base = c.msrs.kernel_gs_base;
     c.base[GS] = c.msrs.kernel_gs_base;
     c.msrs.kernel_gs_base = base;
+    Ok(())
+}
+
+/// RDFSBASE, RDGSBASE, and their opposites (`WRITE`).
+pub fn segment_base<W: Word, const WRITE: bool, const SEGMENT: usize>(c: &mut Cpu, o: &Op) -> Step {
+    if c.cr4 & CR4_FSGSBASE == 0 || c.mode != Mode::Bits64 {
+        return Err(c.raise(UD));
+    }
+    if !WRITE {
+        let value = c.base[SEGMENT];
+        c.r.put::<W>(o.dst, value);
+        return Ok(());
+    }
+    let value = c.r.get::<W>(o.src).wide();
+    if (value << 16) as i64 >> 16 != value as i64 {
+        return Err(c.gp());
+    }
+    c.segments[SEGMENT].base = value;
+    c.base[SEGMENT] = value;
     Ok(())
 }
 

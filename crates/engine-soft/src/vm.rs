@@ -1,5 +1,6 @@
 //! A virtual machine: memory, interrupt controllers and the way between them and the processors.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -118,6 +119,8 @@ pub struct VmShared {
     chips: Mutex<Chips>,
     doorbells: RwLock<Vec<(Doorbell, EventFd)>>,
     split_lock: Mutex<()>,
+    /// Encodings that were told not to be implemented.
+    told: Mutex<HashSet<u32>>,
     start: Instant,
     /// What the clock showed at `start`.
     offset: Mutex<u64>,
@@ -177,6 +180,11 @@ impl VmShared {
     /// The shared interrupt controllers.
     pub fn chips(&self) -> MutexGuard<'_, Chips> {
         self.chips.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this encoding is told not to be implemented for the first time.
+    pub fn is_first(&self, encoding: u32) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(encoding)
     }
 
     /// Alone among processors that lock what hardware cannot lock at once.
@@ -390,6 +398,7 @@ impl SoftVm {
             chips: Mutex::new(Chips::new()),
             doorbells: RwLock::default(),
             split_lock: Mutex::default(),
+            told: Mutex::default(),
             start: Instant::now(),
             offset: Mutex::new(0),
             tsc_khz,

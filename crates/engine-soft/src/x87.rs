@@ -66,7 +66,8 @@ impl FpuState {
         self.area[FTW] = used.fold(0, |bits, number| bits | 1 << number);
     }
 
-    fn set_control(&mut self, value: u16) {
+    /// FLDCW.
+    pub fn set_control(&mut self, value: u16) {
         self.put16(FCW, value & 0x1f7f | 0x40);
         self.summarize();
     }

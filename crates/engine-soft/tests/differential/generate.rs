@@ -8,7 +8,7 @@ use iced_x86::{
     InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register,
 };
 
-use crate::case::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, MXCSR, WRITABLE};
+use crate::case::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, FCW, MXCSR, WRITABLE};
 use crate::undefined;
 use crate::values::{Random, float, fpu, general, number};
 
@@ -53,6 +53,8 @@ const OFFERED: &[F] = &[
     F::SSE4_2,
     F::POPCNT,
     F::MOVBE,
+    F::XSAVE,
+    F::FSGSBASE,
     F::CLFSH,
     F::CET_IBT,
     F::MULTIBYTENOP,
@@ -66,7 +68,7 @@ fn excluded(i: &Instruction, narrow: bool) -> bool {
     // System calls, and what asks the processor who it is or what time it is.
     matches!(
         i.mnemonic(),
-        M::Syscall | M::Sysenter | M::Int | M::Cpuid | M::Rdtsc | M::Rdtscp
+        M::Syscall | M::Sysenter | M::Int | M::Cpuid | M::Xgetbv | M::Rdtsc | M::Rdtscp
     )
     // Linux emulates these where the processor refuses them in ring 3.
     || matches!(i.mnemonic(), M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw)
@@ -201,6 +203,10 @@ impl Encodings {
         }
         case.code = bytes;
         self.suit(&mut case, &i, random);
+        if is_xsave(&i) && case.registers.rax > 3 {
+            // Components that the host has and the guest has not.
+            return self.single(index, random);
+        }
         let count = undefined::count(&i, Some(case.registers.rcx));
         if undefined::result(&i, count) {
             case.registers.rcx &= !0xff;
@@ -226,7 +232,8 @@ impl Encodings {
             let place = DATA + 0x400 + random.below(0x1800);
             *general(&mut case.registers, register) = place;
         }
-        // Unmasked SSE exceptions are for single instructions.
+        // Unmasked exceptions are for single instructions: they compete with faults of segments.
+        case.fpu[FCW] |= if self.narrow { 0x3f } else { 0 };
         case.fpu[MXCSR] |= 0x80;
         case.fpu[MXCSR + 1] |= 0x1f;
         let mut undefined = 0;
@@ -410,7 +417,7 @@ impl Encodings {
     fn suit(&self, case: &mut Case, i: &Instruction, random: &mut Random) {
         let r = &mut case.registers;
         let size = i.memory_size().size().max(1) as u64;
-        let target = match random.below(16) {
+        let mut target = match random.below(16) {
             // The end of what can be written, of what can be read, and nowhere.
             0 => DATA + WRITABLE as u64 - random.below(size + 1),
             1 => DATA + DATA_SIZE as u64 - random.below(size + 1),
@@ -419,6 +426,10 @@ impl Encodings {
             4 | 5 => DATA + random.below(WRITABLE as u64 - 64),
             _ => DATA + 16 * random.below(WRITABLE as u64 / 16 - 8),
         };
+        if is_xsave(i) {
+            (r.rax, r.rdx) = (random.below(4), 0);
+            target &= if random.one_in(8) { !0xf } else { !0x3f };
+        }
         // Limits of the stack segment are not checked.
         if random.one_in(32) && !self.narrow {
             r.rsp = match random.below(4) {
@@ -431,7 +442,7 @@ impl Encodings {
         if has_memory(i) {
             aim(r, i, case.fs_base, case.gs_base, target);
         }
-        if let Some(at) = target.checked_sub(DATA).filter(|at| *at + 512 <= DATA_SIZE as u64) {
+        if let Some(at) = target.checked_sub(DATA).filter(|at| *at + 576 <= DATA_SIZE as u64) {
             suit_operand(i, &mut case.data, at as usize, &mut case.ignored, random);
         }
         if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm()) {
@@ -449,6 +460,10 @@ impl Encodings {
                 | M::Fxsave64
                 | M::Fxrstor
                 | M::Fxrstor64
+                | M::Xsave
+                | M::Xsave64
+                | M::Xrstor
+                | M::Xrstor64
                 | M::Maskmovq
                 | M::Maskmovdqu
         );
@@ -518,6 +533,10 @@ pub fn has_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
 }
 
+fn is_xsave(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), M::Xsave | M::Xsave64 | M::Xrstor | M::Xrstor64)
+}
+
 fn is_string(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| {
         matches!(
@@ -560,6 +579,10 @@ fn tame(i: &Instruction) -> bool {
                 | M::Bound
                 | M::Fxrstor
                 | M::Fxrstor64
+                | M::Xsave
+                | M::Xsave64
+                | M::Xrstor
+                | M::Xrstor64
                 | M::Fxsave
                 | M::Fxsave64
                 | M::Ldmxcsr
@@ -663,13 +686,20 @@ fn suit_operand(
         M::Fxrstor | M::Fxrstor64 => {
             data[at + MXCSR..at + MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
         }
+        M::Xrstor | M::Xrstor64 => {
+            data[at + MXCSR..at + MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
+            data[at + 512..at + 576].fill(0);
+            data[at + 512] = random.below(4) as u8;
+        }
+        // The last instruction and operand, and components that are as after a reset.
+        M::Xsave | M::Xsave64 => ignored.extend([at + 6..at + 24, at + 512..at + 513]),
         // The last instruction and operand.
         M::Fxsave | M::Fxsave64 => ignored.push(at + 6..at + 24),
         M::Fnstenv | M::Fnsave if i.memory_size().size() >= 28 => ignored.push(at + 12..at + 28),
         M::Fnstenv | M::Fnsave => ignored.push(at + 6..at + 14),
         _ => {}
     }
-    if i.mnemonic() == M::Fxsave || i.mnemonic() == M::Fxsave64 {
+    if matches!(i.mnemonic(), M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64) {
         // MXCSR_MASK.
         ignored.push(at + 28..at + 32);
     }

@@ -194,8 +194,10 @@ fn prepare(state: &mut VcpuState) {
     // PE, MP, NE, WP, PG
     system.cr0 = 0x8001_0023;
     system.cr3 = TABLES;
-    // PAE, OSFXSR, OSXMMEXCPT
-    system.cr4 = 0x620;
+    // PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE
+    system.cr4 = 0x5_0620;
+    // x87, SSE
+    state.xcr0 = Some(3);
     // SCE, LME, LMA, NXE
     system.efer = 0xd01;
 }
