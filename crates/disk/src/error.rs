@@ -105,6 +105,14 @@ pub enum Error {
         /// What it names.
         name: String,
     },
+    /// An archive does not have what was wanted.
+    #[error("The archive {} {what}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What it lacks, after its name.
+        what: String,
+    },
     /// A chain of parents that leads back to itself, or is longer than any real one.
     #[error("The image's chain of parents {0}")]
     Chain(&'static str),

@@ -20,6 +20,7 @@
 
 #![deny(unsafe_code)]
 
+mod archive;
 mod blocks;
 mod cache;
 mod codec;
@@ -51,6 +52,7 @@ mod vmdk;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+pub use archive::{Member, members, open_source};
 pub use commit::{Committed, commit};
 pub use compare::{Comparison, compare, read_all};
 pub use convert::{Compression, ConvertOptions, Report, UnknownCompression, convert};
@@ -64,7 +66,7 @@ pub use open::{
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
-pub use source::{FileSource, MemorySource, Source, WritableSource};
+pub use source::{FileSource, MemorySource, PartSource, Source, WritableSource};
 
 /// Bytes in a sector, the unit of a disk's length.
 pub const SECTOR_SIZE: u64 = 512;

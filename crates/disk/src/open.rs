@@ -7,7 +7,7 @@ use crate::layer::{Image, Layer};
 use crate::qcow2::Qcow2Options;
 use crate::source::{FileSource, Source};
 use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
-use crate::{parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
+use crate::{archive, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
 
 /// Longest chain of parents that is followed.
 const MAX_DEPTH: usize = 128;
@@ -94,6 +94,16 @@ pub fn open_chain(
     // Parallels' bundles are folders.
     let descriptor = path.join("DiskDescriptor.xml");
     let path = if path.is_dir() && descriptor.is_file() { &descriptor } else { path };
+    let inside = match archive::split(path) {
+        Some((archive, name)) => archive::open_member(archive, Some(name), options.format)?,
+        None if options.format.is_none() && archive::is_archive(path) => {
+            archive::open_member(path, None, None)?
+        }
+        None => None,
+    };
+    if let Some((disk, info)) = inside {
+        return Ok((disk, vec![info]));
+    }
     let opening = |source| Error::Open { path: path.to_owned(), source };
     let folder = match &options.files {
         FilePolicy::Anywhere => None,

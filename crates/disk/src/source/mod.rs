@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod part;
 
 use std::fmt;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use zerocopy::FromBytes;
 
 pub use file::FileSource;
 pub use memory::MemorySource;
+pub use part::PartSource;
 
 use crate::{Error, Result};
 

@@ -81,7 +81,7 @@ impl Base {
             path: image.path.clone(),
             format: image.format.name().to_owned(),
             length: image.file_length,
-            modified: image.path.metadata().map_or(0, |found| modified(&found)),
+            modified: holder(&image.path).map_or(0, |found| modified(&found)),
         };
         Self { path: path.to_owned(), chain: chain.iter().map(image).collect() }
     }
@@ -160,6 +160,11 @@ pub(super) fn stamp(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| !c.is_control()).take(60).collect();
     format!("{}-{hash:016x}", name.trim_start_matches('.'))
+}
+
+/// The file at `path`, or the archive that it leads into.
+fn holder(path: &Path) -> Option<Metadata> {
+    path.ancestors().find_map(|path| path.metadata().ok().filter(|found| !found.is_dir()))
 }
 
 fn modified(metadata: &Metadata) -> u128 {

@@ -1,0 +1,121 @@
+use std::fs;
+use std::process::Command;
+
+use super::*;
+use crate::{ConvertOptions, ImageOptions, MemorySource, compare, convert, open, open_chain};
+
+fn tar(folder: &Path, options: &[&str], names: &[&str]) -> PathBuf {
+    let path = folder.join("archive.tar");
+    let done = Command::new("tar")
+        .current_dir(folder)
+        .args(options)
+        .args(["-cf", "archive.tar"])
+        .args(names)
+        .status();
+    assert!(done.unwrap().success());
+    path
+}
+
+fn raw(path: &Path) -> Arc<dyn Disk> {
+    let options =
+        ImageOptions { read_only: true, format: Some(Format::Raw), ..ImageOptions::default() };
+    open(path, &options).unwrap()
+}
+
+/// A folder with a raw disk of 3 MiB.
+fn folder() -> (tempfile::TempDir, Arc<dyn Disk>) {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..3_u32 << 18).flat_map(|n| (n / 7 % 1000).to_le_bytes()).collect();
+    fs::write(folder.path().join("disk.raw"), bytes).unwrap();
+    let disk = raw(&folder.path().join("disk.raw"));
+    (folder, disk)
+}
+
+fn to(format: &str) -> ConvertOptions {
+    let mut options = ConvertOptions::new(Format::Raw);
+    options.image = format.parse().unwrap();
+    options
+}
+
+#[test]
+fn the_disk_of_an_ova_is_read_inside_of_it() {
+    let (folder, disk) = folder();
+    let image = folder.path().join("web-disk1.vmdk");
+    convert(&*disk, &image, &to("vmdk,layout=stream"), |_| {}).unwrap();
+    fs::write(folder.path().join("web.ovf"), "<Envelope/>").unwrap();
+    for format in ["--format=ustar", "--format=gnu", "--format=pax"] {
+        let archive = tar(folder.path(), &[format], &["web.ovf", "web-disk1.vmdk"]);
+        for path in [archive.clone(), archive.join("web-disk1.vmdk")] {
+            let (found, chain) = open_chain(&path, &ImageOptions::default()).unwrap();
+            assert_eq!(compare(&*found, &*disk, |_| {}).unwrap().difference, None, "{format}");
+            assert_eq!(chain[0].path, archive.join("web-disk1.vmdk"));
+            assert!(found.is_read_only());
+        }
+        let error = open(archive.join("other.vmdk"), &ImageOptions::default()).err().unwrap();
+        assert!(error.to_string().contains("holds no other.vmdk"), "{error}");
+    }
+}
+
+#[test]
+fn of_several_disks_one_must_be_named() {
+    let (folder, disk) = folder();
+    let long = format!("{}/two.vhdx", "folder-with-a-long-name-".repeat(6));
+    fs::create_dir(folder.path().join(&long).parent().unwrap()).unwrap();
+    convert(&*disk, folder.path().join("one.qcow2"), &to("qcow2"), |_| {}).unwrap();
+    convert(&*disk, folder.path().join(&long), &to("vhdx"), |_| {}).unwrap();
+    let archive = tar(folder.path(), &["--format=pax"], &["one.qcow2", &long]);
+    let error = open(&archive, &ImageOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("several disks, one.qcow2, folder"), "{error}");
+    let found = open(archive.join(&long), &ImageOptions::default()).unwrap();
+    assert_eq!(compare(&*found, &*disk, |_| {}).unwrap().difference, None);
+}
+
+#[test]
+fn the_blocks_of_an_xva_are_one_disk() {
+    let (folder, _) = folder();
+    let blocks = folder.path().join("Ref:7");
+    fs::create_dir(&blocks).unwrap();
+    fs::write(blocks.join("00000000"), vec![1; BLOCK_LENGTH]).unwrap();
+    fs::write(blocks.join("00000000.checksum"), "0").unwrap();
+    fs::write(blocks.join("00000003"), vec![4; BLOCK_LENGTH]).unwrap();
+    fs::write(blocks.join("00000004"), vec![5; 4096]).unwrap();
+    fs::write(folder.path().join("ova.xml"), "<value/>").unwrap();
+    let archive = tar(folder.path(), &[], &["ova.xml", "Ref:7"]);
+    for path in [archive.clone(), archive.join("Ref:7")] {
+        let disk = open(path, &ImageOptions::default()).unwrap();
+        assert_eq!(disk.len(), 4 * BLOCK_LENGTH as u64 + 4096);
+        let mut bytes = vec![9; disk.len() as usize];
+        disk.read_at(&mut bytes, 0).unwrap();
+        let expected = [1, 0, 0, 4].map(|byte| vec![byte; BLOCK_LENGTH]).concat();
+        assert!(bytes[..4 * BLOCK_LENGTH] == expected && bytes[4 * BLOCK_LENGTH..] == [5; 4096]);
+    }
+}
+
+const BLOCK_LENGTH: usize = blocks::BLOCK as usize;
+
+#[test]
+fn archives_that_are_cut_off_or_lie_are_refused_or_end_early() {
+    let (folder, _) = folder();
+    let archive = tar(folder.path(), &["--format=gnu"], &["disk.raw"]);
+    let bytes = fs::read(archive).unwrap();
+    let look = |bytes: Vec<u8>| members(&MemorySource::read_only(bytes));
+    assert_eq!(look(bytes.clone()).unwrap().unwrap().len(), 1);
+    assert!(look(bytes[..1000].to_vec()).is_err(), "the member passes the end");
+    assert_eq!(look(bytes[512..2048].to_vec()).unwrap(), None);
+    for at in 0..512 {
+        let mut changed = bytes[..8192].to_vec();
+        changed[at] ^= 0x80;
+        // A checksum does not see a change of its own spaces.
+        let _ = look(changed);
+    }
+}
+
+#[test]
+fn a_source_in_memory_is_opened_by_its_content() {
+    let source = Arc::new(MemorySource::read_only(vec![3; 2000]));
+    let (disk, info) = open_source(source, None).unwrap();
+    assert_eq!((disk.len(), info.format), (1536, Format::Raw));
+    let mut bytes = [0; 1536];
+    disk.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [3; 1536]);
+}

@@ -1,0 +1,10 @@
+//! Archives that somebody gave us.
+
+#![no_main]
+
+use disk::MemorySource;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let _ = disk::members(&MemorySource::read_only(input.to_vec()));
+});
