@@ -14,6 +14,9 @@ Without an argument, omnivisor.serve= of the kernel command line says where the 
 
 fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
+        if init::chain::is_wanted() {
+            init::chain::run();
+        }
         init::run();
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();

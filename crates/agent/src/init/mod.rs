@@ -1,5 +1,6 @@
 //! What PID 1 does: mounts, modules, network, root, and then the host's commands, a shell, or the root's own init.
 
+pub mod chain;
 mod console;
 mod modules;
 pub mod net;
