@@ -1,0 +1,362 @@
+//! btrfs on one device (btrfs documentation, "On-disk Format"). All numbers are little-endian.
+
+mod chunk;
+mod data;
+mod tree;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use self::chunk::Chunks;
+use self::tree::{Key, Root};
+use super::walk::{Nodes, Walk};
+use super::{Entry, FileSystem, Kind, MAX_ENTRIES, Metadata};
+use crate::volume::{Volume, at, read, text_of, uuid_of};
+use crate::{Error, Result};
+
+const SUPERBLOCK: u64 = 0x10000;
+/// Tree of what is mounted as subvolume 5.
+const FS_TREE: u64 = 5;
+/// First inode of every subvolume.
+const FIRST_INODE: u64 = 256;
+/// In a snapshot, a subvolume that was below its original is an empty folder of this number.
+const EMPTY_FOLDER: u64 = 2;
+const INODE_ITEM: u8 = 1;
+const DIR_ITEM: u8 = 84;
+const DIR_INDEX: u8 = 96;
+const ROOT_ITEM: u8 = 132;
+/// Blocks of metadata that are kept.
+const MAX_CACHED: usize = 1024;
+/// Features that change what is read here: mixed groups, lzo, zstd, default subvolume, big metadata, extended references,
+/// skinny metadata, no holes, metadata UUID, zoned and so on; not RAID stripe trees and what comes after.
+const INCOMPAT_KNOWN: u64 = 0x3fff & !(1 << 12);
+
+struct Btrfs {
+    volume: Arc<dyn Volume>,
+    node_size: usize,
+    sector: usize,
+    chunks: Chunks,
+    root_tree: Root,
+    root_directory: u64,
+    cache: RefCell<HashMap<u64, Rc<Vec<u8>>>>,
+    subvolumes: RefCell<HashMap<u64, Root>>,
+    uuid: String,
+    label: String,
+    notes: Vec<String>,
+}
+
+/// A file: its subvolume, and its number there.
+type Id = (u64, u64);
+
+/// Opens the file system on `volume`.
+pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
+    let bytes = read(&*volume, SUPERBLOCK, 4096)?;
+    let word = |offset| at::le64(&bytes, offset).unwrap_or(0);
+    let half = |offset| at::le32(&bytes, offset).unwrap_or(0);
+    let (node_size, sector) = (half(148), half(144));
+    let plausible = bytes[64..72] == *b"_BHRfS_M"
+        && node_size.is_power_of_two()
+        && (4096..=65536).contains(&node_size)
+        && sector.is_power_of_two()
+        && (512..=65536).contains(&sector);
+    if !plausible {
+        return Err(damaged("its superblock"));
+    }
+    let unknown = word(188) & !INCOMPAT_KNOWN;
+    if unknown != 0 {
+        let why = format!("it has features that are not known here: {unknown:#x}");
+        return Err(Error::unsupported("btrfs file system", why));
+    }
+    let devices = word(136);
+    if devices > 1 {
+        let why = format!("it lies on {devices} devices");
+        return Err(Error::unsupported("btrfs file system", why));
+    }
+    let system = bytes.get(811..).and_then(|rest| rest.get(..half(160).min(2048) as usize));
+    let mut fs = Btrfs {
+        node_size: node_size as usize,
+        sector: sector as usize,
+        chunks: Chunks::of_system(system.unwrap_or_default())
+            .ok_or_else(|| damaged("its chunks"))?,
+        root_tree: Root { address: word(80), level: bytes[198] },
+        root_directory: word(128),
+        cache: RefCell::default(),
+        subvolumes: RefCell::default(),
+        uuid: bytes[32..].first_chunk().map(uuid_of).unwrap_or_default(),
+        label: text_of(&bytes[299..555]),
+        notes: Vec::new(),
+        volume,
+    };
+    if word(96) != 0 {
+        fs.notes.push("it was not unmounted, and its log has not been replayed here".into());
+    }
+    let chunk_root = Root { address: word(88), level: bytes[199] };
+    let mut chunks = fs.chunks.clone();
+    fs.each_item(chunk_root, Key::MIN, &mut |key, item| {
+        chunks.add(key, item).ok_or_else(|| damaged("a chunk"))?;
+        Ok(true)
+    })?;
+    fs.chunks = chunks;
+    Ok(Rc::new(Walk::new(fs)))
+}
+
+impl Btrfs {
+    /// The tree of a subvolume.
+    fn subvolume(&self, id: u64) -> Result<Root> {
+        if let Some(root) = self.subvolumes.borrow().get(&id) {
+            return Ok(*root);
+        }
+        let mut found = None;
+        self.each_item(self.root_tree, Key::new(id, ROOT_ITEM, 0), &mut |key, item| {
+            if (key.object, key.kind) == (id, ROOT_ITEM) {
+                found = at::le64(item, 176).zip(at::u8(item, 238));
+            }
+            Ok(false)
+        })?;
+        let (address, level) = found.ok_or_else(|| damaged("a subvolume"))?;
+        let root = Root { address, level };
+        if self.subvolumes.borrow().len() < MAX_CACHED {
+            self.subvolumes.borrow_mut().insert(id, root);
+        }
+        Ok(root)
+    }
+
+    /// What an entry leads to: a subvolume only from the folder that it was made in, not from snapshots of that.
+    fn target_of(&self, tree: u64, item: &DirItem<'_>) -> Result<Id> {
+        const ROOT_REF: u8 = 156;
+        if !item.is_subvolume {
+            return Ok(item.id);
+        }
+        let wanted = Key::new(tree, ROOT_REF, item.id.0);
+        let mut is_there = false;
+        self.each_item(self.root_tree, wanted, &mut |key, _| {
+            is_there = *key == wanted;
+            Ok(false)
+        })?;
+        Ok(if is_there { item.id } else { (tree, EMPTY_FOLDER) })
+    }
+
+    fn inode(&self, (tree, inode): Id) -> Result<(u32, u64)> {
+        let mut found = None;
+        let root = self.subvolume(tree)?;
+        self.each_item(root, Key::new(inode, INODE_ITEM, 0), &mut |key, item| {
+            if (key.object, key.kind) == (inode, INODE_ITEM) {
+                found = at::le32(item, 52).zip(at::le64(item, 16));
+            }
+            Ok(false)
+        })?;
+        found.ok_or_else(|| damaged("an inode"))
+    }
+
+    /// The entries of a folder from `from` on, as long as their keys have this kind and `visit` wants more.
+    fn each_entry(
+        &self,
+        (tree, inode): Id,
+        from: Key,
+        visit: &mut dyn FnMut(&Key, DirItem<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let root = self.subvolume(tree)?;
+        self.each_item(root, from, &mut |key, item| {
+            if (key.object, key.kind) != (inode, from.kind) {
+                return Ok(false);
+            }
+            let mut rest = item;
+            while !rest.is_empty() {
+                let (item, after) = DirItem::of(rest, tree).ok_or_else(|| damaged("a folder"))?;
+                if !visit(key, item)? {
+                    return Ok(false);
+                }
+                rest = after;
+            }
+            Ok(true)
+        })
+    }
+
+    /// The path of a subvolume from the top level.
+    fn path_of(&self, mut id: u64) -> Result<String> {
+        const ROOT_BACKREF: u8 = 144;
+        const INODE_REF: u8 = 12;
+        let mut path = String::new();
+        for _ in 0..32 {
+            if id == FS_TREE {
+                return Ok(if path.is_empty() { "/".into() } else { path });
+            }
+            let mut found = None;
+            self.each_item(self.root_tree, Key::new(id, ROOT_BACKREF, 0), &mut |key, item| {
+                if (key.object, key.kind) == (id, ROOT_BACKREF) {
+                    let name =
+                        item.get(18..).map(|name| String::from_utf8_lossy(name).into_owned());
+                    found = at::le64(item, 0)
+                        .zip(name)
+                        .map(|(folder, name)| (key.offset, folder, name));
+                }
+                Ok(false)
+            })?;
+            let (parent, mut folder, name) = found.ok_or_else(|| damaged("a subvolume"))?;
+            path = format!("/{name}{path}");
+            // Folders between the two.
+            for _ in 0..64 {
+                if folder == FIRST_INODE {
+                    break;
+                }
+                let mut above = None;
+                let root = self.subvolume(parent)?;
+                self.each_item(root, Key::new(folder, INODE_REF, 0), &mut |key, item| {
+                    if (key.object, key.kind) == (folder, INODE_REF) {
+                        let length = usize::from(at::le16(item, 8).unwrap_or(0));
+                        let name = item.get(10..).and_then(|rest| rest.get(..length));
+                        above = name
+                            .map(|name| (key.offset, String::from_utf8_lossy(name).into_owned()));
+                    }
+                    Ok(false)
+                })?;
+                let (next, name) = above.ok_or_else(|| damaged("a folder"))?;
+                path = format!("/{name}{path}");
+                folder = next;
+            }
+            id = parent;
+        }
+        Err(damaged("a subvolume"))
+    }
+
+    /// The subvolume that is mounted if none is named.
+    fn default_subvolume(&self) -> Result<u64> {
+        let mut found = FS_TREE;
+        self.each_item(
+            self.root_tree,
+            Key::new(self.root_directory, DIR_ITEM, 0),
+            &mut |key, item| {
+                if (key.object, key.kind) != (self.root_directory, DIR_ITEM) {
+                    return Ok(false);
+                }
+                if let Some((item, _)) = DirItem::of(item, 0)
+                    && item.name == b"default"
+                {
+                    found = item.id.0;
+                }
+                Ok(true)
+            },
+        )?;
+        Ok(found)
+    }
+}
+
+/// An entry of a folder.
+struct DirItem<'a> {
+    name: &'a [u8],
+    id: Id,
+    is_subvolume: bool,
+    kind: Kind,
+}
+
+impl<'a> DirItem<'a> {
+    /// The first one in `bytes`, whose entries lead into `tree` unless they are subvolumes, and the rest.
+    fn of(bytes: &'a [u8], tree: u64) -> Option<(Self, &'a [u8])> {
+        let object = at::le64(bytes, 0)?;
+        let is_subvolume = at::u8(bytes, 8)? == ROOT_ITEM;
+        let (data, length) = (usize::from(at::le16(bytes, 25)?), usize::from(at::le16(bytes, 27)?));
+        let kind = match at::u8(bytes, 29)? {
+            1 => Kind::File,
+            2 => Kind::Folder,
+            7 => Kind::Link,
+            _ => Kind::Other,
+        };
+        let name = bytes.get(30..)?.get(..length)?;
+        let id = if is_subvolume { (object, FIRST_INODE) } else { (tree, object) };
+        Some((Self { name, id, is_subvolume, kind }, bytes.get(30 + length + data..)?))
+    }
+}
+
+impl Nodes for Btrfs {
+    type Id = Id;
+
+    fn kind(&self) -> &'static str {
+        "btrfs"
+    }
+
+    fn uuid(&self) -> Option<String> {
+        Some(self.uuid.clone())
+    }
+
+    fn label(&self) -> Option<String> {
+        Some(self.label.clone())
+    }
+
+    fn root(&self) -> Id {
+        (FS_TREE, FIRST_INODE)
+    }
+
+    fn child(&self, folder: &Id, name: &str) -> Result<Option<Id>> {
+        let hash = u64::from(crc32c(!1, name.as_bytes()));
+        let mut found = None;
+        let from = Key::new(folder.1, DIR_ITEM, hash);
+        self.each_entry(*folder, from, &mut |key, item| {
+            if key.offset == hash && item.name == name.as_bytes() {
+                found = Some(self.target_of(folder.0, &item)?);
+            }
+            Ok(key.offset == hash && found.is_none())
+        })?;
+        Ok(found)
+    }
+
+    fn list(&self, folder: &Id) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        self.each_entry(*folder, Key::new(folder.1, DIR_INDEX, 0), &mut |_, item| {
+            let name = String::from_utf8_lossy(item.name).into();
+            entries.push(Entry { name, kind: item.kind });
+            Ok(entries.len() < MAX_ENTRIES)
+        })?;
+        Ok(entries)
+    }
+
+    fn stat(&self, file: &Id) -> Result<Metadata> {
+        if file.1 == EMPTY_FOLDER {
+            return Ok(Metadata { kind: Kind::Folder, length: 0, mode: 0o755 });
+        }
+        let (mode, length) = self.inode(*file)?;
+        Ok(Metadata { kind: Kind::of_mode(mode), length, mode: (mode & 0o7777) as u16 })
+    }
+
+    fn content(&self, file: &Id, length: u64) -> Result<Vec<u8>> {
+        self.content_of(*file, length)
+    }
+
+    fn default_folder(&self) -> String {
+        let path = self.default_subvolume().and_then(|id| self.path_of(id));
+        path.unwrap_or_else(|_| "/".into())
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+}
+
+fn damaged(why: &str) -> Error {
+    Error::damaged("btrfs file system", why)
+}
+
+/// The Castagnoli CRC without its last inversion, as names are hashed.
+fn crc32c(start: u32, bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    bytes.iter().fold(start, |mut crc, &byte| {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = if crc & 1 != 0 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
+        }
+        crc
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_hashed_as_btrfs_does() {
+        // The check value of CRC-32C, and btrfs's hash of its default subvolume's name.
+        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(!1, b"default"), 2_378_154_706);
+    }
+}

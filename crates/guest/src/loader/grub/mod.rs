@@ -1,0 +1,409 @@
+//! GRUB 2: its configuration is a script, which is executed as far as it makes menu entries and boots them.
+
+mod command;
+mod script;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use self::script::{Block, Piece, Statement, Word};
+use super::{BootEntry, Device, FileRef, Menu};
+
+/// Largest script.
+const MAX_SCRIPT: u64 = 4 << 20;
+/// Most statements that are executed, all entries together.
+const MAX_STEPS: u32 = 500_000;
+/// Deepest nesting of functions and files.
+const MAX_DEPTH: u32 = 32;
+/// Longest value of a variable.
+const MAX_VALUE: usize = 64 << 10;
+/// Most entries of all menus.
+const MAX_ENTRIES: usize = 1000;
+
+/// Where the configuration lies in the file systems of different distributions.
+const CONFIGURATIONS: [&str; 4] =
+    ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg"];
+
+/// The menu of the GRUB on these devices; `None` if there is none.
+pub fn menu(devices: &[Device], is_efi: bool) -> Option<Menu> {
+    let (device, path) = configuration(devices)?;
+    Some(run(devices, device, &path, is_efi))
+}
+
+/// What a configuration that is on a device makes.
+pub fn run(devices: &[Device], device: usize, path: &str, is_efi: bool) -> Menu {
+    let mut machine = Machine::new(devices, device, path, is_efi);
+    machine.source(&FileRef::new(device, path));
+    let mut menu = Menu {
+        loader: "GRUB 2",
+        configuration: Some(FileRef::new(device, path)),
+        ..Menu::default()
+    };
+    let items = std::mem::take(&mut machine.items);
+    let default = machine.variables.get("default").cloned().unwrap_or_default();
+    let mut chosen = None;
+    machine.list(&items, &[], Some(&default), &mut menu, &mut chosen);
+    menu.default = chosen;
+    menu.notes.append(&mut machine.notes);
+    menu
+}
+
+/// On the disk that is started from first; an EFI system partition's own file only leads to the real one.
+fn configuration(devices: &[Device]) -> Option<(usize, String)> {
+    for (index, device) in devices.iter().enumerate() {
+        for path in CONFIGURATIONS {
+            if device.tree.is_file(path) {
+                return Some((index, path.to_owned()));
+            }
+        }
+    }
+    for (index, device) in devices.iter().enumerate().filter(|(_, device)| device.is_esp) {
+        for vendor in device.tree.names("/EFI") {
+            let path = format!("/EFI/{vendor}/grub.cfg");
+            if device.tree.is_file(&path) {
+                return Some((index, path));
+            }
+        }
+    }
+    None
+}
+
+/// An entry of a menu whose block has not been executed.
+#[derive(Clone)]
+struct Item {
+    title: String,
+    id: Option<String>,
+    arguments: Vec<String>,
+    action: Action,
+}
+
+#[derive(Clone)]
+enum Action {
+    Entry(Block),
+    Submenu(Block),
+    /// Of the Boot Loader Specification: complete already.
+    Ready(Box<BootEntry>),
+}
+
+/// What an entry has said so far.
+#[derive(Clone, Default)]
+struct Collected {
+    kernel: Option<FileRef>,
+    initrds: Vec<FileRef>,
+    cmdline: String,
+    note: Option<String>,
+}
+
+/// GRUB while it executes.
+#[derive(Clone)]
+struct Machine<'a> {
+    devices: &'a [Device],
+    variables: HashMap<String, String>,
+    functions: HashMap<String, Block>,
+    arguments: Vec<String>,
+    items: Vec<Item>,
+    collected: Collected,
+    notes: Vec<String>,
+    steps: u32,
+    depth: u32,
+    /// A `return`, `break` or the end of the steps is under way.
+    leaving: Option<Leave>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    Break,
+    Continue,
+    Return,
+    Stop,
+}
+
+impl<'a> Machine<'a> {
+    fn new(devices: &'a [Device], device: usize, path: &str, is_efi: bool) -> Self {
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let name = devices.get(device).map_or("", |device| device.name.as_str());
+        let at = format!("({name}){folder}");
+        let mut variables: HashMap<String, String> = [
+            ("root", name),
+            ("prefix", &at),
+            ("config_directory", &at),
+            ("config_file", &format!("({name}){path}")),
+            ("grub_platform", if is_efi { "efi" } else { "pc" }),
+            ("grub_cpu", if is_efi { "x86_64" } else { "i386" }),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        for feature in [
+            "chainloader_bpb",
+            "ntldr",
+            "platform_search_hint",
+            "default_font_path",
+            "all_video_module",
+            "menuentry_id",
+            "menuentry_options",
+            "nativedisk_cmd",
+            "timeout_style",
+            "200_final",
+        ] {
+            variables.insert(format!("feature_{feature}"), "y".into());
+        }
+        Self {
+            devices,
+            variables,
+            functions: HashMap::new(),
+            arguments: Vec::new(),
+            items: Vec::new(),
+            collected: Collected::default(),
+            notes: Vec::new(),
+            steps: MAX_STEPS,
+            depth: 0,
+            leaving: None,
+        }
+    }
+
+    /// Executes the script in a file; whether that exists.
+    fn source(&mut self, file: &FileRef) -> bool {
+        let Some(text) = self.read(file, MAX_SCRIPT) else { return false };
+        let (block, failed) = script::parse(&text);
+        if let Some(line) = failed {
+            self.notes.push(format!("{} cannot be understood from line {line} on", file.path));
+        }
+        self.nested(|machine| machine.execute(&block))
+    }
+
+    fn read(&self, file: &FileRef, limit: u64) -> Option<String> {
+        self.devices.get(file.device)?.tree.read_text(&file.path, limit).ok()
+    }
+
+    /// One level deeper, where a `return` ends.
+    fn nested(&mut self, action: impl FnOnce(&mut Self) -> bool) -> bool {
+        if self.depth == MAX_DEPTH {
+            return false;
+        }
+        self.depth += 1;
+        let result = action(self);
+        self.depth -= 1;
+        if self.leaving == Some(Leave::Return) {
+            self.leaving = None;
+        }
+        result
+    }
+
+    /// Executes statements; the last one's success.
+    fn execute(&mut self, block: &[Statement]) -> bool {
+        let mut result = true;
+        for statement in block {
+            if self.leaving.is_some() {
+                break;
+            }
+            match self.steps.checked_sub(1) {
+                Some(left) => self.steps = left,
+                None => {
+                    self.notes.push("the boot loader's script does not end".into());
+                    self.leaving = Some(Leave::Stop);
+                    return false;
+                }
+            }
+            result = self.statement(statement);
+        }
+        result
+    }
+
+    fn statement(&mut self, statement: &Statement) -> bool {
+        match statement {
+            Statement::Command { words, block } => self.command(words, block.as_ref()),
+            Statement::If { branches, otherwise } => {
+                for (condition, body) in branches {
+                    if self.execute(condition) {
+                        return self.execute(body);
+                    }
+                }
+                otherwise.as_ref().is_none_or(|body| self.execute(body))
+            }
+            Statement::While { condition, wanted, body } => {
+                while self.leaving.is_none() && self.execute(condition) == *wanted {
+                    self.execute(body);
+                    // An empty loop executes nothing that would be counted.
+                    self.steps = self.steps.saturating_sub(1);
+                    if !self.goes_on() || self.steps == 0 {
+                        break;
+                    }
+                }
+                true
+            }
+            Statement::For { name, words, body } => {
+                for value in self.expand(words) {
+                    self.set(name, value);
+                    self.execute(body);
+                    if !self.goes_on() {
+                        break;
+                    }
+                }
+                true
+            }
+            Statement::Function { name, body } => {
+                self.functions.insert(name.clone(), Rc::clone(body));
+                true
+            }
+        }
+    }
+
+    /// A loop has another turn.
+    fn goes_on(&mut self) -> bool {
+        match self.leaving {
+            Some(Leave::Continue) => self.leaving = None,
+            Some(Leave::Break) => {
+                self.leaving = None;
+                return false;
+            }
+            Some(_) => return false,
+            None => {}
+        }
+        true
+    }
+
+    fn set(&mut self, name: &str, mut value: String) {
+        if value.len() > MAX_VALUE {
+            value.clear();
+        }
+        if self.variables.len() < MAX_ENTRIES * 10 || self.variables.contains_key(name) {
+            self.variables.insert(name.to_owned(), value);
+        }
+    }
+
+    fn value(&self, name: &str) -> String {
+        match name {
+            "#" => self.arguments.len().to_string(),
+            "@" | "*" => self.arguments.join(" "),
+            "?" => "0".into(),
+            name => match name.parse::<usize>() {
+                Ok(index) => self.arguments.get(index.wrapping_sub(1)).cloned(),
+                Err(_) => self.variables.get(name).cloned(),
+            }
+            .unwrap_or_default(),
+        }
+    }
+
+    /// Replaces variables and splits what was not quoted.
+    fn expand(&self, words: &[Word]) -> Vec<String> {
+        let mut done = Vec::new();
+        let mut total = 0;
+        for word in words {
+            let mut current: Option<String> = None;
+            for piece in word {
+                let (value, quoted, is_variable) = match piece {
+                    Piece::Text { text, quoted } => (text.clone(), *quoted, false),
+                    Piece::Variable { name, quoted } => (self.value(name), *quoted, true),
+                };
+                total += value.len();
+                if total > MAX_VALUE {
+                    return done;
+                }
+                if quoted || !is_variable {
+                    current.get_or_insert_default().push_str(&value);
+                    continue;
+                }
+                // Each blank ends a word.
+                let mut parts = value.split([' ', '\t', '\n']);
+                if let Some(first) = parts.next().filter(|first| !first.is_empty()) {
+                    current.get_or_insert_default().push_str(first);
+                }
+                for part in parts {
+                    done.extend(current.take());
+                    if !part.is_empty() {
+                        current = Some(part.to_owned());
+                    }
+                }
+            }
+            done.extend(current);
+        }
+        done
+    }
+
+    /// Executes the entries of a menu and puts what they boot into `menu`. `default` says which one is chosen.
+    fn list(
+        &mut self,
+        items: &[Item],
+        above: &[String],
+        default: Option<&str>,
+        menu: &mut Menu,
+        chosen: &mut Option<usize>,
+    ) {
+        let wanted = default.map(|default| choose(items, default));
+        for (index, item) in items.iter().enumerate() {
+            if menu.entries.len() >= MAX_ENTRIES {
+                return;
+            }
+            let is_wanted = wanted.as_ref().is_some_and(|(wanted, _)| *wanted == index);
+            let path = |title: &str| {
+                let mut path = above.to_vec();
+                path.push(title.to_owned());
+                path
+            };
+            match &item.action {
+                Action::Submenu(block) if above.len() < 8 => {
+                    let mut inner = self.clone();
+                    inner.items.clear();
+                    inner.arguments.clone_from(&item.arguments);
+                    inner.set("chosen", item.title.clone());
+                    inner.nested(|machine| machine.execute(block));
+                    let inner_items = std::mem::take(&mut inner.items);
+                    let rest = wanted.as_ref().filter(|_| is_wanted).map(|(_, rest)| rest.as_str());
+                    inner.list(&inner_items, &path(&item.title), rest, menu, chosen);
+                    self.steps = inner.steps;
+                }
+                Action::Submenu(_) => {}
+                Action::Entry(block) => {
+                    let mut inner = self.clone();
+                    inner.arguments.clone_from(&item.arguments);
+                    inner.set("chosen", item.title.clone());
+                    inner.nested(|machine| machine.execute(block));
+                    self.steps = inner.steps;
+                    if is_wanted {
+                        *chosen = Some(menu.entries.len());
+                    }
+                    let Collected { kernel, initrds, cmdline, note } = inner.collected;
+                    let id = item.id.clone();
+                    let title = path(&item.title).join(" > ");
+                    menu.entries.push(BootEntry { title, id, kernel, initrds, cmdline, note });
+                }
+                Action::Ready(entry) => {
+                    if is_wanted {
+                        *chosen = Some(menu.entries.len());
+                    }
+                    menu.entries.push((**entry).clone());
+                }
+            }
+        }
+    }
+}
+
+/// Which entry `default` names, and what it says for the submenu that this may be.
+fn choose(items: &[Item], default: &str) -> (usize, String) {
+    let (first, rest) = default.split_once('>').unwrap_or((default, ""));
+    // A title may hold a `>` itself, and then it is doubled.
+    let named = |name: &str| {
+        items.iter().position(|item| item.id.as_deref() == Some(name) || item.title == name)
+    };
+    if let Ok(index) = first.trim().parse::<usize>()
+        && index < items.len()
+    {
+        return (index, rest.to_owned());
+    }
+    if let Some(index) = named(&default.replace(">>", ">")) {
+        return (index, String::new());
+    }
+    match named(first) {
+        Some(index) => (index, rest.to_owned()),
+        None => (0, String::new()),
+    }
+}
+
+/// What a grubenv holds: lines of `name=value`, filled up with `#`.
+fn environment(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+use crate::files::Files;
+use crate::loader::{Device, FileRef, Menu};
+
+fn device(name: &str, files: &[(&str, &str)]) -> Device {
+    Device {
+        name: name.into(),
+        tree: Files::tree(files),
+        uuid: Some("0123-4567".into()),
+        label: Some(name.replace(',', "-")),
+        part_uuid: None,
+        is_esp: false,
+    }
+}
+
+fn menu(files: &[(&str, &str)]) -> Menu {
+    super::menu(&[device("hd0,gpt2", files)], false).unwrap()
+}
+
+/// What GRUB starts by itself.
+fn default(menu: &Menu) -> &str {
+    &menu.entries[menu.default.unwrap()].title
+}
+
+const THREE: &str = "menuentry A --id a { linux /a }\n\
+     submenu 'More' --id more {\n menuentry 'B > b' { linux /b x=$1 }\n menuentry C --id c { linux /c }\n }\n\
+     menuentry \"D\" --class x --id=d { linux (hd0,gpt2)/d one \"two three\"; initrd /i /j }\n";
+
+#[test]
+fn the_default_is_a_number_an_id_a_title_or_a_path() {
+    for (value, expected) in [
+        ("0", "A"),
+        ("2", "D"),
+        ("d", "D"),
+        ("More>C", "More > C"),
+        ("more>c", "More > C"),
+        ("1>1", "More > C"),
+        ("1", "More > B > b"),
+        ("more>B > b", "More > B > b"),
+        ("7", "A"),
+        ("nothing", "A"),
+        ("", "A"),
+    ] {
+        let text = format!("set default=\"{value}\"\n{THREE}");
+        assert_eq!(default(&menu(&[("/boot/grub/grub.cfg", &text)])), expected, "{value}");
+    }
+    let menu = menu(&[("/boot/grub/grub.cfg", THREE)]);
+    assert_eq!(menu.entries.len(), 4);
+    let last = &menu.entries[3];
+    assert_eq!(last.kernel, Some(FileRef::new(0, "/d")));
+    assert_eq!(last.cmdline, "one two three");
+    assert_eq!(last.initrds, [FileRef::new(0, "/i"), FileRef::new(0, "/j")]);
+}
+
+#[test]
+fn the_saved_entry_counts_and_the_next_one_counts_more() {
+    let text = format!(
+        "if [ -s $prefix/grubenv ]; then load_env; fi\n\
+         if [ \"${{next_entry}}\" ] ; then set default=\"${{next_entry}}\"; else set default=\"${{saved_entry}}\"; fi\n{THREE}"
+    );
+    let with = |environment: &str| {
+        let environment = format!("# GRUB Environment Block\n{environment}\n######");
+        default(&menu(&[("/boot/grub/grub.cfg", &text), ("/boot/grub/grubenv", &environment)]))
+            .to_owned()
+    };
+    assert_eq!(with("saved_entry=d"), "D");
+    assert_eq!(with("saved_entry=d\nnext_entry=more>c"), "More > C");
+    assert_eq!(with("x=y"), "A");
+}
+
+#[test]
+fn a_kernel_is_found_on_the_file_system_that_was_searched() {
+    let root = device(
+        "hd0,gpt3",
+        &[(
+            "/boot/grub/grub.cfg",
+            "set root='hd9,gpt9'\nsearch --no-floppy --label --set=root hd0-gpt1\n\
+         search --set=other --file /boot/grub/grub.cfg\nset cmd=\"a  b\"\n\
+         menuentry One { linux /k $cmd \"$cmd\" ${none}x $none; initrd ($other)/i }\n\
+         for i in 1 2; do menuentry \"n$i\" --id $i { search --fs-uuid --set=root none || true\n linux /k$i; }; done\n\
+         function f { if [ $1 = x -a -n \"$2\" ]; then return; fi; set f=wrong; }\nf x y\n\
+         if [ \"$f\" ! = 1 ]; then true; elif test -z \"$f\"; then menuentry F { linux /f } ; fi\n",
+        )],
+    );
+    let boot = device("hd0,gpt1", &[("/k", "kernel")]);
+    let menu = super::menu(&[boot, root], false).unwrap();
+    assert_eq!(menu.entries[0].kernel, Some(FileRef::new(0, "/k")));
+    assert_eq!(menu.entries[0].cmdline, "a b a  b x");
+    assert_eq!(menu.entries[0].initrds, [FileRef::new(1, "/i")]);
+    assert_eq!(menu.entries.len(), 4, "{menu:?}");
+}
+
+#[test]
+fn an_esps_stub_leads_to_the_real_configuration() {
+    let stub = "search --no-floppy --root-dev-only --fs-uuid --set=dev 89ab\n\
+                set prefix=($dev)/grub2\nexport $prefix\nconfigfile $prefix/grub.cfg\n";
+    let mut esp = device("hd0,gpt1", &[("/EFI/fedora/grub.cfg", stub)]);
+    esp.is_esp = true;
+    let mut boot = device(
+        "hd0,gpt2",
+        &[
+            ("/grub2/other.cfg", "x"),
+            (
+                "/loader/entries/m-6.9.conf",
+                "title Nine\nlinux /vmlinuz-9\noptions root=UUID=1 $kernelopts\n",
+            ),
+            (
+                "/loader/entries/m-6.10.conf",
+                "title Ten\nlinux /vmlinuz-10\noptions root=UUID=1 $kernelopts\n",
+            ),
+        ],
+    );
+    boot.uuid = Some("89ab".into());
+    let text = "search --fs-uuid --set=root 89ab\nset kernelopts=quiet\ninsmod blscfg\nblscfg\n";
+    let found = super::run(&[esp, boot.clone()], 0, "/EFI/fedora/grub.cfg", true);
+    assert_eq!(found.entries, []);
+    boot.tree = Files::tree(&[
+        ("/grub2/grub.cfg", text),
+        (
+            "/loader/entries/m-6.9.conf",
+            "title Nine\nlinux /vmlinuz-9\noptions root=UUID=1 $kernelopts\n",
+        ),
+        (
+            "/loader/entries/m-6.10.conf",
+            "title Ten\nlinux /vmlinuz-10\noptions root=UUID=1 $kernelopts\n",
+        ),
+    ]);
+    let menu = super::menu(&[boot], true).unwrap();
+    assert_eq!(default(&menu), "Ten");
+    assert_eq!(menu.entries[1].cmdline, "root=UUID=1 quiet");
+}
+
+#[test]
+fn scripts_that_do_not_end_are_ended() {
+    for text in [
+        "while true; do true; done\nmenuentry A { linux /a }",
+        "until false; do done",
+        "function f { f; f; }\nf\n",
+        "source /boot/grub/grub.cfg\nsource /boot/grub/grub.cfg\n",
+        "set a=xxxxxxxxxxxxxxxx\nwhile true; do set a=\"$a$a$a$a\"; done",
+        "submenu a { submenu b { submenu c { menuentry d { while true; do x=1; done } } } }",
+        "for a in 1 2 3 4 5 6 7 8 9; do for b in 1 2 3 4 5 6 7 8 9; do while true; do continue; done; done; done",
+    ] {
+        let _ = super::menu(&[device("hd0,gpt2", &[("/boot/grub/grub.cfg", text)])], false);
+    }
+}

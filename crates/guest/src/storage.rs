@@ -1,0 +1,244 @@
+//! From disks to file systems: partitions and what is put together from them.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use disk::Disk;
+use serde::Serialize;
+
+use crate::fs::{self, Content, FileSystem};
+use crate::loader::Device;
+use crate::partition::{self, TableKind};
+use crate::tree::Tree;
+use crate::volume::{Volume, Whole};
+
+/// Most volumes that are looked at, all disks together.
+const MAX_VOLUMES: usize = 1024;
+
+/// What is on the disks.
+#[derive(Default)]
+pub struct Storage {
+    pub disks: Vec<DiskReport>,
+    pub volumes: Vec<Found>,
+}
+
+/// A disk's partition table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskReport {
+    /// Its length in bytes.
+    pub length: u64,
+    /// How it is divided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableKind>,
+    /// What should be known about its state.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A partition, a whole disk without partitions, or a volume made of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VolumeReport {
+    /// What Linux calls it on virtio disks in this order: `vda1`, or `mapper/vg-lv`.
+    pub name: String,
+    /// Its length in bytes.
+    pub length: u64,
+    /// What is on it, as blkid calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// What Linux calls LABEL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// What Linux calls UUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What Linux calls PARTUUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_uuid: Option<String>,
+    /// What Linux calls PARTLABEL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_label: Option<String>,
+    /// It is an EFI system partition.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_esp: bool,
+    /// What should be known about it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A volume with its file system.
+pub struct Found {
+    pub report: VolumeReport,
+    /// GRUB's name.
+    pub grub: String,
+    pub fs: Option<Rc<dyn FileSystem>>,
+}
+
+/// A volume that has not been looked at.
+struct Pending {
+    volume: Arc<dyn Volume>,
+    report: VolumeReport,
+    grub: String,
+}
+
+impl Storage {
+    /// Looks into `disks`, the one that is started from first.
+    pub fn open(disks: &[Arc<dyn Disk>]) -> Self {
+        let volumes = disks.iter().map(|disk| Arc::new(Whole(Arc::clone(disk))) as Arc<dyn Volume>);
+        Self::of_volumes(volumes.collect())
+    }
+
+    fn of_volumes(disks: Vec<Arc<dyn Volume>>) -> Self {
+        let mut storage = Self::default();
+        let mut pending = VecDeque::new();
+        for (index, disk) in disks.into_iter().enumerate() {
+            storage.add_disk(index, disk, &mut pending);
+        }
+        while let Some(next) = pending.pop_front() {
+            if storage.volumes.len() == MAX_VOLUMES {
+                break;
+            }
+            storage.look_at(next);
+        }
+        storage
+    }
+
+    fn add_disk(&mut self, index: usize, disk: Arc<dyn Volume>, pending: &mut VecDeque<Pending>) {
+        let name = format!("vd{}", letters(index));
+        let grub = format!("hd{index}");
+        let mut report = DiskReport { length: disk.len(), table: None, notes: Vec::new() };
+        let table = match partition::read(&*disk) {
+            Ok(table) => table,
+            Err(error) => {
+                report.notes.push(fs::error_text(&error));
+                None
+            }
+        };
+        match table {
+            None => pending.push_back(Pending {
+                report: VolumeReport { name, length: disk.len(), ..VolumeReport::default() },
+                grub,
+                volume: disk,
+            }),
+            Some(table) => {
+                report.table = Some(table.kind);
+                report.notes.extend(table.notes);
+                let kind = match table.kind {
+                    TableKind::Gpt => "gpt",
+                    TableKind::Mbr => "msdos",
+                };
+                for partition in table.partitions {
+                    let volume = Arc::new(partition.on(&disk));
+                    pending.push_back(Pending {
+                        report: VolumeReport {
+                            name: format!("{name}{}", partition.number),
+                            length: volume.len(),
+                            is_esp: partition.is_esp(),
+                            part_uuid: partition.uuid,
+                            part_label: partition.name,
+                            ..VolumeReport::default()
+                        },
+                        grub: format!("{grub},{kind}{}", partition.number),
+                        volume,
+                    });
+                }
+            }
+        }
+        self.disks.push(report);
+    }
+
+    fn look_at(&mut self, pending: Pending) {
+        let Pending { volume, mut report, grub } = pending;
+        let mut opened = None;
+        match fs::open(volume) {
+            Content::FileSystem(fs) => {
+                report.content = Some(fs.kind().to_owned());
+                report.label = fs.label();
+                report.uuid = fs.uuid();
+                report.notes.extend(fs.notes());
+                opened = Some(fs);
+            }
+            Content::Other(other) => {
+                report.content = Some(other.kind.to_owned());
+                report.label = other.label;
+                report.uuid = other.uuid;
+                report.notes.extend(other.note);
+            }
+            Content::Unknown => {}
+        }
+        self.volumes.push(Found { report, grub, fs: opened });
+    }
+
+    /// The file systems as boot loaders see them.
+    pub fn devices(&self) -> Vec<Device> {
+        let device = |found: &Found| {
+            Some(Device {
+                name: found.grub.clone(),
+                tree: Tree::new(Rc::clone(found.fs.as_ref()?), "/"),
+                uuid: found.report.uuid.clone(),
+                label: found.report.label.clone(),
+                part_uuid: found.report.part_uuid.clone(),
+                is_esp: found.report.is_esp,
+            })
+        };
+        self.volumes.iter().filter_map(device).collect()
+    }
+}
+
+/// `a` to `z`, then `aa`.
+fn letters(mut index: usize) -> String {
+    let mut text = String::new();
+    loop {
+        text.insert(0, char::from(b'a' + (index % 26) as u8));
+        match (index / 26).checked_sub(1) {
+            Some(next) => index = next,
+            None => return text,
+        }
+    }
+}
+
+/// Looks into a disk of these bytes and reads what it finds; must return whatever they are.
+pub fn fuzz_storage(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    let storage = Storage::of_volumes(vec![Arc::new(Bytes(bytes))]);
+    for found in &storage.volumes {
+        let Some(fs) = &found.fs else { continue };
+        let tree = Tree::new(Rc::clone(fs), "/");
+        for folder in ["/", &fs.default_folder()] {
+            for entry in tree.read_dir(folder).unwrap_or_default().into_iter().take(64) {
+                let path = format!("{folder}/{}", entry.name);
+                let _ = tree.metadata(&path);
+                let _ = tree.read(&path, 1 << 20);
+                let _ = tree.read_link(&path);
+                let _ = tree.read_dir(&path);
+            }
+        }
+    }
+}
+
+struct Bytes(Vec<u8>);
+
+impl Volume for Bytes {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> crate::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|start| self.0.get(start..));
+        let bytes = from.and_then(|from| from.get(..buffer.len()));
+        let ends = || crate::Error::damaged("volume", "something leads behind its end");
+        buffer.copy_from_slice(bytes.ok_or_else(ends)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_have_linuxs_letters() {
+        assert_eq!([0, 25, 26, 701, 702].map(letters), ["a", "z", "aa", "zz", "aaa"]);
+    }
+}

@@ -1,0 +1,334 @@
+//! File systems made and filled by Linux, and read by us: the same names, sizes, modes, links and bytes. Needs root
+//! and loop devices; without them, or without the file system's tools, a test says so and does nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hasher};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use disk::{OpenOptions, RawDisk};
+use guest::Tree;
+use guest::fs::{Content, FileSystem, Kind};
+use guest::volume::Whole;
+use tempfile::TempDir;
+
+/// What a file is: kind, mode, length, and a hash of its content or its target.
+type Listing = BTreeMap<String, (char, u32, u64, u64)>;
+
+/// A file system in an image.
+struct Image {
+    folder: TempDir,
+}
+
+/// A mounted image, unmounted when it is dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            eprintln!("{program}: {}", String::from_utf8_lossy(&output.stderr));
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+impl Image {
+    /// An image of `size`, made by this program; `None` if that, or mounting, is not possible here.
+    fn new(size: u64, mkfs: &[&str]) -> Option<Self> {
+        let image = Self { folder: tempfile::tempdir().unwrap() };
+        fs::File::create(image.path()).unwrap().set_len(size).unwrap();
+        let path = image.path();
+        let path = path.to_str().unwrap();
+        if !run(mkfs[0], &[&mkfs[1..], &[path]].concat()) {
+            eprintln!("skipped: {} does not run here", mkfs[0]);
+            return None;
+        }
+        if image.mount("").is_none() {
+            eprintln!("skipped: loop mounts do not work here");
+            return None;
+        }
+        Some(image)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+
+    fn mount(&self, options: &str) -> Option<Mounted> {
+        let point = self.folder.path().join("mounted");
+        fs::create_dir_all(&point).unwrap();
+        let options = format!("loop{options}");
+        let (image, target) = (self.path(), point.to_str()?.to_owned());
+        run("mount", &["-o", &options, image.to_str()?, &target]).then_some(Mounted(point))
+    }
+
+    /// A copy of the image as it is now.
+    fn copy(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(run(
+            "cp",
+            &[
+                "--sparse=always",
+                self.path().to_str().unwrap(),
+                folder.path().join("image").to_str().unwrap(),
+            ]
+        ));
+        Self { folder }
+    }
+
+    fn open(&self) -> std::rc::Rc<dyn FileSystem> {
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let disk = RawDisk::open(self.path(), &options).unwrap();
+        match guest::fs::open(Arc::new(Whole(Arc::new(disk)))) {
+            Content::FileSystem(fs) => fs,
+            Content::Other(other) => panic!("{other:?}"),
+            Content::Unknown => panic!("nothing was recognised"),
+        }
+    }
+
+    /// What we read is what Linux reads.
+    fn check(&self) {
+        let ours = of_guest(&Tree::new(self.open(), "/"));
+        let mounted = self.mount(",ro").unwrap();
+        let theirs = of_host(&mounted.0);
+        for (path, theirs) in &theirs {
+            assert_eq!(ours.get(path), Some(theirs), "{path}");
+        }
+        assert_eq!(ours.len(), theirs.len());
+        assert!(theirs.len() > 10, "{theirs:?}");
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+fn of_host(root: &Path) -> Listing {
+    let mut listing = Listing::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let (kind, length, hash) = if metadata.is_symlink() {
+                let target = fs::read_link(&path).unwrap();
+                ('l', 0, hash(target.to_str().unwrap().as_bytes()))
+            } else if metadata.is_dir() {
+                folders.push(path.clone());
+                ('d', 0, 0)
+            } else if metadata.is_file() {
+                ('f', metadata.len(), hash(&fs::read(&path).unwrap()))
+            } else {
+                ('o', 0, 0)
+            };
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+            listing.insert(format!("/{name}"), (kind, metadata.mode() & 0o7777, length, hash));
+        }
+    }
+    listing
+}
+
+fn of_guest(tree: &Tree) -> Listing {
+    let mut listing = Listing::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in tree.read_dir(&format!("{folder}/")).unwrap() {
+            let path = format!("{folder}/{}", entry.name);
+            let metadata = tree.link_metadata(&path).unwrap();
+            assert_eq!(metadata.kind, entry.kind, "{path}");
+            let (kind, length, hash) = match metadata.kind {
+                Kind::Link => ('l', 0, hash(tree.read_link(&path).unwrap().as_bytes())),
+                Kind::Folder => {
+                    folders.push(path.clone());
+                    ('d', 0, 0)
+                }
+                Kind::File => ('f', metadata.length, hash(&tree.read(&path, 1 << 30).unwrap())),
+                Kind::Other => ('o', 0, 0),
+            };
+            listing.insert(path, (kind, metadata.mode.into(), length, hash));
+        }
+    }
+    listing
+}
+
+/// Bytes that do not repeat soon; half of them can be packed.
+fn bytes(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..length)
+        .map(|index| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            if index / 4096 % 2 == 0 { (index % 17) as u8 } else { (state >> 33) as u8 }
+        })
+        .collect()
+}
+
+/// Everything that files can be, `many` of them in one folder.
+fn fill(root: &Path, many: usize) {
+    let write = |name: &str, data: &[u8]| {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, data).unwrap();
+    };
+    write("empty", b"");
+    write("small", b"small");
+    write("etc/os-release", b"ID=test\n");
+    write("a block", &bytes(4096, 3));
+    write("large", &bytes(3_000_001, 5));
+    write("usr/lib/deep/er/and/deeper/file", &bytes(70_000, 7));
+    write("\u{fc}ml\u{e4}ut/\u{65e5}\u{672c}", b"names");
+    write(&"n".repeat(250), b"long");
+    for index in 0..many {
+        write(&format!("many/a file with a number {index}"), index.to_string().as_bytes());
+    }
+    symlink("small", root.join("short link")).unwrap();
+    symlink("x/".repeat(400), root.join("long link")).unwrap();
+    fs::hard_link(root.join("small"), root.join("hard link")).unwrap();
+    fs::set_permissions(root.join("small"), fs::Permissions::from_mode(0o4751)).unwrap();
+    // Holes, and many small extents between them.
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    for index in 0..600 {
+        sparse.write_all_at(&bytes(4096, index), index * 16384 + 8192).unwrap();
+    }
+    sparse.set_len(50_000_000).unwrap();
+    assert!(run("mkfifo", &[root.join("pipe").to_str().unwrap()]));
+    // Set aside and never written.
+    run("fallocate", &["-l", "1M", root.join("reserved").to_str().unwrap()]);
+    // Gaps in a folder's blocks.
+    for index in (0..many).step_by(3) {
+        fs::remove_file(root.join(format!("many/a file with a number {index}"))).unwrap();
+    }
+}
+
+fn check(size: u64, mkfs: &[&str], options: &str, many: usize) {
+    let Some(image) = Image::new(size, mkfs) else { return };
+    {
+        let mounted = image.mount(options).unwrap();
+        fill(&mounted.0, many);
+    }
+    image.check();
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn ext4_is_read_as_linux_reads_it() {
+    check(128 * MIB, &["mkfs.ext4", "-q", "-F"], "", 3000);
+    check(128 * MIB, &["mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "^has_journal,64bit"], "", 100);
+}
+
+#[test]
+fn ext2_and_ext3_are_read_as_linux_reads_them() {
+    for mkfs in [&["mkfs.ext2", "-q", "-F"][..], &["mkfs.ext3", "-q", "-F", "-b", "2048"]] {
+        let Some(image) = Image::new(128 * MIB, mkfs) else { return };
+        {
+            let mounted = image.mount("").unwrap();
+            fill(&mounted.0, 500);
+            // ext4-view takes holes that span whole indirect blocks for damage.
+            fs::remove_file(mounted.0.join("sparse")).unwrap();
+        }
+        image.check();
+    }
+}
+
+#[test]
+fn the_journal_of_ext4_is_replayed() {
+    let Some(image) = Image::new(64 * MIB, &["mkfs.ext4", "-q", "-F"]) else { return };
+    let mounted = image.mount("").unwrap();
+    fill(&mounted.0, 200);
+    // Into the journal, and with it still open, as a machine leaves it whose power is lost.
+    assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
+    fs::write(mounted.0.join("late"), b"late").unwrap();
+    let late = fs::File::open(mounted.0.join("late")).unwrap();
+    late.sync_all().unwrap();
+    fs::File::open(&mounted.0).unwrap().sync_all().unwrap();
+    let copy = image.copy();
+    drop(late);
+    let tree = Tree::new(copy.open(), "/");
+    assert_eq!(tree.read("/late", 10).unwrap(), b"late");
+    // Linux replays it, too, but into the copy.
+    let ours = of_guest(&tree);
+    drop(copy.mount("").unwrap());
+    let again = copy.mount("").unwrap();
+    assert_eq!(ours, of_host(&again.0));
+}
+
+#[test]
+fn xfs_of_version_5_is_read_as_linux_reads_it() {
+    check(320 * MIB, &["mkfs.xfs", "-q", "-f"], "", 6000);
+    check(320 * MIB, &["mkfs.xfs", "-q", "-f", "-n", "size=16384", "-i", "size=1024"], "", 2000);
+}
+
+#[test]
+fn xfs_of_version_4_is_read_as_linux_reads_it() {
+    check(320 * MIB, &["mkfs.xfs", "-q", "-f", "-m", "crc=0"], "", 3000);
+    check(
+        320 * MIB,
+        &["mkfs.xfs", "-q", "-f", "-m", "crc=0", "-n", "ftype=0", "-b", "size=1024"],
+        "",
+        300,
+    );
+}
+
+#[test]
+fn an_xfs_that_was_not_unmounted_is_said() {
+    let Some(image) = Image::new(320 * MIB, &["mkfs.xfs", "-q", "-f"]) else { return };
+    assert!(image.open().notes().is_empty(), "{:?}", image.open().notes());
+    let mounted = image.mount("").unwrap();
+    fill(&mounted.0, 20);
+    assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
+    let copy = image.copy();
+    assert_eq!(copy.open().notes().len(), 1);
+    drop(mounted);
+    assert!(image.open().notes().is_empty(), "{:?}", image.open().notes());
+}
+
+#[test]
+fn btrfs_is_read_as_linux_reads_it() {
+    let mkfs = ["mkfs.btrfs", "-q", "-f"];
+    check(256 * MIB, &mkfs, "", 3000);
+    for packing in ["zlib", "lzo", "zstd:3"] {
+        check(256 * MIB, &mkfs, &format!(",compress-force={packing}"), 100);
+    }
+}
+
+#[test]
+fn the_subvolumes_of_btrfs_are_folders_and_one_is_the_default() {
+    let Some(image) = Image::new(256 * MIB, &["mkfs.btrfs", "-q", "-f"]) else { return };
+    {
+        let mounted = image.mount("").unwrap();
+        let at = |name: &str| mounted.0.join(name).to_str().unwrap().to_owned();
+        for name in ["@", "@home", "@/.snapshots"] {
+            assert!(run("btrfs", &["subvolume", "create", &at(name)]));
+        }
+        fill(&mounted.0.join("@"), 50);
+        fs::create_dir(at("@/.snapshots/1")).unwrap();
+        let snapshot = at("@/.snapshots/1/snapshot");
+        assert!(run("btrfs", &["subvolume", "snapshot", &at("@"), &snapshot]));
+        fs::write(at("@/small"), b"changed since").unwrap();
+        assert!(run("btrfs", &["subvolume", "set-default", &snapshot]));
+    }
+    let fs = image.open();
+    assert_eq!(fs.default_folder(), "/@/.snapshots/1/snapshot");
+    let tree = Tree::new(fs.clone(), &fs.default_folder());
+    assert_eq!(tree.read("/small", 99).unwrap(), b"small");
+    let tree = Tree::new(fs, "/@");
+    assert_eq!(tree.read("/small", 99).unwrap(), b"changed since");
+    let mounted = image.mount(",ro,subvolid=5").unwrap();
+    assert_eq!(of_guest(&Tree::new(image.open(), "/")), of_host(&mounted.0));
+}
