@@ -4,6 +4,7 @@ mod command;
 mod console;
 mod disks;
 mod engine;
+mod guest;
 mod kernel;
 mod plan;
 mod state;
@@ -26,13 +27,14 @@ pub use crate::run::state::folder as state_folder;
 /// Runs the machine that `args` describe until its guest ends; the exit code is that of the command in the
 /// guest, if there is one.
 pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
-    let plan = Plan::new(&args)?;
+    let mut plan = Plan::new(&args)?;
     if args.dry_run {
         return plan.print();
     }
     let engine = engine::choose(args.engine)?;
     // Once, since what a reset throws away is the machine, not its disks.
     let disks = disks::open(&plan.spec)?;
+    let mut prepared = plan.look_into(&disks)?;
     let announcement = plan.is_script.then(|| {
         let memory = plan.spec.memory.size();
         format!("{} CPU, {memory} of memory, engine {}", plan.config.cpus, engine.name())
@@ -65,7 +67,11 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
             return pending.finish(&finished, &attachment);
         }
         match finished.outcome {
-            Outcome::Reset if !args.no_reboot => {}
+            // The guest may have another kernel now.
+            Outcome::Reset if !args.no_reboot => {
+                drop(prepared);
+                prepared = plan.look_into(&disks)?;
+            }
             outcome => return end(outcome),
         }
     }

@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use image::{Features, ImageRef, Options};
 use machine::Config;
 use machine::boot::BootPlan;
+use machine::disks::OpenDisk;
 use machine::memory::MemoryConfig;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
 use tempfile::TempDir;
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
-use crate::run::{kernel, state, terminal};
+use crate::run::guest::{self, Prepared};
+use crate::run::{disks, kernel, state, terminal};
 
 /// Everything that is decided before a machine is built.
 pub struct Plan {
@@ -28,6 +30,8 @@ pub struct Plan {
     pub command: Vec<OsString>,
     /// The command is a shell that nobody asked for: the user is told that the guest is there.
     pub is_script: bool,
+    /// What to boot is on the disks, and is filled in by [`look_into`](Plan::look_into).
+    boots_from_disks: bool,
 }
 
 /// The Unix socket at which the guest's agent arrives.
@@ -72,8 +76,15 @@ impl Plan {
             (disk.in_place, disk.discard) = (false, true);
         }
         spec.validate()?;
+        let boots_from_disks = image.is_none() && spec.boot.kernel.is_none();
         let boot = match &image {
             Some(image) => boot_image(image, &mut spec, args, agent.is_some())?,
+            None if boots_from_disks => BootPlan {
+                kernel: PathBuf::new(),
+                kernel_is_immutable: false,
+                initrd: None,
+                cmdline: String::new(),
+            },
             None => boot_files(&spec)?,
         };
         let memory = MemoryConfig {
@@ -83,11 +94,45 @@ impl Plan {
             shared: spec.memory.shared(),
         };
         let config = Config { cpus: spec.cpus.count(), memory, boot };
-        Ok(Self { spec, config, agent, command, is_script })
+        Ok(Self { spec, config, agent, command, is_script, boots_from_disks })
+    }
+
+    /// Finds what to boot on the disks, if it is there. What is returned must outlast the machine.
+    pub fn look_into(&mut self, disks: &[OpenDisk]) -> Result<Option<Prepared>, Failure> {
+        if !self.boots_from_disks {
+            return Ok(None);
+        }
+        let words = match &self.spec.boot.cmdline {
+            Some(words) => format!("{BOARD_WORDS} {words}"),
+            None => BOARD_WORDS.to_owned(),
+        };
+        let prepared = guest::prepare(disks, console_device(&self.spec), &words)?;
+        tracing::info!(
+            entry = prepared.title,
+            cmdline = prepared.boot.cmdline,
+            "found on the disks"
+        );
+        for note in &prepared.notes {
+            tracing::info!("{note}");
+        }
+        self.config.boot = prepared.boot.clone();
+        Ok(Some(prepared))
     }
 
     /// Prints the description in the form of a --config file, with kernel, initrd and the whole command line.
-    pub fn print(&self) -> Result<ExitCode, Failure> {
+    pub fn print(&mut self) -> Result<ExitCode, Failure> {
+        if self.boots_from_disks {
+            // As the images are, so that nothing is made for a machine that is not run.
+            let mut spec = self.spec.clone();
+            spec.disks.iter_mut().for_each(|disk| (disk.readonly, disk.in_place) = (true, false));
+            if let Some(prepared) = self.look_into(&disks::open(&spec)?)? {
+                println!("# from its disks: {}", prepared.title);
+                println!("# command line: {}", prepared.boot.cmdline);
+                prepared.notes.iter().for_each(|note| println!("# {note}"));
+            }
+            print!("{}", self.spec.to_toml()?);
+            return Ok(ExitCode::SUCCESS);
+        }
         let BootPlan { kernel, initrd, cmdline, .. } = &self.config.boot;
         let mut spec = self.spec.clone();
         spec.image = None;
@@ -143,8 +188,11 @@ fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {
             let known = image.parse::<ImageRef>();
             known.map(Some).map_err(|error| Failure::from_error(NOT_FOUND, error))
         }
-        (None, None) => Err(Failure::new(USAGE, "There is nothing to boot")
-            .help("name an image, as in `omnivisor run debian`, or a kernel with `--kernel FILE`")),
+        // What is on the disks.
+        (None, None) if !spec.disks.is_empty() => Ok(None),
+        (None, None) => Err(Failure::new(USAGE, "There is nothing to boot").help(
+            "name an image, as in `omnivisor run debian`, a disk with `--disk FILE`, or a kernel with `--kernel FILE`",
+        )),
     }
 }
 
