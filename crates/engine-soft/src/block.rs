@@ -122,6 +122,14 @@ impl Cache {
         self.translator.as_mut()?.difference.take()
     }
 
+    /// Executes the translated block at the instruction pointer, if it is known to be up to date.
+    #[inline(always)]
+    pub fn run_known(&mut self, c: &mut Cpu) -> Option<Step> {
+        let translator = self.translator.as_mut()?;
+        let block = translator.known(c)?;
+        Some(translator.run(c, block, &mut self.stubs))
+    }
+
     /// Executes a block, or only its first instruction.
     #[inline(always)]
     pub fn run(&mut self, number: u32, one: bool, c: &mut Cpu) -> Step {
@@ -139,7 +147,7 @@ impl Cache {
         if let Some(host) = block.host.filter(|_| !one && Translator::suits(c)) {
             if translator.lives(block.code) {
                 self.left = true;
-                return translator.run(c, block.code, host.page(), &mut self.stubs);
+                return translator.run(c, block.code, &mut self.stubs);
             }
             block.heat += 1;
             if block.heat.is_multiple_of(HOT) {
@@ -148,7 +156,7 @@ impl Cache {
                 } else if let Some(code) = translator.translate(c, host.page(), &mut self.stubs) {
                     self.left = true;
                     block.code = code;
-                    return translator.run(c, code, host.page(), &mut self.stubs);
+                    return translator.run(c, code, &mut self.stubs);
                 }
             }
         }

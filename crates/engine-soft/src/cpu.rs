@@ -78,6 +78,7 @@ pub const CR0_PG: u64 = 1 << 31;
 pub const CR4_TSD: u64 = 1 << 2;
 pub const CR4_PSE: u64 = 1 << 4;
 pub const CR4_PAE: u64 = 1 << 5;
+pub const CR4_PGE: u64 = 1 << 7;
 pub const CR4_OSFXSR: u64 = 1 << 9;
 pub const CR4_FSGSBASE: u64 = 1 << 16;
 pub const CR4_OSXSAVE: u64 = 1 << 18;
@@ -142,6 +143,11 @@ pub struct Cpu {
     pub reads: Tlb,
     pub writes: Tlb,
     pub translated: crate::translate::context::Context,
+    /// Size of the largest pages seen in the lower and the upper half of the addresses, as a shift; 0 for
+    /// small ones.
+    pub large: [u32; 2],
+    /// Whether the page of the last fetch is in every address space.
+    pub fetched_global: bool,
     /// Grows when a linear page may be elsewhere or code may have changed: chains of blocks end.
     pub generation: u64,
     pub fault: Fault,
@@ -397,14 +403,31 @@ impl Cpu {
         self.reads.clear();
         self.writes.clear();
         self.translated.pages.clear();
+        self.large = [0; 2];
+        self.generation += 1;
+    }
+
+    /// Drops what is known about linear addresses of this address space.
+    pub fn flush_local(&mut self) {
+        self.reads.clear_local();
+        self.writes.clear_local();
+        self.translated.pages.clear_local();
+        self.large[0] = 0;
         self.generation += 1;
     }
 
     /// Drops what is known about one linear page.
     pub fn flush_page(&mut self, linear: u64) {
-        self.reads.forget(linear);
-        self.writes.forget(linear);
-        self.translated.pages.forget(linear);
+        let large = self.large[(linear >> 63) as usize];
+        if large == 0 {
+            self.reads.forget(linear);
+            self.writes.forget(linear);
+            self.translated.pages.forget(linear);
+        } else {
+            self.reads.forget_large(linear, large);
+            self.writes.forget_large(linear, large);
+            self.translated.pages.clear();
+        }
         self.generation += 1;
     }
 

@@ -157,7 +157,13 @@ impl HostAddress {
 
     /// Whether guest memory holds these bytes.
     pub fn holds(self, bytes: &[u8]) -> bool {
-        bytes.iter().zip(0..).all(|(byte, offset)| self.plus(offset).load::<u8>() == *byte)
+        let (words, rest) = bytes.as_chunks::<8>();
+        let same = words
+            .iter()
+            .zip((0..).step_by(8))
+            .all(|(word, offset)| self.plus(offset).load::<u64>() == u64::from_le_bytes(*word));
+        let start = self.plus(8 * words.len() as u64);
+        same && rest.iter().zip(0..).all(|(byte, offset)| start.plus(offset).load::<u8>() == *byte)
     }
 
     /// `lock cmpxchg`: what was there before.
@@ -337,9 +343,17 @@ impl RamPage<'_> {
 /// Entries of each ring's TLB.
 const ENTRIES: usize = 1024;
 
+/// Local entries that are remembered one by one.
+const LOCAL: usize = 512;
+
 /// Which linear pages are where in this process, for one kind of access: for rings 0 to 2 and for ring 3.
-#[repr(transparent)]
-pub struct Tlb([[TlbEntry; ENTRIES]; 2]);
+#[repr(C)]
+pub struct Tlb {
+    entries: [[TlbEntry; ENTRIES]; 2],
+    /// Ring and index of the entries that do not survive a change of CR3, as far as they find room.
+    local: [u16; LOCAL],
+    locals: usize,
+}
 
 /// Translated code reads it as well.
 #[repr(C)]
@@ -366,7 +380,7 @@ const fn no_page(index: usize) -> u64 {
 
 impl Default for Tlb {
     fn default() -> Self {
-        Self([EMPTY; 2])
+        Self { entries: [EMPTY; 2], local: [0; LOCAL], locals: 0 }
     }
 }
 
@@ -388,31 +402,57 @@ impl Tlb {
     /// Where a number at `linear` is, if it lies in one known page.
     #[inline(always)]
     pub fn find<W: Word>(&self, linear: u64, user: u64) -> Option<HostAddress> {
-        let entry = &self.0[user as usize & 1][Self::index(linear)];
+        let entry = &self.entries[user as usize & 1][Self::index(linear)];
         let offset = linear.wrapping_sub(entry.page);
         (offset <= PAGE - W::BYTES).then(|| HostAddress(entry.host.wrapping_add(offset as usize)))
     }
 
-    /// Remembers a page.
-    pub fn insert(&mut self, linear: u64, user: u64, host: HostAddress) {
-        let entry = TlbEntry { page: linear & !(PAGE - 1), host: host.0 };
-        self.0[user as usize & 1][Self::index(linear)] = entry;
+    /// Remembers a page; a global one survives a change of CR3.
+    pub fn insert(&mut self, linear: u64, user: u64, host: HostAddress, global: bool) {
+        let (ring, index) = (user as usize & 1, Self::index(linear));
+        self.entries[ring][index] = TlbEntry { page: linear & !(PAGE - 1), host: host.0 };
+        if !global {
+            if let Some(local) = self.local.get_mut(self.locals) {
+                *local = (ring * ENTRIES + index) as u16;
+            }
+            self.locals += 1;
+        }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.0 = [EMPTY; 2];
+        self.entries = [EMPTY; 2];
+        self.locals = 0;
+    }
+
+    /// Forgets all but global pages.
+    pub fn clear_local(&mut self) {
+        let Some(local) = self.local.get(..self.locals) else { return self.clear() };
+        for &place in local {
+            let (ring, index) = (usize::from(place) / ENTRIES, usize::from(place) % ENTRIES);
+            self.entries[ring % 2][index] = EMPTY[index];
+        }
+        self.locals = 0;
     }
 
     /// Forgets one page.
     pub fn forget(&mut self, linear: u64) {
         let index = Self::index(linear);
-        self.0.iter_mut().for_each(|ring| ring[index].page = no_page(index));
+        self.entries.iter_mut().for_each(|ring| ring[index].page = no_page(index));
+    }
+
+    /// Forgets the pages whose addresses agree from bit `shift` up.
+    pub fn forget_large(&mut self, linear: u64, shift: u32) {
+        for (index, entry) in self.entries.iter_mut().flatten().enumerate() {
+            if (entry.page ^ linear) >> shift == 0 {
+                entry.page = no_page(index % ENTRIES);
+            }
+        }
     }
 
     /// Forgets every page that is at `host`.
     pub fn forget_host(&mut self, host: HostAddress) {
-        for ring in &mut self.0 {
+        for ring in &mut self.entries {
             for (index, entry) in ring.iter_mut().enumerate() {
                 if entry.host == host.0 {
                     *entry = EMPTY[index];

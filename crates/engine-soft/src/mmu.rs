@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cpu::{
-    Access, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMEP, Cpu, EFER_LMA, EFER_NXE, PF, Step,
+    Access, CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CR4_SMEP, Cpu, EFER_LMA, EFER_NXE, PF, Step,
 };
 use crate::host::{PAGE, Word};
 
@@ -16,6 +16,7 @@ const USER: u64 = 4;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = (1 << 52) - PAGE;
 const RESERVED: u64 = (1 << 52) - (1 << PHYSICAL_BITS);
@@ -31,6 +32,8 @@ const ERROR_FETCH: u32 = 16;
 struct Mapping {
     physical: u64,
     writable: bool,
+    /// In every address space.
+    global: bool,
 }
 
 impl Cpu {
@@ -42,20 +45,20 @@ impl Cpu {
             return Err(self.gp());
         }
         let mapping = if self.cr0 & CR0_PG == 0 {
-            Mapping { physical: linear & 0xffff_ffff, writable: true }
+            Mapping { physical: linear & 0xffff_ffff, writable: true, global: false }
         } else {
             self.walk(linear, access, user)?
         };
         let ram = Arc::clone(&self.ram);
         let Some(page) = ram.page(mapping.physical) else { return Ok(mapping.physical) };
         match access {
-            Access::Read => self.reads.insert(linear, user, page.host()),
-            Access::Fetch => {}
+            Access::Read => self.reads.insert(linear, user, page.host(), mapping.global),
+            Access::Fetch => self.fetched_global = mapping.global,
             Access::Write => {
                 if mapping.writable && !page.read_only() {
                     page.set_dirty();
                     if !page.has_code() && self.journal.is_none() {
-                        self.writes.insert(linear, user, page.host());
+                        self.writes.insert(linear, user, page.host(), mapping.global);
                     }
                 }
             }
@@ -139,8 +142,18 @@ impl Cpu {
             }
             let offset = (1_u64 << (12 + 9 * level)) - 1;
             let physical = entry & ADDRESS & !offset | linear & offset;
-            return Ok(Mapping { physical, writable });
+            if level > 0 {
+                self.note_large(linear, 12 + 9 * level);
+            }
+            let global = entry & GLOBAL != 0 && self.cr4 & CR4_PGE != 0;
+            return Ok(Mapping { physical, writable, global });
         }
+    }
+
+    /// INVLPG in a large page must forget all of it.
+    fn note_large(&mut self, linear: u64, shift: u32) {
+        let noted = &mut self.large[(linear >> 63) as usize];
+        *noted = shift.max(*noted);
     }
 
     /// Two levels with entries of 4 bytes.
@@ -172,7 +185,11 @@ impl Cpu {
             } else {
                 entry & 0xffff_f000 | linear & 0xfff
             };
-            return Ok(Mapping { physical, writable });
+            if large {
+                self.note_large(linear, 22);
+            }
+            let global = entry & GLOBAL != 0 && self.cr4 & CR4_PGE != 0;
+            return Ok(Mapping { physical, writable, global });
         }
         Err(self.page_fault(linear, access, user, 0))
     }

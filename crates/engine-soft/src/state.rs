@@ -59,6 +59,8 @@ impl Cpu {
             reads: Tlb::default(),
             writes: Tlb::default(),
             translated: Default::default(),
+            large: [0; 2],
+            fetched_global: false,
             generation: 0,
             fault: Fault::default(),
             impossible: None,

@@ -175,7 +175,7 @@ pub fn write_control(c: &mut Cpu, o: &Op) -> Step {
         2 => c.cr2 = value,
         3 => {
             c.cr3 = value & !(1 << 63);
-            c.flush_tlb();
+            c.flush_local();
         }
         4 => {
             if value & !CR4_ALLOWED != 0 || c.long() && value & CR4_PAE == 0 {

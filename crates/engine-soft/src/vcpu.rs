@@ -68,18 +68,29 @@ impl SoftVcpu {
                 Next::Run => {}
                 Next::Leave(exit) => return exit,
             }
-            let stepping = self.cpu.rflags & FLAG_TF != 0;
+let stepping = self.cpu.rflags & FLAG_TF != 0;
             let one = self.cpu.shadow != 0 || stepping;
-            let found = self.cache.find(&mut self.cpu);
-            let Ok(mut block) = found else {
-                if let Some(exit) = self.exception_at_rip() {
-                    return exit;
-                }
-                continue;
-            };
-            let shadow = std::mem::take(&mut self.cpu.shadow);
+            let mut shadow = MOV_SS;
+            let mut last = None;
             loop {
-                let result = self.cache.run(block, one, &mut self.cpu);
+                let known = if one { None } else { self.cache.run_known(&mut self.cpu) };
+                let result = if let Some(result) = known {
+                    last = None;
+                    result
+                } else {
+                    let found = match last {
+                        Some(block) => self.cache.follow(block, &mut self.cpu),
+                        None => self.cache.find(&mut self.cpu),
+                    };
+                    match found {
+                        Ok(block) => {
+                            shadow = std::mem::take(&mut self.cpu.shadow);
+                            last = Some(block);
+                            self.cache.run(block, one, &mut self.cpu)
+                        }
+                        Err(stop) => Err(stop),
+                    }
+                };
                 if let Some(difference) = self.cache.difference() {
                     tracing::error!("translator and interpreter differ:\n{difference}");
                     return Exit::Shutdown;
@@ -104,15 +115,6 @@ impl SoftVcpu {
                     || cpu.activity != Activity::Running;
                 if wanted || one {
                     break;
-                }
-                match self.cache.follow(block, cpu) {
-                    Ok(next) => block = next,
-                    Err(_) => {
-                        if let Some(exit) = self.exception_at_rip() {
-                            return exit;
-                        }
-                        break;
-                    }
                 }
             }
         }

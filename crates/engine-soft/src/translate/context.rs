@@ -83,27 +83,51 @@ pub struct Context {
 
 /// See [`Context::pages`].
 #[repr(C)]
-pub struct Pages([[u32; PAGES]; 2]);
+pub struct Pages {
+    numbers: [[u32; PAGES]; 2],
+    /// Which of ring 0's survive a change of CR3.
+    global: [u64; PAGES / 64],
+}
 
 impl Pages {
     /// No page may be entered unseen.
     pub fn clear(&mut self) {
-        self.0 = [[0; PAGES]; 2];
+        self.numbers = [[0; PAGES]; 2];
+    }
+
+    /// Only global pages may.
+    pub fn clear_local(&mut self) {
+        self.numbers[1] = [0; PAGES];
+        for (numbers, global) in self.numbers[0].chunks_mut(64).zip(self.global) {
+            if global == 0 {
+                numbers.fill(0);
+            } else if global != u64::MAX {
+                for (bit, number) in numbers.iter_mut().enumerate() {
+                    *number &= 0_u32.wrapping_sub((global >> bit & 1) as u32);
+                }
+            }
+        }
     }
 
     /// Not this one.
     pub fn forget(&mut self, linear: u64) {
-        self.0.iter_mut().for_each(|ring| ring[(linear >> 12) as usize % PAGES] = 0);
+        self.numbers.iter_mut().for_each(|ring| ring[(linear >> 12) as usize % PAGES] = 0);
     }
 
     /// The number noted for a page.
     pub fn get(&self, linear: u64, user: u64) -> u32 {
-        self.0[user as usize & 1][(linear >> 12) as usize % PAGES]
+        self.numbers[user as usize & 1][(linear >> 12) as usize % PAGES]
     }
 
     /// Notes a page's number.
-    pub fn set(&mut self, linear: u64, user: u64, number: u32) {
-        self.0[user as usize & 1][(linear >> 12) as usize % PAGES] = number;
+    pub fn set(&mut self, linear: u64, user: u64, number: u32, global: bool) {
+        let index = (linear >> 12) as usize % PAGES;
+        self.numbers[user as usize & 1][index] = number;
+        if user == 0 {
+            let bit = 1 << (index % 64);
+            let word = &mut self.global[index / 64];
+            *word = if global { *word | bit } else { *word & !bit };
+        }
     }
 }
 
@@ -117,7 +141,7 @@ impl Default for Context {
             scratch: [0; 2],
             exit: 0,
             vectors: 0,
-            pages: Pages([[0; PAGES]; 2]),
+            pages: Pages { numbers: [[0; PAGES]; 2], global: [0; PAGES / 64] },
             targets: [[Target { rip: 0, code: 0 }; TARGETS]; 2],
         };
         context.forget_targets();

@@ -42,6 +42,8 @@ use crate::op::Op;
 
 /// Bytes of code before everything is forgotten.
 const ROOM: usize = 48 << 20;
+/// Blocks that are found without a look at the interpreter's.
+const QUICK: usize = 4096;
 /// More than the longest block takes.
 const BLOCK_ROOM: usize = 256 << 10;
 
@@ -67,6 +69,10 @@ struct Block {
     entries: Entries,
     /// Number of its page.
     page: u32,
+    rip: u64,
+    user: u64,
+    /// Where its page is.
+    host: HostAddress,
     /// Parts of the page that it was made from.
     bytes: Vec<(usize, Box<[u8]>)>,
     dead: bool,
@@ -96,6 +102,8 @@ pub struct Translator {
     pages: HashMap<(u64, HostAddress, u64), u32>,
     /// Blocks of each page.
     residents: Vec<Vec<u32>>,
+    /// Blocks that were entered last, by RIP.
+    quick: Box<[u32; QUICK]>,
     pending: Pending,
     /// The next instruction is the interpreter's.
     interpret: bool,
@@ -131,6 +139,7 @@ impl Translator {
             exits: Vec::new(),
             pages: HashMap::new(),
             residents: vec![Vec::new()],
+            quick: Box::new([u32::MAX; QUICK]),
             pending: Pending::Nothing,
             interpret: false,
             alone,
@@ -151,6 +160,7 @@ impl Translator {
     pub fn clear(&mut self, cpu: &mut Cpu) {
         self.arena.clear();
         self.blocks.clear();
+        self.quick.fill(u32::MAX);
         self.exits.clear();
         self.pages.clear();
         self.residents.truncate(1);
@@ -178,6 +188,20 @@ impl Translator {
     /// The next instruction is the interpreter's: asked once.
     pub fn take_interpret(&mut self) -> bool {
         std::mem::take(&mut self.interpret)
+    }
+
+    /// The block at RIP, if its page may be entered as it is.
+    #[inline(always)]
+    pub fn known(&self, cpu: &Cpu) -> Option<u32> {
+        let id = self.quick[quick(cpu)];
+        let block = self.blocks.get(id as usize)?;
+        let same = block.rip == cpu.rip
+            && block.user == cpu.user
+            && !block.dead
+            && !self.interpret
+            && Self::suits(cpu)
+            && cpu.translated.pages.get(block.rip, block.user) == block.page;
+        same.then_some(id)
     }
 
     /// Translates the block at RIP; `page` is where its page is, already watched.
@@ -221,9 +245,8 @@ impl Translator {
         let bytes =
             trace.ranges.iter().map(|&(start, end)| (start, code[start..end].into())).collect();
         let id = self.blocks.len() as u32;
-        self.blocks.push(Block {
-            entries,
-            page: number,
+        let user = cpu.user;
+        self.blocks.push(Block { entries, rip, user, host: page, page: number,
             bytes,
             dead: false,
             runs: 0,
@@ -248,18 +271,21 @@ impl Translator {
         &mut self,
         cpu: &mut Cpu,
         id: u32,
-        page: HostAddress,
         natives: &mut crate::stubs::Stubs,
     ) -> Step {
         let block = &self.blocks[id as usize];
-        let (entries, number) = (block.entries, block.page);
+        let (entries, number, page) = (block.entries, block.page, block.host);
         let rip = cpu.rip;
         if cpu.translated.pages.get(rip, cpu.user) != number {
             self.compare(cpu, number, page);
             if self.blocks[id as usize].dead {
                 return Ok(());
             }
-            cpu.translated.pages.set(rip, cpu.user, number);
+            // What remains to be asked is whether every address space has the page there.
+            if cpu.translate(rip, crate::cpu::Access::Fetch, cpu.user).is_err() {
+                return Err(Stop::Fault);
+            }
+            cpu.translated.pages.set(rip, cpu.user, number, cpu.fetched_global);
         }
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
             Pending::Link(exit) => self.link(exit, id, rip),
@@ -268,6 +294,7 @@ impl Translator {
             }
             _ => {}
         }
+        self.quick[quick(cpu)] = id;
         let runs = &mut self.blocks[id as usize].runs;
         *runs = runs.wrapping_add(1);
         let mut rehearsal = None;
@@ -385,6 +412,10 @@ impl Translator {
         });
         self.residents[number as usize] = residents;
     }
+}
+
+fn quick(cpu: &Cpu) -> usize {
+    (cpu.rip ^ cpu.rip >> 12) as usize % QUICK
 }
 
 /// Sets the displacement that ends at `at`.
