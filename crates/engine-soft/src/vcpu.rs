@@ -68,7 +68,7 @@ impl SoftVcpu {
                 Next::Run => {}
                 Next::Leave(exit) => return exit,
             }
-let stepping = self.cpu.rflags & FLAG_TF != 0;
+            let stepping = self.cpu.rflags & FLAG_TF != 0;
             let one = self.cpu.shadow != 0 || stepping;
             let mut shadow = MOV_SS;
             let mut last = None;

@@ -246,7 +246,12 @@ impl Translator {
             trace.ranges.iter().map(|&(start, end)| (start, code[start..end].into())).collect();
         let id = self.blocks.len() as u32;
         let user = cpu.user;
-        self.blocks.push(Block { entries, rip, user, host: page, page: number,
+        self.blocks.push(Block {
+            entries,
+            rip,
+            user,
+            host: page,
+            page: number,
             bytes,
             dead: false,
             runs: 0,
@@ -267,12 +272,7 @@ impl Translator {
     }
 
     /// Enters a block at RIP and executes until something else must be done.
-    pub fn run(
-        &mut self,
-        cpu: &mut Cpu,
-        id: u32,
-        natives: &mut crate::stubs::Stubs,
-    ) -> Step {
+    pub fn run(&mut self, cpu: &mut Cpu, id: u32, natives: &mut crate::stubs::Stubs) -> Step {
         let block = &self.blocks[id as usize];
         let (entries, number, page) = (block.entries, block.page, block.host);
         let rip = cpu.rip;
