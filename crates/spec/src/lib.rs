@@ -4,11 +4,13 @@
 //! ([`option`](mod@option)) and of the JSON Schema ([`schema`]). Reading checks the form; [`VmSpec::validate`] checks
 //! what the values say. Nothing here looks at the host.
 //!
-//! [`foreign`] reads the descriptions that other platforms keep of their VMs.
+//! [`foreign`] reads the descriptions that other platforms keep of their VMs; [`cloud_init`] makes the disk that tells a
+//! guest its name and keys.
 
 #![forbid(unsafe_code)]
 
 mod check;
+pub mod cloud_init;
 mod devices;
 mod error;
 mod file;
