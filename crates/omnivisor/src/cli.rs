@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::convert::ConvertArgs;
 use crate::disk::DiskVerb;
+use crate::export::ExportArgs;
 use crate::inspect::InspectArgs;
 use crate::probe::ProbeArgs;
 
@@ -30,8 +31,10 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Tell what this computer's virtualization can do, and how to repair what it cannot
     Probe(ProbeArgs),
-    /// Tell what a disk of any format is and what it is made of
+    /// Tell what a VM of any platform or a disk of any format is, and what it is made of
     Inspect(InspectArgs),
+    /// Print a VM's description of any platform in another form
+    Export(ExportArgs),
     /// Make a new image out of a disk of any format
     Convert(Box<ConvertArgs>),
     /// Compare, map, check, create and commit disks

@@ -1,20 +1,35 @@
-//! `omnivisor inspect`: what a disk is, and what it is made of.
+//! `omnivisor inspect`: what a VM or a disk is, and what it is made of.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use disk::{Content, Disk, Extents, ImageInfo};
 use serde_json::{Map, Value, json};
+use spec::foreign::ReadOptions;
 
-use crate::disk::{ImageArgs, OutputFormat, failed, human, print, print_json};
+use crate::description;
+use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json};
 use crate::failure::Failure;
 
 /// Options of `omnivisor inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
+    /// A VM's description of any platform, its folder or package; or a disk of any format
+    #[arg(value_name = "VM|DISK")]
+    path: PathBuf,
+
     #[command(flatten)]
-    image: ImageArgs,
+    how: OpenArgs,
+
+    /// The deployment option of an OVF package
+    #[arg(long, value_name = "ID")]
+    option: Option<String>,
+
+    /// Check all files of an OVF package against its manifest
+    #[arg(long)]
+    verify: bool,
 
     /// How to print
     #[arg(long, value_enum, default_value_t)]
@@ -31,8 +46,24 @@ struct Totals {
 
 /// Prints what is known.
 pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
-    let options = args.image.how.options(&args.image.path)?;
-    let (disk, chain) = disk::open_chain(&args.image.path, &options).map_err(failed)?;
+    if args.how.from.is_none() && spec::foreign::is_description(&args.path) {
+        let options = ReadOptions {
+            anywhere: args.how.allow_outside,
+            configuration: args.option.clone(),
+            verify: args.verify,
+        };
+        let vms = description::read(&args.path, &options)?;
+        match args.format {
+            OutputFormat::Json => print_json(&description::json(&vms))?,
+            OutputFormat::Table => {
+                let pages: Vec<_> = vms.iter().map(description::page).collect();
+                print(&pages.join("\n"))?;
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = args.how.options(&args.path)?;
+    let (disk, chain) = disk::open_chain(&args.path, &options).map_err(failed)?;
     let totals = totals(&*disk)?;
     match args.format {
         OutputFormat::Json => print_json(&json!({
@@ -62,7 +93,7 @@ fn totals(disk: &dyn Disk) -> Result<Totals, Failure> {
     Ok(totals)
 }
 
-fn image_json(image: &ImageInfo) -> Value {
+pub(crate) fn image_json(image: &ImageInfo) -> Value {
     let details: Map<String, Value> = image
         .details
         .iter()
@@ -137,7 +168,7 @@ fn table(disk: &dyn Disk, chain: &[ImageInfo], totals: &Totals) -> String {
 }
 
 /// Bytes that the file takes on its file system; nothing for devices.
-fn allocated(image: &ImageInfo) -> Option<u64> {
+pub(crate) fn allocated(image: &ImageInfo) -> Option<u64> {
     let found = image.path.metadata().ok()?;
     found.is_file().then(|| found.blocks() * 512)
 }

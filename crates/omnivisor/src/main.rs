@@ -4,8 +4,10 @@
 
 mod cli;
 mod convert;
+mod description;
 mod disk;
 mod documents;
+mod export;
 mod failure;
 mod inspect;
 mod probe;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(*args, cli.verbose > 0),
         Verb::Probe(args) => Ok(probe::run(&args, &probe::kvm_proof)),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Export(args) => export::run(&args),
         Verb::Convert(args) => convert::run(&args),
         Verb::Disk { verb } => disk::run(&verb),
         Verb::Schema => documents::schema(),

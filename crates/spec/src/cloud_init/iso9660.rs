@@ -109,7 +109,7 @@ fn record(name: &[u8], place: usize, length: usize, is_folder: bool, system: &[u
     record.extend([u8::from(is_folder) << 1, 0, 0, 1, 0, 0, 1]);
     record.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
     record.extend(name);
-    if name.len() % 2 == 0 {
+    if name.len().is_multiple_of(2) {
         record.push(0);
     }
     record.extend(system);

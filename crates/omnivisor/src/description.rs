@@ -1,0 +1,319 @@
+//! What a VM is, on one page: its description, its disks as they are, and what will differ here.
+
+use std::path::Path;
+
+use disk::{FilePolicy, Format, ImageInfo, ImageOptions};
+use serde_json::{Value, json};
+use spec::foreign::{
+    Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
+};
+
+use crate::disk::human;
+use crate::failure::{Failure, USAGE};
+use crate::inspect::{allocated, image_json};
+
+/// A VM with what is known of its disks.
+pub struct Vm {
+    /// What its platform says.
+    pub description: Description,
+    /// For each drive the images of its chain, or why it cannot be opened; nothing for drives without a disk.
+    pub disks: Vec<Option<Result<Vec<ImageInfo>, String>>>,
+}
+
+/// Reads a description and looks at the disks that it names.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let files =
+        if options.anywhere { FilePolicy::Anywhere } else { FilePolicy::Within(folder.into()) };
+    let vms =
+        spec::foreign::read(path, options).map_err(|error| Failure::from_error(USAGE, error))?;
+    let vms = vms.into_iter().map(|mut description| {
+        let disks = description.drives.iter().map(|drive| look(drive, &files)).collect::<Vec<_>>();
+        for (drive, found) in description.drives.iter_mut().zip(&disks) {
+            if let Some(Ok(chain)) = found {
+                drive.capacity = drive.capacity.or(chain.first().map(|image| image.length));
+            }
+        }
+        Vm { description, disks }
+    });
+    Ok(vms.collect())
+}
+
+/// The VMs in the form that does not change.
+pub fn json(vms: &[Vm]) -> Value {
+    let vms = vms.iter().map(|vm| {
+        let disks = vm.description.drives.iter().zip(&vm.disks).filter_map(|(drive, found)| {
+            let (chain, problem) = match found.as_ref()? {
+                Ok(chain) => (chain.iter().map(image_json).collect::<Vec<_>>(), None),
+                Err(problem) => (Vec::new(), Some(problem)),
+            };
+            Some(json!({ "address": drive.address(), "chain": chain, "problem": problem }))
+        });
+        json!({
+            "description": vm.description,
+            "disks": disks.collect::<Vec<_>>(),
+            "differences": vm.description.differences(),
+        })
+    });
+    json!({ "vms": vms.collect::<Vec<_>>() })
+}
+
+/// The VM on one page.
+pub fn page(vm: &Vm) -> String {
+    let description = &vm.description;
+    let mut page = Page::default();
+    let version =
+        description.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
+    let name = description.name.as_deref().unwrap_or("(without a name)");
+    page.line(
+        "VM",
+        format!("{name}, of {} ({}{version})", description.platform.title(), description.format),
+    );
+    page.line("file", description.file.display());
+    if let Some(product) = &description.product {
+        page.line("product", product);
+    }
+    if let Some(text) = &description.annotation {
+        page.line("said", text.lines().next().unwrap_or_default());
+    }
+    let guest = description.guest_os.as_deref().unwrap_or("not said");
+    page.line("guest", format!("{guest}, {}", description.architecture.name()));
+    page.line("machine", hardware(description));
+    boot(description, &mut page);
+    for (drive, found) in description.drives.iter().zip(&vm.disks) {
+        add_drive(description, drive, found.as_ref(), &mut page);
+    }
+    for nic in &description.nics {
+        let words = [
+            nic.model.clone(),
+            nic.mac.map(|mac| mac.to_string()),
+            nic.connection.clone(),
+            nic.network.clone(),
+            nic.slot.map(|slot| format!("slot {slot}")),
+            (!nic.connected).then(|| "not connected".into()),
+        ];
+        page.line("network", words.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        for forward in &nic.forwards {
+            page.line("", format!("port {forward}"));
+        }
+    }
+    for serial in &description.serials {
+        let words = [serial.backend.as_deref(), serial.target.as_deref()];
+        let words = words.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        page.line("serial", format!("COM{} {words}", u64::from(serial.index) + 1));
+    }
+    for share in &description.shares {
+        page.line("share", format!("{} as {}", share.path, share.name));
+    }
+    for one in &description.configurations {
+        let chosen = if one.chosen { " (taken)" } else { "" };
+        page.line("option", format!("{}{chosen}", one.id));
+    }
+    for property in &description.properties {
+        page.line(
+            "property",
+            format!("{}={}", property.key, property.value.as_deref().unwrap_or_default()),
+        );
+    }
+    for snapshot in &description.snapshots {
+        let words = [
+            Some(snapshot.name.clone()),
+            snapshot.created.clone(),
+            snapshot.current.then(|| "the present state came from it".into()),
+        ];
+        page.line("snapshot", words.into_iter().flatten().collect::<Vec<_>>().join(", "));
+    }
+    for note in &description.notes {
+        page.line("note", &note.message);
+    }
+    for note in description.differences() {
+        page.line("differs", &note.message);
+    }
+    if !description.unread.is_empty() {
+        let mut keys: Vec<_> = description.unread.iter().map(|one| one.key.as_str()).collect();
+        keys.dedup();
+        let more = keys.len().saturating_sub(MOST_KEYS);
+        keys.truncate(MOST_KEYS);
+        let more =
+            if more > 0 { format!(" and {more} more (--format json)") } else { String::new() };
+        page.line("unknown", format!("{}{more}", keys.join(", ")));
+    }
+    page.text
+}
+
+/// So many keys that are not understood are named.
+const MOST_KEYS: usize = 12;
+
+/// Lines with what they are about in front.
+#[derive(Default)]
+struct Page {
+    text: String,
+    last: &'static str,
+}
+
+impl Page {
+    fn line(&mut self, about: &'static str, text: impl std::fmt::Display) {
+        let shown = if about == self.last { "" } else { about };
+        self.last = about;
+        // What others wrote must not steer the terminal.
+        let text = text.to_string().replace(char::is_control, " ");
+        self.text.push_str(&format!("{shown:<9} {text}\n"));
+    }
+}
+
+fn hardware(description: &Description) -> String {
+    let mut words = Vec::new();
+    let cpus = &description.cpus;
+    let count = cpus.count.unwrap_or(1);
+    let topology = match (cpus.sockets, cpus.cores) {
+        (Some(sockets), Some(cores)) => format!(" ({sockets} sockets of {cores} cores)"),
+        _ => String::new(),
+    };
+    words.push(format!("{count} processor{}{topology}", if count == 1 { "" } else { "s" }));
+    words.push(match description.memory.size {
+        Some(size) => format!("{} of memory", human(size)),
+        None => "memory not said".into(),
+    });
+    match description.virtualization {
+        Virtualization::Full => {}
+        Virtualization::Pv => words.push("Xen PV".into()),
+        Virtualization::Pvh => words.push("Xen PVH".into()),
+        Virtualization::Container => words.push("a container".into()),
+    }
+    if let Some(kind) = description.firmware.kind {
+        words.push(kind.title().into());
+    }
+    if description.firmware.secure_boot == Some(true) {
+        words.push("Secure Boot".into());
+    }
+    if let Some(version) = &description.tpm {
+        words.push(format!("TPM {version}").trim_end().to_owned());
+    }
+    words.extend(description.machine.clone());
+    words.join(", ")
+}
+
+fn boot(description: &Description, page: &mut Page) {
+    let boot = &description.boot;
+    if let Some(kernel) = &boot.kernel {
+        page.line("kernel", file(kernel));
+    }
+    if let Some(initrd) = &boot.initrd {
+        page.line("initrd", file(initrd));
+    }
+    if let Some(words) = &boot.cmdline {
+        page.line("cmdline", words);
+    }
+    if let Some(program) = &boot.bootloader {
+        page.line("boot", program);
+    }
+    if let Some(state) = &description.saved_state {
+        page.line("state", format!("suspended, {}", file(state)));
+    }
+}
+
+fn add_drive(
+    description: &Description,
+    drive: &Drive,
+    found: Option<&Result<Vec<ImageInfo>, String>>,
+    page: &mut Page,
+) {
+    let about = match drive.kind {
+        DriveKind::Disk => "disk",
+        DriveKind::Cdrom => "cdrom",
+        DriveKind::Floppy => "floppy",
+        DriveKind::Passthrough => "device",
+    };
+    let controllers = &description.controllers;
+    let model =
+        controllers.iter().find(|one| one.bus == drive.bus && one.index == drive.controller);
+    let model = model
+        .and_then(|one| one.model.as_deref())
+        .map(|model| format!(" ({model})"))
+        .unwrap_or_default();
+    let mut words = vec![format!("{}{model}", drive.address())];
+    words.push(drive.file.as_ref().map_or_else(|| "empty".into(), file));
+    words.extend(drive.format.clone().filter(|_| found.is_none()));
+    words.extend(drive.capacity.map(human));
+    let flags = [
+        (drive.readonly && drive.kind == DriveKind::Disk, "read-only"),
+        (drive.volatile, "forgets its changes"),
+        (drive.shared, "shared"),
+        (drive.encrypted, "encrypted"),
+        (drive.compressed, "gzip"),
+        (!drive.connected, "not connected"),
+    ];
+    words.extend(flags.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()));
+    page.line(about, words.join(", "));
+    match found {
+        Some(Ok(chain)) => {
+            for image in chain {
+                let allocated = allocated(image)
+                    .map(|size| format!(", {} allocated", human(size)))
+                    .unwrap_or_default();
+                page.line("", format!("  {} {}{allocated}", image.format, image.path.display()));
+                page.last = about;
+            }
+        }
+        Some(Err(problem)) => page.line("", format!("  cannot be opened: {problem}")),
+        None => {}
+    }
+    page.last = about;
+}
+
+fn file(file: &FileRef) -> String {
+    let state = match file.state {
+        FileState::Present => "",
+        FileState::Moved => " (found beside the description)",
+        FileState::Member => " (in the archive)",
+        FileState::Missing => " (missing)",
+        FileState::Refused => " (outside of the VM's folder: --allow-outside)",
+        FileState::Remote => " (not of this computer)",
+    };
+    format!("{}{state}", file.written)
+}
+
+/// Opens a disk read-only, as the description says what it is.
+fn look(drive: &Drive, files: &FilePolicy) -> Option<Result<Vec<ImageInfo>, String>> {
+    let file = drive.file.as_ref()?;
+    let usable = matches!(file.state, FileState::Present | FileState::Moved);
+    if drive.kind != DriveKind::Disk || !usable || drive.compressed || drive.encrypted {
+        return None;
+    }
+    let format = drive.format.as_deref().and_then(|name| name.parse::<Format>().ok());
+    let options =
+        ImageOptions { read_only: true, format, files: files.clone(), ..ImageOptions::default() };
+    let opened = disk::open_chain(file.path.as_ref()?, &options);
+    Some(opened.map(|(_, chain)| chain).map_err(|error| machine::chain(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_tells_disks_cards_and_what_is_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "displayName = \"web\\u001b\"\nmemsize = \"512\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\n\
+                    scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"gone.vmdk\"\nscsi0:1.present = \"TRUE\"\n\
+                    scsi0:1.fileName = \"/etc/passwd\"\nstrange.key = \"1\"\n";
+        let path = folder.path().join("web.vmx");
+        std::fs::write(&path, text).unwrap();
+        let Ok(vms) = read(&path, &ReadOptions::default()) else { panic!("it can be read") };
+        let page = page(&vms[0]);
+        for part in [
+            "VM        web",
+            "machine   1 processor, 512 MiB of memory, BIOS",
+            "disk      scsi0:0 (pvscsi), gone.vmdk (missing), vmdk",
+            "          scsi0:1 (pvscsi), /etc/passwd (outside of the VM's folder: --allow-outside), vmdk",
+            "unknown   strange.key",
+        ] {
+            assert!(page.contains(part), "{part}:\n{page}");
+        }
+        assert!(!page.contains('\u{1b}'));
+        let json = json(&vms);
+        assert_eq!(json["vms"][0]["description"]["memory"]["size"], 512 << 20);
+        assert_eq!(json["vms"][0]["description"]["drives"][1]["file"]["state"], "refused");
+    }
+}

@@ -1,0 +1,61 @@
+//! `omnivisor export`: a VM's description in another form.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use spec::foreign::{Form, ReadOptions};
+
+use crate::description;
+use crate::disk::print;
+use crate::failure::{FAILED, Failure, USAGE};
+
+/// Options of `omnivisor export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A VM's description of any platform, its folder, or a package
+    #[arg(value_name = "VM")]
+    pub path: PathBuf,
+
+    /// The form: libvirt, ovf, xl, vmx or toml
+    #[arg(long, value_name = "FORM")]
+    pub to: Form,
+
+    /// Which VM, where there are several
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+
+    /// The deployment option of a package
+    #[arg(long, value_name = "ID")]
+    pub option: Option<String>,
+
+    /// Take files that lie outside of the VM's folder
+    #[arg(long)]
+    pub allow_outside: bool,
+}
+
+/// Prints the description; what is lost is told on stderr.
+pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
+    let options = ReadOptions {
+        anywhere: args.allow_outside,
+        configuration: args.option.clone(),
+        verify: false,
+    };
+    let vms = description::read(&args.path, &options)?;
+    let names: Vec<_> = vms.iter().filter_map(|vm| vm.description.name.clone()).collect();
+    let mut chosen = vms.iter().filter(|vm| args.vm.is_none() || vm.description.name == args.vm);
+    let (Some(vm), None) = (chosen.next(), chosen.next()) else {
+        return Err(Failure::new(
+            USAGE,
+            format!("Expected one VM; there are: {}", names.join(", ")),
+        )
+        .help("say which one with --vm NAME"));
+    };
+    let export = spec::foreign::export(&vm.description, args.to)
+        .map_err(|error| Failure::from_error(FAILED, error))?;
+    for sentence in &export.lost {
+        eprintln!("{sentence}");
+    }
+    print(&export.text)?;
+    Ok(ExitCode::SUCCESS)
+}
