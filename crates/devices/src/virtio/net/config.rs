@@ -36,6 +36,7 @@ pub enum Backend {
     },
     /// The host's network without privileges, by the program `passt`. The guest has the host's own address, and, as is
     /// passt's custom, the address of its gateway leads to the host's loopback interface.
+    /// Where the host has no default route, the guest has 10.0.2.15 and its gateway 10.0.2.2.
     User {
         /// Ports of the host that lead into the guest.
         forward: Vec<Forward>,
