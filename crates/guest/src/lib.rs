@@ -15,6 +15,7 @@ mod files;
 pub mod fs;
 mod guest;
 mod initrd;
+mod layers;
 pub mod loader;
 mod lzo;
 mod modules;

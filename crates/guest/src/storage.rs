@@ -8,6 +8,7 @@ use disk::Disk;
 use serde::Serialize;
 
 use crate::fs::{self, Content, FileSystem};
+use crate::layers::{Pieces, lvm, md};
 use crate::loader::Device;
 use crate::partition::{self, TableKind};
 use crate::tree::Tree;
@@ -94,13 +95,20 @@ impl Storage {
         for (index, disk) in disks.into_iter().enumerate() {
             storage.add_disk(index, disk, &mut pending);
         }
-        while let Some(next) = pending.pop_front() {
-            if storage.volumes.len() == MAX_VOLUMES {
-                break;
+        let mut layers = Layers::default();
+        loop {
+            while let Some(next) = pending.pop_front() {
+                if storage.volumes.len() == MAX_VOLUMES {
+                    return storage;
+                }
+                layers.add(&next);
+                storage.look_at(next);
             }
-            storage.look_at(next);
+            // Arrays first: a volume group may lie on one.
+            if !layers.assemble(&mut pending, &mut storage) {
+                return storage;
+            }
         }
-        storage
     }
 
     fn add_disk(&mut self, index: usize, disk: Arc<dyn Volume>, pending: &mut VecDeque<Pending>) {
@@ -185,6 +193,71 @@ impl Storage {
     }
 }
 
+/// Members of what is made of several volumes.
+#[derive(Default)]
+struct Layers {
+    physical: Vec<lvm::Physical>,
+    members: Vec<md::Member>,
+}
+
+impl Layers {
+    /// Remembers a volume that is part of another one.
+    fn add(&mut self, pending: &Pending) {
+        match md::member(&pending.volume) {
+            Some(member) => self.members.push(member),
+            None => self.physical.extend(lvm::physical(&pending.volume).ok()),
+        }
+    }
+
+    /// Puts together what is complete, once; whether there is anything new to look at.
+    fn assemble(&mut self, pending: &mut VecDeque<Pending>, storage: &mut Storage) -> bool {
+        let mut members = std::mem::take(&mut self.members);
+        if members.is_empty() {
+            for logical in lvm::logical(&std::mem::take(&mut self.physical)) {
+                let doubled = |name: &str| name.replace('-', "--");
+                let full = format!("{}-{}", doubled(&logical.group), doubled(&logical.name));
+                let grub = format!("lvm/{full}");
+                add(format!("mapper/{full}"), grub, logical.volume, pending, storage);
+            }
+            return !pending.is_empty();
+        }
+        while let Some(first) = members.first() {
+            let array = first.array.clone();
+            let (these, others) = members.into_iter().partition(|member| member.array == array);
+            members = others;
+            let these: Vec<md::Member> = these;
+            let name = &these[0].name;
+            let is_number = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
+            let linux = if is_number { format!("md{name}") } else { format!("md/{name}") };
+            add(linux, format!("md/{name}"), md::assemble(&these), pending, storage);
+        }
+        true
+    }
+}
+
+/// A volume that was put together, or one that could not be.
+fn add(
+    name: String,
+    grub: String,
+    volume: Result<Pieces, String>,
+    pending: &mut VecDeque<Pending>,
+    storage: &mut Storage,
+) {
+    let mut report = VolumeReport { name, ..VolumeReport::default() };
+    match volume {
+        Ok(volume) => {
+            report.length = volume.len();
+            pending.push_back(Pending { volume: Arc::new(volume), report, grub });
+        }
+        Err(why) => {
+            report.notes.push(why);
+            if storage.volumes.len() < MAX_VOLUMES {
+                storage.volumes.push(Found { report, grub, fs: None });
+            }
+        }
+    }
+}
+
 /// `a` to `z`, then `aa`.
 fn letters(mut index: usize) -> String {
     let mut text = String::new();
@@ -197,38 +270,50 @@ fn letters(mut index: usize) -> String {
     }
 }
 
-/// Looks into a disk of these bytes and reads what it finds; must return whatever they are.
+/// Looks into a disk that repeats these bytes and reads what it finds; must return whatever they are.
 pub fn fuzz_storage(bytes: &[u8]) {
-    let mut bytes = bytes.to_vec();
-    bytes.resize(bytes.len().next_multiple_of(512), 0);
-    let storage = Storage::of_volumes(vec![Arc::new(Bytes(bytes))]);
-    for found in &storage.volumes {
-        let Some(fs) = &found.fs else { continue };
-        let tree = Tree::new(Rc::clone(fs), "/");
-        for folder in ["/", &fs.default_folder()] {
-            for entry in tree.read_dir(folder).unwrap_or_default().into_iter().take(64) {
-                let path = format!("{folder}/{}", entry.name);
-                let _ = tree.metadata(&path);
-                let _ = tree.read(&path, 1 << 20);
-                let _ = tree.read_link(&path);
-                let _ = tree.read_dir(&path);
-            }
+    if bytes.is_empty() {
+        return;
+    }
+    let storage = Storage::of_volumes(vec![Arc::new(Cyclic(bytes.to_vec()))]);
+    for fs in storage.volumes.iter().filter_map(|found| found.fs.as_ref()) {
+        read_some(fs);
+    }
+    // Partition tables and signatures lie far apart: each kind is tried on its own as well.
+    for fs in fs::open_as_any(&(Arc::new(Cyclic(bytes.to_vec())) as Arc<dyn Volume>)) {
+        read_some(&fs);
+    }
+}
+
+fn read_some(fs: &Rc<dyn FileSystem>) {
+    let tree = Tree::new(Rc::clone(fs), "/");
+    for folder in ["/".to_owned(), fs.default_folder()] {
+        for entry in tree.read_dir(&folder).unwrap_or_default().into_iter().take(16) {
+            let path = format!("{folder}/{}", entry.name);
+            let _ = tree.metadata(&path);
+            let _ = tree.read(&path, 1 << 20);
+            let _ = tree.read_link(&path);
+            let _ = tree.read_dir(&path);
         }
     }
 }
 
-struct Bytes(Vec<u8>);
+/// A disk on which every address leads to bytes that were given.
+struct Cyclic(Vec<u8>);
 
-impl Volume for Bytes {
+impl Volume for Cyclic {
     fn len(&self) -> u64 {
-        self.0.len() as u64
+        16 << 20
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> crate::Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|start| self.0.get(start..));
-        let bytes = from.and_then(|from| from.get(..buffer.len()));
-        let ends = || crate::Error::damaged("volume", "something leads behind its end");
-        buffer.copy_from_slice(bytes.ok_or_else(ends)?);
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.len()) {
+            return Err(crate::Error::damaged("volume", "something leads behind its end"));
+        }
+        let start = (offset % self.0.len() as u64) as usize;
+        let bytes = self.0[start..].iter().chain(self.0.iter().cycle());
+        buffer.iter_mut().zip(bytes).for_each(|(target, byte)| *target = *byte);
         Ok(())
     }
 }

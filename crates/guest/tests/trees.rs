@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use disk::{OpenOptions, RawDisk};
+use disk::{Disk, Extents, OpenOptions, RawDisk};
 use guest::Tree;
 use guest::fs::{Content, FileSystem, Kind};
-use guest::volume::Whole;
+use guest::volume::{Volume, Whole};
 use tempfile::TempDir;
 
 /// What a file is: kind, mode, length, and a hash of its content or its target.
@@ -225,6 +225,91 @@ fn check(size: u64, mkfs: &[&str], options: &str, many: usize) {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// A volume some of whose bytes were changed.
+struct Damaged {
+    inner: Whole,
+    changes: Vec<(u64, u8)>,
+}
+
+impl Volume for Damaged {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> guest::Result<()> {
+        self.inner.read_at(buffer, offset)?;
+        for (place, byte) in &self.changes {
+            let target = place.checked_sub(offset).and_then(|index| buffer.get_mut(index as usize));
+            target.into_iter().for_each(|target| *target = *byte);
+        }
+        Ok(())
+    }
+}
+
+/// Reads what can be read.
+fn read_anything(volume: Arc<dyn Volume>) {
+    let Content::FileSystem(fs) = guest::fs::open(volume) else { return };
+    let tree = Tree::new(fs, "/");
+    let mut folders = vec![String::new()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in tree.read_dir(&format!("{folder}/")).unwrap_or_default() {
+            seen += 1;
+            if seen > 200 {
+                return;
+            }
+            let path = format!("{folder}/{}", entry.name);
+            let _ = tree.link_metadata(&path);
+            let _ = tree.read_link(&path);
+            let _ = tree.read(&path, 4 * MIB);
+            folders.push(path);
+        }
+    }
+}
+
+#[test]
+fn damaged_file_systems_are_errors_at_worst() {
+    let kinds: [&[&str]; 5] = [
+        &["mkfs.ext4", "-q", "-F"],
+        &["mkfs.xfs", "-q", "-f"],
+        &["mkfs.xfs", "-q", "-f", "-m", "crc=0"],
+        &["mkfs.btrfs", "-q", "-f"],
+        &["mkfs.vfat", "-F", "32"],
+    ];
+    for mkfs in kinds {
+        let Some(image) = Image::new(320 * MIB, mkfs) else { continue };
+        {
+            let mounted = image.mount("").unwrap();
+            for index in 0..40 {
+                fs::write(mounted.0.join(format!("file {index}")), bytes(index * 300, 3)).unwrap();
+            }
+            fs::create_dir(mounted.0.join("folder")).unwrap();
+            fs::write(mounted.0.join("folder/file"), bytes(200_000, 3)).unwrap();
+        }
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(image.path(), &options).unwrap());
+        // Only what was written is worth a change.
+        let written: Vec<_> = Extents::new(&*disk, 0..disk.len())
+            .map(Result::unwrap)
+            .filter(|extent| !matches!(extent.content, disk::Content::Zero | disk::Content::Hole))
+            .collect();
+        let mut state = 1_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+            (state >> 33) % below.max(1)
+        };
+        for _ in 0..60 {
+            let mut changes = Vec::new();
+            for _ in 0..random(40) + 1 {
+                let range = &written[random(written.len() as u64) as usize].range;
+                let span = (range.end - range.start).min(64 << 10);
+                changes.push((range.start + random(span), random(256) as u8));
+            }
+            read_anything(Arc::new(Damaged { inner: Whole(Arc::clone(&disk)), changes }));
+        }
+    }
+}
 
 #[test]
 fn ext4_is_read_as_linux_reads_it() {

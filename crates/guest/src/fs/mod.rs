@@ -148,6 +148,16 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
     }
 }
 
+/// Opens a volume as every kind of file system of which that can be tried, whatever its signature.
+pub(crate) fn open_as_any(volume: &Arc<dyn Volume>) -> Vec<Rc<dyn FileSystem>> {
+    let volume = || Arc::clone(volume);
+    let ext = ext::Ext::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
+    [ext, xfs::open(volume()), btrfs::open(volume()), fat::open(volume())]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 /// An error with its causes.
 pub(crate) fn error_text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
