@@ -1,6 +1,7 @@
 //! Unpacking of compressed clusters and grains.
 
 use std::cell::RefCell;
+use std::io::Read;
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -13,6 +14,10 @@ pub(crate) enum Codec {
     Zlib,
     /// A Zstandard frame.
     Zstd,
+    /// A bzip2 stream.
+    Bzip2,
+    /// An xz stream.
+    Xz,
 }
 
 thread_local! {
@@ -32,6 +37,8 @@ pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<u
         Codec::Zlib => FAST
             .with_borrow_mut(|state| state.zlib_decompress(packed, output).ok())
             .or_else(|| ZLIB.with_borrow_mut(|state| inflate(state, true, packed, output))),
+        Codec::Bzip2 => fill(bzip2::read::BzDecoder::new(packed), output),
+        Codec::Xz => fill(liblzma::read::XzDecoder::new(packed), output),
         Codec::Zstd => {
             let length = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
             let frame = packed.get(..length)?;
@@ -43,6 +50,17 @@ pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<u
             })
         }
     }
+}
+
+fn fill(mut reader: impl Read, output: &mut [u8]) -> Option<usize> {
+    let mut filled = 0;
+    while filled < output.len() {
+        match reader.read(&mut output[filled..]).ok()? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Some(filled)
 }
 
 /// What the faster library does not take: streams that are longer than what they are to fill, or cut off

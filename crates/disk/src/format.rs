@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::source::{Source, read_struct};
-use crate::{Result, vhd};
+use crate::{Result, dmg, vhd};
 
 /// How a disk lies in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,13 +24,19 @@ pub enum Format {
     Vhdx,
     /// VirtualBox's format.
     Vdi,
-    /// Parallels' format, one image of it.
+    /// Parallels' format: one image of it, or a bundle by its descriptor.
     Parallels,
+    /// Apple's disk images.
+    Dmg,
+    /// Apple's sparse images of macOS 26.
+    Asif,
+    /// A disk of one of Proxmox's archives.
+    Vma,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Raw,
         Self::Qcow2,
         Self::Qcow,
@@ -40,6 +46,9 @@ impl Format {
         Self::Vhdx,
         Self::Vdi,
         Self::Parallels,
+        Self::Dmg,
+        Self::Asif,
+        Self::Vma,
     ];
 
     /// Its name on the command line and in messages.
@@ -54,6 +63,9 @@ impl Format {
             Self::Vhdx => "vhdx",
             Self::Vdi => "vdi",
             Self::Parallels => "parallels",
+            Self::Dmg => "dmg",
+            Self::Asif => "asif",
+            Self::Vma => "vma",
         }
     }
 
@@ -62,7 +74,7 @@ impl Format {
     /// decides what this answers.
     pub fn detect(source: &dyn Source) -> Result<Self> {
         let length = source.len();
-        let mut head = [0; 128];
+        let mut head = [0; 512];
         let count = length.min(head.len() as u64) as usize;
         source.read_at(&mut head[..count], 0)?;
         let head = &head[..count];
@@ -79,7 +91,10 @@ impl Format {
             _ if head.starts_with(&0xcafe_babe_u64.to_le_bytes()) => Self::Vmdk,
             _ if is_vmdk_descriptor(head) => Self::Vmdk,
             _ if is_parallels_descriptor(head) => Self::Parallels,
+            [b's', b'h', b'd', b'w', ..] => Self::Asif,
+            [b'V', b'M', b'A', 0, ..] => Self::Vma,
             _ if has_vhd_footer(source, length) => Self::Vhd,
+            _ if dmg::is_dmg(source) => Self::Dmg,
             _ => Self::Raw,
         };
         Ok(found)
@@ -95,7 +110,8 @@ fn is_vmdk_descriptor(head: &[u8]) -> bool {
 /// XML whose first element is that of DiskDescriptor.xml.
 fn is_parallels_descriptor(head: &[u8]) -> bool {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    text.starts_with(b"<") && text.windows(20).any(|part| part == b"Parallels_disk_image")
+    text.starts_with(b"<")
+        && text[..text.len().min(128)].windows(20).any(|part| part == b"Parallels_disk_image")
 }
 
 /// A fixed disk, or a dynamic one whose copy of the footer at the start is lost.

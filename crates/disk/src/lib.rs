@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 mod archive;
+mod asif;
 mod blocks;
 mod cache;
 mod codec;
@@ -30,6 +31,7 @@ mod convert;
 #[cfg(test)]
 mod crash;
 mod create;
+mod dmg;
 mod error;
 mod extent;
 mod format;
@@ -47,6 +49,7 @@ mod sys;
 mod vdi;
 mod vhd;
 mod vhdx;
+mod vma;
 mod vmdk;
 
 use std::ops::Range;

@@ -7,7 +7,7 @@ use crate::layer::{Image, Layer};
 use crate::qcow2::Qcow2Options;
 use crate::source::{FileSource, Source};
 use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
-use crate::{archive, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vmdk};
+use crate::{archive, asif, dmg, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vma, vmdk};
 
 /// Longest chain of parents that is followed.
 const MAX_DEPTH: usize = 128;
@@ -29,7 +29,8 @@ pub struct ImageOptions {
     pub format: Option<Format>,
     /// Where the parents and other files that an image names may lie.
     pub files: FilePolicy,
-    /// Opens the disk as an internal snapshot of this name or number had it, read-only. qcow2 only.
+    /// Opens the disk as an internal snapshot of this name or number had it, read-only: qcow2 and bundles
+    /// of Parallels. Of a VMA archive, the disk of this name.
     pub snapshot: Option<String>,
 }
 
@@ -384,7 +385,7 @@ pub(crate) fn parse(
     neighbours: &Neighbours<'_>,
     snapshot: Option<&str>,
 ) -> Result<Parsed> {
-    if snapshot.is_some() && !matches!(format, Format::Qcow2 | Format::Parallels) {
+    if snapshot.is_some() && !has_several(format) {
         let what = "the format has no internal snapshots".to_owned();
         return Err(Error::Unsupported { format, what });
     }
@@ -401,12 +402,20 @@ pub(crate) fn parse(
         Format::Vhdx => vhdx::parse(source),
         Format::Vdi => vdi::parse(source),
         Format::Parallels => parallels::parse(source, neighbours, snapshot),
+        Format::Dmg => dmg::parse(source),
+        Format::Asif => asif::parse(source),
+        Format::Vma => vma::parse(source, snapshot),
     }?;
     if parsed.length > MAX_LENGTH {
         let what = "its disk is longer than any can be".to_owned();
         return Err(Error::Damaged { format, what });
     }
     Ok(parsed)
+}
+
+/// Whether images of this format hold snapshots, or several disks.
+fn has_several(format: Format) -> bool {
+    matches!(format, Format::Qcow2 | Format::Parallels | Format::Vma)
 }
 
 /// Whether a path has one of the forms by which QEMU names what is not a file.

@@ -1,10 +1,12 @@
 //! The disks of XenServer's archives (XVA): a folder `Ref:N` of blocks of 1 MiB, called by their numbers. A block that
 //! is not there is zeroes.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Member;
+use super::verify::{Block, Checked, Verified};
 use crate::layer::{Layer, Place, Run};
 use crate::source::Source;
 use crate::{Result, SECTOR_SIZE};
@@ -46,12 +48,37 @@ impl Blocks {
             .collect();
         blocks.sort_unstable();
         blocks.dedup_by_key(|block| block.0);
+        let checked = checked(&blocks, members, disk);
         // XenServer always writes a disk's last block.
         let &(last, _, length) = blocks.last()?;
         let stored = blocks.iter().map(|block| block.2).sum();
         let length = (last * BLOCK + length).next_multiple_of(SECTOR_SIZE);
-        Some(Self { sources: [source], blocks, length, stored })
+        let sources: [Arc<dyn Source>; 1] = [Arc::new(Verified::new(source, checked))];
+        Some(Self { sources, blocks, length, stored })
     }
+}
+
+/// Blocks with where their checksums are.
+fn checked(blocks: &[(u64, u64, u64)], members: &[Member], disk: &str) -> Vec<Block> {
+    let mut checksums = BTreeMap::new();
+    for member in members {
+        let Some((name, kind)) = member.name.rsplit_once('.') else { continue };
+        let is_sha1 = kind == "checksum";
+        if disk_of(name) != Some(disk) || !(is_sha1 || kind == "xxhash") {
+            continue;
+        }
+        let number = name.rsplit_once('/').and_then(|(_, number)| number.parse::<u64>().ok());
+        if let Some(number) = number {
+            let checked = Checked { offset: member.offset, length: member.length, is_sha1 };
+            checksums.insert(number, checked);
+        }
+    }
+    let block = |&(number, offset, length): &(u64, u64, u64)| Block {
+        offset,
+        length,
+        checksum: checksums.get(&number).copied(),
+    };
+    blocks.iter().map(block).collect()
 }
 
 impl Layer for Blocks {

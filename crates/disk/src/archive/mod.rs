@@ -4,6 +4,7 @@ mod blocks;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

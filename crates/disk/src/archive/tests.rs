@@ -76,7 +76,9 @@ fn the_blocks_of_an_xva_are_one_disk() {
     let blocks = folder.path().join("Ref:7");
     fs::create_dir(&blocks).unwrap();
     fs::write(blocks.join("00000000"), vec![1; BLOCK_LENGTH]).unwrap();
-    fs::write(blocks.join("00000000.checksum"), "0").unwrap();
+    // What sha1sum says of it.
+    let digest = "59ddaa012ec56072188f4915d4d9f6b33524b317";
+    fs::write(blocks.join("00000000.checksum"), digest).unwrap();
     fs::write(blocks.join("00000003"), vec![4; BLOCK_LENGTH]).unwrap();
     fs::write(blocks.join("00000004"), vec![5; 4096]).unwrap();
     fs::write(folder.path().join("ova.xml"), "<value/>").unwrap();

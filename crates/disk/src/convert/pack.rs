@@ -219,6 +219,8 @@ impl Packer {
                     WINDOW_BITS,
                 ))))
             }
+            // Nothing here makes the others.
+            Codec::Bzip2 | Codec::Xz => Err(Error::Stopped),
             Codec::Zstd => {
                 let level = packing.level.unwrap_or(ZSTD_LEVEL).clamp(-7, 22);
                 zstd::bulk::Compressor::new(level).map(Self::Zstd).map_err(|_| Error::Stopped)

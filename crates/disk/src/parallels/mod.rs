@@ -229,9 +229,16 @@ impl Parallels {
             return Err(damaged("its table passes the end of the file"));
         }
         let cluster_size = cluster_sectors * SECTOR_SIZE;
-        let end = source.len().max(u64::from(header.data_off.get()) * SECTOR_SIZE);
+        // Clusters lie at multiples of their size from where the data begin.
+        let table_end = size_of::<Header>() as u64 + entries * 4;
+        let data = match u64::from(header.data_off.get()) * SECTOR_SIZE {
+            0 => table_end.next_multiple_of(SECTOR_SIZE),
+            data => data,
+        };
+        let data = if multiplies { data.next_multiple_of(cluster_size) } else { data };
+        let used = source.len().saturating_sub(data).next_multiple_of(cluster_size);
         let layer = Parallels {
-            end: end.next_multiple_of(cluster_size).into(),
+            end: (data + used).into(),
             begun: Begun::default(),
             tables: Tables::new(source.clone()),
             sources: [source],

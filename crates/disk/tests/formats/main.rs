@@ -1,5 +1,6 @@
 //! Every format, against independent programs' images.
 
+mod archives;
 mod chains;
 mod common;
 mod converting;

@@ -1,0 +1,382 @@
+//! Formats that are only read: Apple's DMG and ASIF, the archives of Proxmox and XenServer. Nothing here
+//! writes them, so the tests put them together by their descriptions.
+
+use std::io::Write;
+
+use disk::{Format, ImageOptions};
+
+use crate::common::{Workshop, assert_disk_holds, chain, has_qemu_img, open, read_only};
+
+const LENGTH: usize = (3 << 20) + 1024;
+const SECTOR: usize = 512;
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let bits = part.iter().fold(0_u32, |bits, &byte| bits << 8 | u32::from(byte));
+        let bits = bits << (8 * (3 - part.len()));
+        for index in 0..4 {
+            let digit = char::from(DIGITS[(bits >> (18 - 6 * index) & 63) as usize]);
+            text.push(if index <= part.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+/// Types of chunks of a DMG.
+const DMG_RAW: u32 = 1;
+const DMG_IGNORED: u32 = 2;
+const DMG_ZLIB: u32 = 0x8000_0005;
+const DMG_BZIP2: u32 = 0x8000_0006;
+const DMG_LZFSE: u32 = 0x8000_0007;
+const DMG_XZ: u32 = 0x8000_0008;
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+    let mut stream = vec![0; packer.zlib_compress_bound(bytes.len())];
+    let length = packer.zlib_compress(bytes, &mut stream).unwrap();
+    stream.truncate(length);
+    stream
+}
+
+fn dmg_pack(kind: u32, bytes: &[u8]) -> Vec<u8> {
+    match kind {
+        DMG_ZLIB => zlib(bytes),
+        DMG_BZIP2 => {
+            let mut writer = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            writer.write_all(bytes).unwrap();
+            writer.finish().unwrap()
+        }
+        DMG_XZ => {
+            let mut writer = liblzma::write::XzEncoder::new(Vec::new(), 1);
+            writer.write_all(bytes).unwrap();
+            writer.finish().unwrap()
+        }
+        _ => bytes.to_vec(),
+    }
+}
+
+/// An image of two partitions whose chunks take these types in turn; zeroes are left out.
+fn dmg(content: &[u8], kinds: &[u32]) -> Vec<u8> {
+    const CHUNK: usize = 256 << 10;
+    let seam = CHUNK * 5;
+    let mut bytes = Vec::new();
+    let mut tables = String::new();
+    let mut turn = 0;
+    for (start, part) in [(0, &content[..seam]), (seam, &content[seam..])] {
+        let mut entries: Vec<[u8; 40]> = Vec::new();
+        let mut push = |kind: u32, start: usize, length: usize, offset: usize, stored: usize| {
+            let mut entry = [0; 40];
+            entry[..4].copy_from_slice(&kind.to_be_bytes());
+            for (at, value) in
+                [(8, start / SECTOR), (16, length / SECTOR), (24, offset), (32, stored)]
+            {
+                entry[at..at + 8].copy_from_slice(&(value as u64).to_be_bytes());
+            }
+            entries.push(entry);
+        };
+        for (index, chunk) in part.chunks(CHUNK).enumerate() {
+            if chunk.iter().all(|&byte| byte == 0) {
+                push(DMG_IGNORED, index * CHUNK, chunk.len(), 0, 0);
+                continue;
+            }
+            let kind = kinds[turn % kinds.len()];
+            turn += 1;
+            let packed = dmg_pack(kind, chunk);
+            push(kind, index * CHUNK, chunk.len(), bytes.len(), packed.len());
+            bytes.extend_from_slice(&packed);
+        }
+        push(0x7fff_fffe, 0, 0, 0, 0);
+        push(0xffff_ffff, part.len(), 0, 0, 0);
+        let mut table = vec![0; 204];
+        table[..4].copy_from_slice(b"mish");
+        table[4..8].copy_from_slice(&1_u32.to_be_bytes());
+        table[8..16].copy_from_slice(&((start / SECTOR) as u64).to_be_bytes());
+        table[16..24].copy_from_slice(&((part.len() / SECTOR) as u64).to_be_bytes());
+        table[32..36].copy_from_slice(&(CHUNK as u32 / 512 + 8).to_be_bytes());
+        table[200..204].copy_from_slice(&(entries.len() as u32).to_be_bytes());
+        table.extend(entries.concat());
+        tables += &format!(
+            "<dict><key>CFName</key><string>disk image</string><key>Data</key>\
+             <data>\n\t{}\n\t</data><key>ID</key><string>0</string></dict>",
+            base64(&table)
+        );
+    }
+    let plist = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"><dict>\
+         <key>resource-fork</key><dict><key>blkx</key><array>{tables}</array>\
+         <key>plst</key><array><dict><key>Data</key><data>AAAA</data></dict></array>\
+         </dict></dict></plist>\n"
+    );
+    let mut trailer = vec![0; 512];
+    trailer[..4].copy_from_slice(b"koly");
+    trailer[4..8].copy_from_slice(&4_u32.to_be_bytes());
+    trailer[8..12].copy_from_slice(&512_u32.to_be_bytes());
+    let numbers =
+        [(32, bytes.len()), (216, bytes.len()), (224, plist.len()), (492, content.len() / SECTOR)];
+    for (at, value) in numbers {
+        trailer[at..at + 8].copy_from_slice(&(value as u64).to_be_bytes());
+    }
+    trailer[60..64].copy_from_slice(&1_u32.to_be_bytes());
+    bytes.extend_from_slice(plist.as_bytes());
+    bytes.extend_from_slice(&trailer);
+    bytes
+}
+
+#[test]
+fn dmg_of_every_compression_but_apples_own_is_read() {
+    let workshop = Workshop::new(LENGTH);
+    let path = workshop.path("disk.dmg");
+    for kinds in
+        [&[DMG_RAW][..], &[DMG_ZLIB], &[DMG_BZIP2], &[DMG_XZ], &[DMG_ZLIB, DMG_RAW, DMG_XZ]]
+    {
+        std::fs::write(&path, dmg(&workshop.content, kinds)).unwrap();
+        let (disk, infos) = disk::open_chain(&path, &read_only()).unwrap();
+        assert_eq!((infos[0].format, disk.len()), (Format::Dmg, LENGTH as u64));
+        assert_disk_holds(&*disk, &workshop.content, &format!("{kinds:x?}"));
+        if has_qemu_img() && kinds.iter().all(|kind| matches!(*kind, DMG_RAW | DMG_ZLIB)) {
+            workshop.qemu_img(&["compare", "-q", "-f", "dmg", "-F", "raw", "disk.dmg", "disk.raw"]);
+        }
+    }
+    std::fs::write(&path, dmg(&workshop.content, &[DMG_LZFSE])).unwrap();
+    let Err(error) = disk::open(&path, &read_only()) else { panic!("LZFSE was read") };
+    assert!(chain(&error).contains("LZFSE"), "{}", chain(&error));
+}
+
+/// An archive with two disks, of which the second is `content`.
+fn vma(content: &[u8]) -> Vec<u8> {
+    const CLUSTER: usize = 64 << 10;
+    let mut blobs = vec![0];
+    let mut name = |name: &str| {
+        let at = blobs.len() as u32;
+        blobs.extend_from_slice(&(name.len() as u16 + 1).to_le_bytes());
+        blobs.extend_from_slice(name.as_bytes());
+        blobs.push(0);
+        at
+    };
+    let names = [name("drive-scsi0"), name("drive-scsi1")];
+    let header_size = (12288 + blobs.len()).next_multiple_of(512);
+    let mut bytes = vec![0; header_size];
+    bytes[..4].copy_from_slice(b"VMA\0");
+    let uuid = [7; 16];
+    bytes[8..24].copy_from_slice(&uuid);
+    for (at, value) in [(4, 1), (48, 12288), (52, blobs.len()), (56, header_size)] {
+        bytes[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+    }
+    for (index, at) in names.iter().enumerate() {
+        let device = 4096 + (index + 1) * 32;
+        let length = if index == 1 { content.len() } else { CLUSTER };
+        bytes[device..device + 4].copy_from_slice(&at.to_be_bytes());
+        bytes[device + 8..device + 16].copy_from_slice(&(length as u64).to_be_bytes());
+    }
+    bytes[12288..12288 + blobs.len()].copy_from_slice(&blobs);
+    // The clusters of both disks, the second one's from its end, as backups write them in any order.
+    let mut clusters: Vec<(u8, u32, Vec<u8>)> = vec![(1, 0, vec![1; CLUSTER])];
+    for (number, part) in content.chunks(CLUSTER).enumerate().rev() {
+        let mut part = part.to_vec();
+        part.resize(CLUSTER, 0);
+        clusters.push((2, number as u32, part));
+    }
+    for group in clusters.chunks(59) {
+        let mut header = vec![0; 512];
+        header[..4].copy_from_slice(b"VMAE");
+        header[8..24].copy_from_slice(&uuid);
+        let mut data = Vec::new();
+        for (index, (device, number, cluster)) in group.iter().enumerate() {
+            let mut mask = 0_u16;
+            for (bit, block) in cluster.chunks(4096).enumerate() {
+                if block.iter().any(|&byte| byte != 0) {
+                    mask |= 1 << bit;
+                    data.extend_from_slice(block);
+                }
+            }
+            let at = 40 + index * 8;
+            header[at..at + 2].copy_from_slice(&mask.to_be_bytes());
+            header[at + 3] = *device;
+            header[at + 4..at + 8].copy_from_slice(&number.to_be_bytes());
+        }
+        header[6..8].copy_from_slice(&((data.len() / 4096) as u16).to_be_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&data);
+    }
+    bytes
+}
+
+#[test]
+fn a_disk_of_a_vma_is_read_by_its_name() {
+    let workshop = Workshop::new(LENGTH);
+    let path = workshop.path("backup.vma");
+    std::fs::write(&path, vma(&workshop.content)).unwrap();
+    let Err(error) = disk::open(&path, &read_only()) else { panic!("no disk was named") };
+    assert!(chain(&error).contains("drive-scsi0, drive-scsi1"), "{}", chain(&error));
+    let named = |name: &str| ImageOptions { snapshot: Some(name.to_owned()), ..read_only() };
+    let (disk, infos) = disk::open_chain(&path, &named("drive-scsi1")).unwrap();
+    assert_eq!((infos[0].format, disk.len()), (Format::Vma, LENGTH as u64));
+    assert_eq!(infos[0].snapshots.len(), 2);
+    assert_disk_holds(&*disk, &workshop.content, "VMA");
+    let disk = disk::open(&path, &named("drive-scsi0")).unwrap();
+    assert_disk_holds(&*disk, &[1; 64 << 10], "the other disk");
+    assert!(disk::open(&path, &named("drive-scsi2")).is_err());
+    // A backup that broke off.
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 4096]).unwrap();
+    let Err(error) = disk::open(&path, &named("drive-scsi1")) else { panic!("half a backup") };
+    assert!(chain(&error).contains("cut off"), "{}", chain(&error));
+}
+
+fn tar_member(bytes: &mut Vec<u8>, name: &str, content: &[u8]) {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[257..263].copy_from_slice(b"ustar\0");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    bytes.extend_from_slice(&header);
+    bytes.extend_from_slice(content);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+}
+
+/// An archive of one disk; the checksums are SHA-1 as XenServer's, or as XCP-ng's those of `xxhash`.
+fn xva(content: &[u8]) -> Vec<u8> {
+    use sha1::Digest;
+    let mut bytes = Vec::new();
+    tar_member(&mut bytes, "ova.xml", b"<?xml version=\"1.0\"?>\n<value></value>\n");
+    let count = content.len().div_ceil(1 << 20);
+    for (number, block) in content.chunks(1 << 20).enumerate() {
+        if block.iter().all(|&byte| byte == 0) && number + 1 != count {
+            continue;
+        }
+        tar_member(&mut bytes, &format!("Ref:7/{number:08}"), block);
+        let digest: String =
+            sha1::Sha1::digest(block).iter().map(|byte| format!("{byte:02x}")).collect();
+        tar_member(&mut bytes, &format!("Ref:7/{number:08}.checksum"), digest.as_bytes());
+    }
+    bytes.extend_from_slice(&[0; 1024]);
+    bytes
+}
+
+#[test]
+fn the_disk_of_an_xva_is_read_and_its_blocks_are_checked() {
+    let workshop = Workshop::new(LENGTH);
+    let path = workshop.path("machine.xva");
+    let mut content = workshop.content.clone();
+    content[1 << 20..2 << 20].fill(0);
+    let bytes = xva(&content);
+    std::fs::write(&path, &bytes).unwrap();
+    let (disk, infos) = disk::open_chain(&path, &read_only()).unwrap();
+    assert_eq!((infos[0].format, disk.len()), (Format::Raw, LENGTH as u64));
+    let mut found = vec![0; LENGTH];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found == content);
+    drop(disk);
+    // One bit of the first block.
+    let mut wrong = bytes;
+    let at = wrong.windows(14).position(|part| part == b"Ref:7/00000000").unwrap() + 512 + 4000;
+    wrong[at] ^= 1;
+    std::fs::write(&path, wrong).unwrap();
+    let disk = open(&path);
+    let error = disk.read_at(&mut found[..512], 0).unwrap_err();
+    assert!(chain(&error).contains("checksum"), "{}", chain(&error));
+    disk.read_at(&mut found[..512], 2 << 20).unwrap();
+}
+
+/// An image of chunks of 64 KiB with sectors of 512 bytes: whole chunks, partial ones and absent ones.
+fn asif(content: &[u8]) -> Vec<u8> {
+    const CHUNK: usize = 64 << 10;
+    const PER_GROUP: usize = 2048;
+    let mut bytes = vec![0; 3 * CHUNK];
+    let put = |bytes: &mut Vec<u8>, at: usize, value: u64| {
+        bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    bytes[..4].copy_from_slice(b"shdw");
+    bytes[4..8].copy_from_slice(&1_u32.to_be_bytes());
+    bytes[8..12].copy_from_slice(&512_u32.to_be_bytes());
+    put(&mut bytes, 16, 1024);
+    put(&mut bytes, 24, 2048);
+    put(&mut bytes, 0x30, (content.len() / SECTOR) as u64);
+    put(&mut bytes, 0x38, 1 << 30);
+    bytes[0x40..0x44].copy_from_slice(&(CHUNK as u32).to_be_bytes());
+    bytes[0x44..0x46].copy_from_slice(&512_u16.to_be_bytes());
+    // The second directory is the newer one. Its first table is chunk 1, whose bitmaps are chunk 2.
+    put(&mut bytes, 1024, 4);
+    put(&mut bytes, 2048, 5);
+    put(&mut bytes, 2056, 1);
+    put(&mut bytes, CHUNK + PER_GROUP * 8, 2);
+    for (number, part) in content.chunks(CHUNK).enumerate() {
+        let sectors: Vec<bool> =
+            part.chunks(SECTOR).map(|sector| sector.iter().any(|&byte| byte != 0)).collect();
+        if !sectors.contains(&true) {
+            continue;
+        }
+        let chunk = (bytes.len() / CHUNK) as u64;
+        let is_whole = sectors.len() == CHUNK / SECTOR && !sectors.contains(&false);
+        let state = if is_whole { 1_u64 } else { 3 };
+        put(&mut bytes, CHUNK + number * 8, state << 62 | chunk);
+        for (sector, _) in
+            sectors.iter().enumerate().filter(|(_, is_there)| **is_there && !is_whole)
+        {
+            let sector = number * (CHUNK / SECTOR) + sector;
+            bytes[2 * CHUNK + sector / 4] |= 1 << (sector % 4 * 2);
+        }
+        // What was never written may be anything.
+        let mut stored = part.to_vec();
+        stored.resize(CHUNK, 0);
+        for (sector, part) in stored.chunks_mut(SECTOR).enumerate() {
+            if sectors.get(sector) != Some(&true) {
+                part.fill(0xba);
+            }
+        }
+        bytes.extend_from_slice(&stored);
+    }
+    bytes
+}
+
+#[test]
+fn asif_is_read_as_far_as_it_is_known() {
+    let workshop = Workshop::new(LENGTH);
+    let path = workshop.path("disk.asif");
+    // The table has to be as small as its chunk here, so it has 64 KiB / 8 entries at most.
+    let mut bytes = asif(&workshop.content);
+    std::fs::write(&path, &bytes).unwrap();
+    let (disk, infos) = disk::open_chain(&path, &read_only()).unwrap();
+    assert_eq!((infos[0].format, disk.len()), (Format::Asif, LENGTH as u64));
+    assert_disk_holds(&*disk, &workshop.content, "ASIF");
+    drop(disk);
+    let first = 64 << 10;
+    bytes[first] = 0x80 | bytes[first] & 0x3f;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = open(&path).read_at(&mut [0; 512], 0).unwrap_err();
+    assert!(chain(&error).contains("state 2"), "{}", chain(&error));
+}
+
+#[test]
+fn archives_that_are_cut_off_anywhere_neither_panic_nor_hang() {
+    let workshop = Workshop::new(1 << 20);
+    let mut content = workshop.content.clone();
+    content.resize(2 << 20, 3);
+    let whole = [
+        (Format::Dmg, dmg(&content, &[DMG_ZLIB])),
+        (Format::Vma, vma(&content)),
+        (Format::Asif, asif(&content)),
+    ];
+    let path = workshop.path("cut");
+    for (format, bytes) in whole {
+        for cut in 0..60 {
+            // From the start, or from the end, where trailers are.
+            let at = bytes.len() / 30 * (cut / 2) + cut;
+            let part = if cut % 2 == 0 { &bytes[..at] } else { &bytes[at.min(bytes.len())..] };
+            std::fs::write(&path, part).unwrap();
+            for snapshot in [None, Some("drive-scsi1".to_owned())] {
+                let options = ImageOptions { format: Some(format), snapshot, ..read_only() };
+                let Ok(disk) = disk::open(&path, &options) else { continue };
+                let mut buffer = vec![0; 1 << 16];
+                for offset in (0..disk.len().min(8 << 20)).step_by(buffer.len()) {
+                    let count = (disk.len() - offset).min(buffer.len() as u64) as usize;
+                    let _ = disk.read_at(&mut buffer[..count], offset);
+                }
+            }
+        }
+    }
+}
