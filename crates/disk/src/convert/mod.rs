@@ -1,6 +1,7 @@
 //! From any disk to a new image: map, read, leave out zeroes, compress on all processors, write in order.
 
 mod copy;
+mod deflate;
 mod pack;
 mod zero;
 

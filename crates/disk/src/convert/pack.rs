@@ -10,14 +10,16 @@ use std::thread;
 
 use flate2::{Compress, FlushCompress, Status};
 
+use super::deflate::Deflater;
 use crate::codec::Codec;
 use crate::{Error, Result};
 
 /// QEMU reads zlib clusters with a window of 4 KiB.
 const WINDOW_BITS: u8 = 12;
 const ZLIB_LEVEL: i32 = 6;
-/// With a small window higher levels take far more time for little.
-const DEFLATE_LEVEL: i32 = 2;
+/// Up to here, and by default, an encoder of our own is used with windows of 4 KiB: higher levels take far more time
+/// for little.
+const FAST_LEVEL: i32 = 2;
 const ZSTD_LEVEL: i32 = 3;
 /// Clusters that are on their way for each thread, and bytes of all of them, so that memory stays bounded.
 const QUEUE: usize = 4;
@@ -195,6 +197,7 @@ impl Progress {
 }
 
 enum Packer {
+    Fast(Deflater),
     Deflate(Box<Compress>),
     Zlib(libdeflater::Compressor),
     Zstd(zstd::bulk::Compressor<'static>),
@@ -208,10 +211,12 @@ impl Packer {
                 let level = libdeflater::CompressionLvl::new(level).unwrap_or_default();
                 Ok(Self::Zlib(libdeflater::Compressor::new(level)))
             }
+            Codec::Deflate if packing.level.is_none_or(|level| level <= FAST_LEVEL) => {
+                Ok(Self::Fast(Deflater::new()))
+            }
             Codec::Deflate => {
                 // Not more than nine, so it fits.
-                // Level 1 of zlib-rs panics with a window of this size.
-                let level = packing.level.unwrap_or(DEFLATE_LEVEL).clamp(2, 9) as u32;
+                let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(2, 9) as u32;
                 let level = flate2::Compression::new(level);
                 Ok(Self::Deflate(Box::new(Compress::new_with_window_bits(
                     level,
@@ -232,6 +237,7 @@ impl Packer {
     fn pack(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut stream = vec![0; bytes.len() - 1];
         let length = match self {
+            Self::Fast(state) => return state.compress(bytes),
             Self::Zlib(state) => {
                 stream.resize(state.zlib_compress_bound(bytes.len()), 0);
                 state.zlib_compress(bytes, &mut stream).ok()?
