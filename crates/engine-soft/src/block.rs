@@ -24,8 +24,6 @@ const CAPACITY: usize = 1 << 20;
 pub const OPTIONS: u32 = DecoderOptions::AMD;
 const QUICK: usize = 4096;
 const NONE: u32 = u32::MAX;
-/// A block that was interpreted so often is translated.
-const HOT: u32 = 20;
 
 /// Code that is executed from its first instruction to its last.
 pub struct Block {
@@ -104,8 +102,7 @@ impl Cache {
             instructions: 0,
             translator: match translation {
                 Translation::Off => None,
-                Translation::On => Translator::new(false),
-                Translation::Verified => Translator::new(true),
+                _ => Translator::new(translation),
             },
             left: false,
         }
@@ -150,7 +147,7 @@ impl Cache {
                 return translator.run(c, block.code, &mut self.stubs);
             }
             block.heat += 1;
-            if block.heat.is_multiple_of(HOT) {
+            if block.heat.is_multiple_of(translator.hot) {
                 if !translator.has_room() {
                     self.clear_code(c);
                 } else if let Some(code) = translator.translate(c, host.page(), &mut self.stubs) {
@@ -388,7 +385,7 @@ impl Cpu {
 
     /// An address that cannot be is #SS instead of #GP where it is one of the stack.
     #[cold]
-    fn refine_fault(&mut self, op: &Op) {
+    pub fn refine_fault(&mut self, op: &Op) {
         let Some(linear) = self.impossible.take() else { return };
         let near =
             |register: usize| linear.wrapping_sub(self.r.r(register)).wrapping_add(256) < 512;

@@ -5,7 +5,7 @@ use iced_x86::Instruction;
 use super::context::{self, LINK};
 use super::emit::{Assembler, EQUAL, Hole, Mem, NOT_EQUAL, RSP, Rm};
 use super::liveness::Effect;
-use super::registers::{A, B};
+use super::registers::{A, B, STACK};
 use super::stubs::{Stubs, restore_flags, save_flags};
 use crate::op::Op;
 
@@ -192,10 +192,11 @@ impl Builder<'_> {
         self.cold.push(Cold::Exit { hole, rip, number, flags: self.flags });
     }
 
-    /// Goes on at the address in A, with the flags in memory.
-    pub fn indirect(&mut self) {
+    /// Goes on at the address in A, with the flags in memory, when RSP was moved by `moved`. Where the
+    /// address is none, the instruction is the interpreter's.
+    pub fn indirect(&mut self, guest: &Guest<'_>, moved: i32) {
         let table = context::targets(self.user);
-        let hole = self.may_chain.then(|| {
+        if self.may_chain {
             self.a.copy(B, A);
             self.a.alu_narrow(4, Rm::Reg(B), context::TARGETS as u32 - 1);
             self.a.narrow(0xc1, 4, Rm::Reg(B)); // shl B, 4
@@ -205,14 +206,32 @@ impl Builder<'_> {
             };
             self.a.wide(0x3b, A, entry(0));
             let hole = self.a.jump(Some(NOT_EQUAL));
+            self.move_stack(moved);
             self.a.narrow(0xff, 4, entry(8));
-            hole
-        });
-        if let Some(hole) = hole {
             self.a.bind(hole);
         }
+        self.canonical(guest);
+        self.move_stack(moved);
         self.a.store(Mem::at(RSP, context::rip()), A);
         self.leave_with(context::INDIRECT, false);
+    }
+
+    /// The address in A is canonical, or the instruction is the interpreter's. Changes B.
+    pub fn canonical(&mut self, guest: &Guest<'_>) {
+        self.a.copy(B, A);
+        for operation in [4, 7] {
+            self.a.wide(0xc1, operation, Rm::Reg(B)); // shl, sar
+            self.a.bytes(&[16]);
+        }
+        self.a.wide(0x3b, B, Rm::Reg(A));
+        let hole = self.a.jump(Some(NOT_EQUAL));
+        self.cold.push(Cold::Interpret { hole, rip: guest.i.ip() });
+    }
+
+    fn move_stack(&mut self, by: i32) {
+        if by != 0 {
+            self.a.lea(STACK, Mem::at(STACK, by));
+        }
     }
 
     /// Leaves with a reason; RIP is stored.

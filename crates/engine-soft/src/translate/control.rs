@@ -25,28 +25,20 @@ impl Builder<'_> {
             Kind::Return => {
                 let place = self.stack_operand(guest, 0, false);
                 self.a.load(A, place);
-                let extra = i32::from(parts.signed() as u16);
-                self.a.lea(STACK, Mem::at(STACK, 8 + extra));
-                self.indirect();
+                self.indirect(guest, 8 + i32::from(parts.signed() as u16));
             }
             Kind::JumpIndirect => {
                 self.target(guest, parts);
-                self.indirect();
+                self.indirect(guest, 0);
             }
             _ => {
-                let register = parts.rm();
                 let scratch = Mem::at(RSP, context::scratch());
-                if register.is_none() {
-                    self.target(guest, parts);
-                    self.a.store(scratch, A);
-                }
+                self.target(guest, parts);
+                self.canonical(guest);
+                self.a.store(scratch, A);
                 self.push_return(guest);
-                if register.is_none() {
-                    self.a.load(A, scratch);
-                } else {
-                    self.target(guest, parts);
-                }
-                self.indirect();
+                self.a.load(A, scratch);
+                self.indirect(guest, 0);
             }
         }
     }

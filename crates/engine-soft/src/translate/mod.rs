@@ -44,6 +44,8 @@ use crate::op::Op;
 const ROOM: usize = 48 << 20;
 /// Blocks that are found without a look at the interpreter's.
 const QUICK: usize = 4096;
+/// See [`Translator::hot`].
+const HOT: u32 = 20;
 /// More than the longest block takes.
 const BLOCK_ROOM: usize = 256 << 10;
 
@@ -60,6 +62,8 @@ pub enum Translation {
     Off,
     /// Hot blocks are translated.
     On,
+    /// Every block is translated at once, and exceptions find every flag as it should be; for tests.
+    Eager,
     /// Each translated block is compared with the interpreter; for tests.
     Verified,
 }
@@ -109,6 +113,10 @@ pub struct Translator {
     interpret: bool,
     /// Blocks are not linked, and nothing is assumed of what follows them.
     pub alone: bool,
+    /// Flags are kept although nobody but an exception could see them.
+    exact: bool,
+    /// A block that was interpreted so often is translated.
+    pub hot: u32,
     /// The first disagreement with the interpreter.
     pub difference: Option<String>,
     pub counts: Counts,
@@ -129,9 +137,8 @@ pub struct Counts {
 }
 
 impl Translator {
-    /// `None` where the host forbids to execute what was written. `alone`: each block is compared with the
-    /// interpreter.
-    pub fn new(alone: bool) -> Option<Self> {
+    /// `None` where the host forbids to execute what was written.
+    pub fn new(translation: Translation) -> Option<Self> {
         let mut translator = Self {
             arena: Arena::new(ROOM)?,
             stubs: stubs::Stubs::default(),
@@ -142,7 +149,9 @@ impl Translator {
             quick: Box::new([u32::MAX; QUICK]),
             pending: Pending::Nothing,
             interpret: false,
-            alone,
+            alone: translation == Translation::Verified,
+            exact: translation == Translation::Eager,
+            hot: if translation == Translation::Eager { 1 } else { HOT },
             difference: None,
             counts: Counts::default(),
         };
@@ -214,7 +223,10 @@ impl Translator {
         let mut code = vec![0; PAGE as usize];
         page.read(&mut code);
         let rip = cpu.rip;
-        let trace = Trace::of(&code, rip, self.alone, natives)?;
+        let mut trace = Trace::of(&code, rip, self.alone, natives)?;
+        if self.exact {
+            trace.keep_flags();
+        }
         let number = self.page_number(cpu, page);
         let base = self.arena.next();
         let ops: Box<[Op]> = trace.ops.clone().into();

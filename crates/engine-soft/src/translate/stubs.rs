@@ -190,7 +190,9 @@ extern "sysv64" fn find(cpu: *mut Cpu, linear: u64, request: u64) -> u64 {
     // the only reference, and does not use it until the code returns.
     let cpu = unsafe { &mut *cpu };
     let (size, write) = (request & 0xff, request >> 8 != 0);
-    if linear % crate::host::PAGE + size <= crate::host::PAGE {
+    // What is not canonical is one of two exceptions.
+    let canonical = ((linear << 16) as i64 >> 16) as u64 == linear;
+    if canonical && linear % crate::host::PAGE + size <= crate::host::PAGE {
         let access = if write { Access::Write } else { Access::Read };
         if cpu.translate(linear, access, cpu.user).is_err() {
             cpu.translated.exit = FAULT;
@@ -215,6 +217,7 @@ extern "sysv64" fn execute(cpu: *mut Cpu, op: *const Op) -> u64 {
     cpu.translated.set_flags(&flags);
     let Err(stop) = result else { return 1 };
     if stop != Stop::Branch {
+        cpu.refine_fault(op);
         cpu.rip = op.next.wrapping_sub(op.length.into());
     }
     cpu.translated.exit = match stop {

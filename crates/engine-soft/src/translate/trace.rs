@@ -76,6 +76,14 @@ impl<'a> Trace<'a> {
         Some(trace)
     }
 
+    /// Every flag is live everywhere.
+    pub fn keep_flags(&mut self) {
+        self.behind = ALL;
+        for item in &mut self.items {
+            (item.before, item.after, item.target) = (ALL, ALL, ALL);
+        }
+    }
+
     fn add(&mut self, i: Instruction, bytes: &'a [u8], stubs: &mut Stubs) {
         let known = i.code() != Code::INVALID;
         let parts = if known { Parts::of(bytes) } else { None };

@@ -14,7 +14,7 @@ mod values;
 use std::collections::BTreeMap;
 
 use case::{Case, End, Executor, describe, differences};
-use engine_soft::SoftEngine;
+use engine_soft::{SoftEngine, Translation};
 use generate::Encodings;
 use guest::Guest;
 use native::Native;
@@ -59,9 +59,9 @@ fn native() -> Option<Native> {
     Native::new().map_err(|error| println!("skipped: {error}")).ok()
 }
 
-fn every_encoding(narrow: bool) {
+fn every_encoding(narrow: bool, translation: Translation) {
     let Some(mut native) = native() else { return };
-    let mut guest = Guest::new(&SoftEngine::new());
+    let mut guest = Guest::new(&SoftEngine::with(translation));
     let encodings = Encodings::new(narrow);
     let mut random = Random(setting("OMNIVISOR_SEED", 1));
     let only = std::env::var("OMNIVISOR_ENCODING").unwrap_or_default();
@@ -81,17 +81,17 @@ fn every_encoding(narrow: bool) {
 
 #[test]
 fn every_encoding_does_what_the_host_does_in_64_bit_mode() {
-    every_encoding(false);
+    every_encoding(false, Translation::Off);
 }
 
 #[test]
 fn every_encoding_does_what_the_host_does_in_compatibility_mode() {
-    every_encoding(true);
+    every_encoding(true, Translation::Off);
 }
 
-fn sequences(narrow: bool) {
+fn sequences(narrow: bool, translation: Translation) {
     let Some(mut native) = native() else { return };
-    let mut guest = Guest::new(&SoftEngine::new());
+    let mut guest = Guest::new(&SoftEngine::with(translation));
     let encodings = Encodings::new(narrow);
     let mut random = Random(setting("OMNIVISOR_SEED", 1));
     let mut found = Differences::default();
@@ -105,10 +105,20 @@ fn sequences(narrow: bool) {
 
 #[test]
 fn sequences_do_what_the_host_does_in_64_bit_mode() {
-    sequences(false);
+    sequences(false, Translation::Off);
 }
 
 #[test]
 fn sequences_do_what_the_host_does_in_compatibility_mode() {
-    sequences(true);
+    sequences(true, Translation::Off);
+}
+
+#[test]
+fn every_translated_encoding_does_what_the_host_does() {
+    every_encoding(false, Translation::Eager);
+}
+
+#[test]
+fn translated_sequences_do_what_the_host_does() {
+    sequences(false, Translation::Eager);
 }
