@@ -155,6 +155,6 @@ mod tests {
                 count += 1;
             }
         }
-        assert!(count >= 12);
+        assert!(count >= 15);
     }
 }

@@ -8,5 +8,6 @@ mod creating;
 mod differencing;
 mod parallels;
 mod qemu;
+mod table;
 mod virtualbox;
 mod writing;
