@@ -131,7 +131,7 @@ fn an_old_processor_has_nothing_and_no_repair() {
     kvm_is(&report, Absent, "the processor has no VT-x");
     assert!(candidate(&report, "kvm").repair.is_empty());
     assert_eq!(report.cpu.firmware.state, FirmwareState::NotApplicable);
-    assert_eq!(report.choice.engine, None);
+    assert_eq!(report.choice.engine.as_deref(), Some("soft"));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn a_kvm_that_emulates_kernel_code_is_not_usable() {
     );
     kvm_is(&report, Unusable, "ring 0: 2.0 M instructions/s");
     assert_eq!(report.kvm.module.as_deref(), Some("kvm_pvm"));
-    assert_eq!(report.choice.engine, None);
+    assert_eq!(report.choice.engine.as_deref(), Some("soft"));
     // The module alone tells as well.
     kvm_is(&judge(&machine("kvm-pvm")), Unusable, "KVM is there but emulates kernel code");
 }

@@ -284,7 +284,7 @@ mod tests {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
         }
         let text = render(&refused(), 100, false);
-        assert!(text.contains("`omnivisor run` would use nothing"), "{text}");
+        assert!(text.contains("`omnivisor run` would use soft"), "{text}");
         assert!(text.contains("As root it would also know"), "{text}");
     }
 }

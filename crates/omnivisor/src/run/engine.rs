@@ -14,8 +14,11 @@ use crate::probe;
 /// The engine that was asked for, or the fastest that is usable.
 pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
     match choice {
-        // The software processor is for those who ask for it, until it has run more guests.
-        EngineChoice::Auto | EngineChoice::Kvm => kvm(),
+        EngineChoice::Auto => kvm().or_else(|refusal| {
+            eprintln!("The software processor runs this guest, slowly. {refusal}.");
+            choose(EngineChoice::Soft)
+        }),
+        EngineChoice::Kvm => kvm(),
         EngineChoice::Soft => Ok(Box::new(SoftEngine::new())),
         EngineChoice::SoftTranslate => Ok(Box::new(SoftEngine::with(Translation::On))),
         EngineChoice::SoftVerify => Ok(Box::new(SoftEngine::with(Translation::Verified))),
@@ -57,10 +60,5 @@ fn failure(advice: host::Advice) -> Failure {
         })
         .collect();
     repairs.push("or run it slowly on the software processor, with --engine soft".to_owned());
-    let help = repairs.join(
-        "
-",
-    );
-    Failure::new(NOT_STARTED, format!("No engine can run this guest here: {}", advice.sentence))
-        .help(help)
+    Failure::new(NOT_STARTED, advice.sentence).help(repairs.join("\n"))
 }
