@@ -6,6 +6,7 @@ mod common;
 mod converting;
 mod creating;
 mod differencing;
+mod oracles;
 mod parallels;
 mod qemu;
 mod table;
