@@ -145,7 +145,29 @@ pub struct RunArgs {
     #[arg(long)]
     pub statistics: bool,
 
-    /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host
+    /// What cloud-init in the guest is to do: a #cloud-config, a script and others
+    #[arg(long, value_name = "FILE")]
+    pub user_data: Option<PathBuf>,
+
+    /// A public SSH key, or the file of one, for cloud-init to let in; repeatable
+    #[arg(long, value_name = "KEY|FILE")]
+    pub ssh_key: Vec<String>,
+
+    /// The name that cloud-init gives the guest
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+
+    /// Which VM of a package with several
+    #[arg(long, value_name = "NAME", requires = "image")]
+    pub vm: Option<String>,
+
+    /// Take files of a VM that lie outside of its folder
+    #[arg(long, requires = "image")]
+    pub allow_outside: bool,
+
+    /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host; or a VM of any platform: its
+    /// description, folder or package
+    #[arg(value_name = "IMAGE|VM")]
     pub image: Option<String>,
 
     /// A command to run in the guest; its exit code becomes ours

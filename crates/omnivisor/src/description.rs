@@ -22,13 +22,14 @@ pub struct Vm {
 
 /// Reads a description and looks at the disks that it names.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let files =
-        if options.anywhere { FilePolicy::Anywhere } else { FilePolicy::Within(folder.into()) };
     let vms =
         spec::foreign::read(path, options).map_err(|error| Failure::from_error(USAGE, error))?;
     let vms = vms.into_iter().map(|mut description| {
+        let files = match &description.folder {
+            _ if options.anywhere => FilePolicy::Anywhere,
+            Some(folder) => FilePolicy::Within(folder.clone()),
+            None => FilePolicy::SameFolder,
+        };
         let disks = description.drives.iter().map(|drive| look(drive, &files)).collect::<Vec<_>>();
         for (drive, found) in description.drives.iter_mut().zip(&disks) {
             if let Some(Ok(chain)) = found {
@@ -38,6 +39,17 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
         Vm { description, disks }
     });
     Ok(vms.collect())
+}
+
+/// The one VM, or the one of this name.
+pub fn choose(vms: Vec<Description>, name: Option<&str>) -> Result<Description, Failure> {
+    let names: Vec<_> = vms.iter().filter_map(|vm| vm.name.clone()).collect();
+    let mut chosen = vms.into_iter().filter(|vm| name.is_none() || vm.name.as_deref() == name);
+    match (chosen.next(), chosen.next()) {
+        (Some(vm), None) => Ok(vm),
+        _ => Err(Failure::new(USAGE, format!("Expected one VM; there are: {}", names.join(", ")))
+            .help("say which one with --vm NAME")),
+    }
 }
 
 /// The VMs in the form that does not change.

@@ -8,7 +8,7 @@ use spec::foreign::{Form, ReadOptions};
 
 use crate::description;
 use crate::disk::print;
-use crate::failure::{FAILED, Failure, USAGE};
+use crate::failure::{FAILED, Failure};
 
 /// Options of `omnivisor export`.
 #[derive(Debug, Args)]
@@ -42,17 +42,10 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
         verify: false,
     };
     let vms = description::read(&args.path, &options)?;
-    let names: Vec<_> = vms.iter().filter_map(|vm| vm.description.name.clone()).collect();
-    let mut chosen = vms.iter().filter(|vm| args.vm.is_none() || vm.description.name == args.vm);
-    let (Some(vm), None) = (chosen.next(), chosen.next()) else {
-        return Err(Failure::new(
-            USAGE,
-            format!("Expected one VM; there are: {}", names.join(", ")),
-        )
-        .help("say which one with --vm NAME"));
-    };
-    let export = spec::foreign::export(&vm.description, args.to)
-        .map_err(|error| Failure::from_error(FAILED, error))?;
+    let vms = vms.into_iter().map(|vm| vm.description).collect();
+    let vm = description::choose(vms, args.vm.as_deref())?;
+    let export =
+        spec::foreign::export(&vm, args.to).map_err(|error| Failure::from_error(FAILED, error))?;
     for sentence in &export.lost {
         eprintln!("{sentence}");
     }

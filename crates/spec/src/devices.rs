@@ -33,6 +33,9 @@ pub struct Disk {
     /// Whether the files that the image names, such as its parents, may lie outside of its folder.
     #[serde(skip_serializing_if = "is_default")]
     pub outside: bool,
+    /// The folder in which the files that the image names may lie, such as a VM's; the image's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within: Option<PathBuf>,
     /// Whether the host's page cache is passed by.
     #[serde(skip_serializing_if = "is_default")]
     pub direct: bool,

@@ -161,7 +161,11 @@ impl VmSpec {
         let kernel = boot.kernel.iter_mut().filter(|kernel| **kernel != Path::new(HOST_KERNEL));
         let paths = kernel
             .chain(&mut boot.initrd)
-            .chain(self.disks.iter_mut().map(|disk| &mut disk.path))
+            .chain(
+                self.disks
+                    .iter_mut()
+                    .flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.within)),
+            )
             .chain(self.shares.iter_mut().map(|share| &mut share.dir))
             .chain(self.vsock.iter_mut().map(|vsock| &mut vsock.path));
         for path in paths.filter(|path| !path.as_os_str().is_empty()) {

@@ -125,7 +125,11 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
         Some(format) => Some(format),
         None => raw_record.is_raw(&path)?.then_some(Format::Raw),
     };
-    let files = if spec.outside { FilePolicy::Anywhere } else { FilePolicy::SameFolder };
+    let files = match &spec.within {
+        _ if spec.outside => FilePolicy::Anywhere,
+        Some(folder) => FilePolicy::Within(folder.clone()),
+        None => FilePolicy::SameFolder,
+    };
     let options = ImageOptions {
         read_only: !spec.in_place,
         direct: spec.direct,

@@ -7,6 +7,7 @@ mod engine;
 mod guest;
 mod kernel;
 mod plan;
+mod seed;
 mod state;
 mod terminal;
 

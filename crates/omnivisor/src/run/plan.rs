@@ -10,13 +10,15 @@ use machine::Config;
 use machine::boot::BootPlan;
 use machine::disks::OpenDisk;
 use machine::memory::MemoryConfig;
+use spec::foreign::ReadOptions;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
 use tempfile::TempDir;
 
 use crate::cli::{ConsoleChoice, RunArgs};
+use crate::description;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
 use crate::run::guest::{self, Prepared};
-use crate::run::{disks, kernel, state, terminal};
+use crate::run::{disks, kernel, seed, state, terminal};
 
 /// Everything that is decided before a machine is built.
 pub struct Plan {
@@ -50,6 +52,7 @@ impl Plan {
     /// Reads the file, lays the command line over it, and fetches what is missing.
     pub fn new(args: &RunArgs) -> Result<Self, Failure> {
         let mut spec = describe(args)?;
+        spec.disks.extend(seed::disk(args)?);
         let image = image_of(&spec)?;
         if !args.command.is_empty() && image.is_none() {
             return Err(Failure::new(
@@ -167,6 +170,10 @@ fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
         let nics = args.net.iter().filter(|text| *text != "none").map(|text| text.parse::<Nic>());
         over.nics = Some(nics.collect::<spec::Result<_>>()?);
     }
+    if let Some(vm) = foreign(args)? {
+        over.image = None;
+        return Ok(vm.merge(over));
+    }
     let Some(path) = &args.config else { return Ok(over) };
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::new(NOT_FOUND, format!("Cannot read {}: {error}", path.display()))
@@ -174,6 +181,28 @@ fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let file = VmSpec::from_toml(&text, &path.display().to_string())?.relative_to(folder);
     Ok(file.merge(over))
+}
+
+/// The VM of another platform, if that is what is to be run.
+fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
+    let Some(name) = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()) else {
+        return Ok(None);
+    };
+    let path = Path::new(name);
+    if !spec::foreign::is_description(path) {
+        return Ok(None);
+    }
+    let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
+    let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
+    let mut spec = vm.to_spec()?;
+    for note in vm.differences() {
+        eprintln!("{}.", note.message);
+    }
+    if !passt_is_installed() && spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()) {
+        eprintln!("Its network cards are left out: passt, which connects them, is not installed.");
+        spec.nics = Some(Vec::new());
+    }
+    Ok(Some(spec))
 }
 
 fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {

@@ -62,38 +62,50 @@ const BEGINNINGS: [&str; 9] = [
 ];
 
 impl Seed {
+    /// By which cloud-init tells whether it has configured the guest already: the same for the same seed.
+    pub fn instance_id(&self) -> String {
+        let mut digest = Sha256::new();
+        let hostname = self.hostname.as_deref().unwrap_or_default();
+        let network = self.network_config.as_deref().unwrap_or_default();
+        for part in [self.user_data(), &self.keys().join("\n"), hostname, network] {
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        let digest: String =
+            digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("omnivisor-{digest}")
+    }
+
     /// The disk's bytes. The same seed gives the same bytes; another one makes cloud-init configure the guest again.
     ///
     /// # Errors
     /// Something that cloud-init would not understand.
     pub fn image(&self) -> Result<Vec<u8>, SeedError> {
         self.check()?;
-        let user_data = self.user_data.clone().unwrap_or_else(|| "#cloud-config\n{}\n".into());
-        let network = self.network_config.clone().unwrap_or_default();
-        let mut digest = Sha256::new();
-        let keys = self.ssh_keys.iter().map(|key| key.trim()).collect::<Vec<_>>();
-        let hostname = self.hostname.as_deref().unwrap_or_default();
-        for part in [user_data.as_str(), &keys.join("\n"), hostname, &network] {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
-        }
-        let digest: String =
-            digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         // JSON is YAML, and quotes what needs quotes.
-        let mut meta_data = json!({ "instance-id": format!("omnivisor-{digest}") });
+        let mut meta_data = json!({ "instance-id": self.instance_id() });
         if let Some(hostname) = &self.hostname {
             meta_data["local-hostname"] = json!(hostname);
         }
-        if !keys.is_empty() {
-            meta_data["public-keys"] = json!(keys);
+        if !self.ssh_keys.is_empty() {
+            meta_data["public-keys"] = json!(self.keys());
         }
         let meta_data = format!("{meta_data}\n");
         let mut files =
-            vec![("meta-data", meta_data.as_bytes()), ("user-data", user_data.as_bytes())];
-        if self.network_config.is_some() {
+            vec![("meta-data", meta_data.as_bytes()), ("user-data", self.user_data().as_bytes())];
+        if let Some(network) = &self.network_config {
             files.push(("network-config", network.as_bytes()));
         }
         Ok(iso9660::image(LABEL, &files))
+    }
+
+    /// What it says, or what says nothing: cloud-init wants the file.
+    fn user_data(&self) -> &str {
+        self.user_data.as_deref().unwrap_or("#cloud-config\n{}\n")
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.ssh_keys.iter().map(|key| key.trim()).collect()
     }
 
     fn check(&self) -> Result<(), SeedError> {

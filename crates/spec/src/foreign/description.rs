@@ -21,6 +21,8 @@ pub struct Description {
     pub product: Option<String>,
     /// The file that was read.
     pub file: PathBuf,
+    /// The VM's folder, in which the files that it is made of may lie; absent if none was looked at.
+    pub folder: Option<PathBuf>,
     /// Files beside it that were read, too, or belong to it.
     pub companions: Vec<PathBuf>,
     /// The VM's name.

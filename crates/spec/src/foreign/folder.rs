@@ -31,6 +31,11 @@ impl Folder {
         Self { root: PathBuf::from("/nonexistent"), anywhere: false }
     }
 
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
     /// A file that the description names, as it is written there: relative or absolute, with the separators
     /// of any system. One that is not where it is said to be is looked for by its own name in the folder and in
     /// those `beside`, since VMs are moved as a folder.

@@ -109,23 +109,26 @@ impl Kind {
     }
 
     fn read(self, bytes: &[u8], path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
-        if matches!(self, Self::Vmcx | Self::HypervXml) {
-            let folder = hyperv::folder_of(path, options.anywhere)?;
-            let mut vms = self.parse(bytes, path, &folder, options)?;
-            for vm in &mut vms {
-                hyperv::add_checkpoints(&folder, vm)?;
-            }
-            return Ok(vms);
-        }
-        let folder = Folder::of(path, options.anywhere)?;
-        match self {
-            Self::Vmx => one(vmware::read(bytes, path, &folder)),
+        let is_hyperv = matches!(self, Self::Vmcx | Self::HypervXml);
+        let folder = match is_hyperv {
+            true => hyperv::folder_of(path, options.anywhere)?,
+            false => Folder::of(path, options.anywhere)?,
+        };
+        let mut vms = match self {
+            Self::Vmx => vec![vmware::read(bytes, path, &folder)?],
             Self::Parallels => {
                 let root = xml::parse(bytes, &path.display().to_string())?;
-                one(parallels::read(&root, path, &folder))
+                vec![parallels::read(&root, path, &folder)?]
             }
-            _ => self.parse(bytes, path, &folder, options),
+            _ => self.parse(bytes, path, &folder, options)?,
+        };
+        for vm in &mut vms {
+            if is_hyperv {
+                hyperv::add_checkpoints(&folder, vm)?;
+            }
+            vm.folder = Some(folder.path().to_owned());
         }
+        Ok(vms)
     }
 
     fn parse(
@@ -200,6 +203,13 @@ fn in_folder(path: &Path) -> Result<PathBuf> {
                 path.is_file() && (!matches!(ending, "xml" | "cfg") || is_description(path))
             })
             .collect();
+        // VirtualBox keeps copies of what it brought to a newer schema: `NAME-1.19-linux.vbox` beside `NAME.vbox`.
+        let found: Vec<_> = match ending {
+            "vbox" => {
+                found.iter().filter(|(name, _)| !is_old_copy(name, &names)).cloned().collect()
+            }
+            _ => found,
+        };
         match &found[..] {
             [] => {}
             [(_, path)] => return Ok(path.clone()),
@@ -217,4 +227,19 @@ fn in_folder(path: &Path) -> Result<PathBuf> {
         return in_folder(&inner);
     }
     Err(text::error(path, "There is no VM's description in this folder"))
+}
+
+/// Whether a `.vbox` is called like another one with a version of the schema behind its name.
+fn is_old_copy(name: &str, names: &[String]) -> bool {
+    let mut parts = name.rsplitn(3, '-');
+    let (Some(system), Some(version), Some(stem)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return false;
+    };
+    let is_version = version.split_once('.').is_some_and(|(major, minor)| {
+        [major, minor]
+            .iter()
+            .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    });
+    system.ends_with(".vbox") && is_version && names.contains(&format!("{stem}.vbox"))
 }

@@ -106,6 +106,8 @@ impl Description {
                 return Err(self.error(format!("The disk `{}` is encrypted", file.written)));
             }
             spec.disks.push(Disk {
+                // A snapshot's parents lie in other folders of the VM.
+                within: self.folder.clone(),
                 path: self.usable(file)?,
                 // A CD-ROM's content is never anything else, whatever it looks like.
                 format: if drive.kind == DriveKind::Cdrom {

@@ -96,7 +96,7 @@ fn errors_are_sentences_that_help() {
         (error::<Disk>("a,read-only"), "There is no option `read_only`; did you mean `readonly`?"),
         (
             error::<Disk>("a,cache=none"),
-            "There is no option `cache`; there is `path`, `format`, `in_place`, `discard`, `readonly`, `outside`, `direct`, `serial`, `queues`, `rate`",
+            "There is no option `cache`; there is `path`, `format`, `in_place`, `discard`, `readonly`, `outside`, `within`, `direct`, `serial`, `queues`, `rate`",
         ),
         (error::<Disk>("a,serial"), "Option `serial` needs a value: `serial=...`"),
         (error::<Disk>("a,readonly=maybe"), "Option `readonly` is `on` or `off`, not `maybe`"),

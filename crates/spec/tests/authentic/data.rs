@@ -38,16 +38,8 @@ pub fn debian_source(name: &str, folder: &str) -> Option<PathBuf> {
 pub fn python_source(name: &str, version: &str, folder: &str) -> Option<PathBuf> {
     fetch(name, folder, |into| {
         let wanted = format!("{name}=={version}");
-        let arguments = [
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-            &wanted,
-        ];
-        // pip wants to build what it downloads, which fails without the build tools: the archive is there by then.
+        let arguments = ["download", "-q", "--no-deps", "--no-binary", ":all:", &wanted];
+        // Whatever pip says: what counts is whether the archive is there.
         let _ = run(Command::new("pip").args(arguments).current_dir(into));
         unpack(into, ".tar.gz", folder)
     })

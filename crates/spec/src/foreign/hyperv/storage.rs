@@ -168,18 +168,28 @@ impl<'a> File<'a> {
             let kind = header[0];
             // What was removed stays as a gap.
             if kind != FREE {
-                if self.is_checked && crc(whole, 12) != u32_at(header, 12).unwrap_or(0) {
-                    return Err(self.error(start, "The key is damaged: its checksum is wrong"));
-                }
                 let name_end = ENTRY_HEADER + usize::from(header[20]);
                 let name = whole.get(ENTRY_HEADER..name_end);
                 let name =
                     name.ok_or_else(|| self.error(start, "The key's name is longer than the key"))?;
+                let is_external = header[1] & 1 != 0;
+                // The key may have more room than its value takes, which the checksum leaves out.
+                let value =
+                    if is_external { Some(&[][..]) } else { used(kind, &whole[name_end..]) };
+                let value = value
+                    .ok_or_else(|| self.error(start, "The key's value is shorter than its type"))?;
+                let summed = &whole[..name_end + value.len()];
+                if self.is_checked
+                    && !is_external
+                    && crc(summed, 12) != u32_at(header, 12).unwrap_or(0)
+                {
+                    return Err(self.error(start, "The key is damaged: its checksum is wrong"));
+                }
                 let entry = Entry {
                     kind,
-                    is_external: header[1] & 1 != 0,
+                    is_external,
                     name,
-                    value: &whole[name_end..],
+                    value,
                     order: u32_at(header, 16).unwrap_or(0),
                     offset: start,
                 };
@@ -279,6 +289,18 @@ const STRING: u8 = 6;
 const BYTES: u8 = 7;
 const BOOLEAN: u8 = 8;
 const NODE: u8 = 9;
+
+/// The part of a key's room that its value takes; `None` if there is less.
+fn used(kind: u8, room: &[u8]) -> Option<&[u8]> {
+    let length = match kind {
+        INTEGER | UNSIGNED | DOUBLE => 8,
+        STRING | BYTES => usize::try_from(u32_at(room, 0)?).ok()?.checked_add(4)?,
+        BOOLEAN => 4,
+        NODE => 12,
+        _ => room.len(),
+    };
+    room.get(..length)
+}
 
 /// The CRC-32 of bytes whose four at `own` are taken as zeros.
 fn crc(bytes: &[u8], own: usize) -> u32 {

@@ -97,6 +97,22 @@ fn a_linked_clone_finds_its_image_without_a_registry() {
     assert_eq!(vm.to_spec().unwrap().disks.len(), 1);
 }
 
+#[test]
+fn copies_in_an_older_schema_are_passed_over_in_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["sample-bios.vbox", "sample-bios-1.19-linux.vbox"] {
+        fs::copy(fixture(name), folder.path().join(name)).unwrap();
+    }
+    assert_eq!(read_file(folder.path()).version.as_deref(), Some("1.20-linux"));
+    fs::copy(fixture("linked-clone.vbox"), folder.path().join("b.vbox")).unwrap();
+    let error =
+        crate::foreign::read(folder.path(), &ReadOptions::default()).unwrap_err().to_string();
+    assert!(
+        error.ends_with("There are several VMs: name one of b.vbox, sample-bios.vbox"),
+        "{error}"
+    );
+}
+
 /// Written for this test after the schema of VirtualBox 2.
 #[test]
 fn the_attachments_of_version_2_are_read() {
