@@ -1,4 +1,4 @@
-//! VirtualBox's `.vbox` in the schema versions that its releases since 3.0 write (1.7 to 1.20).
+//! VirtualBox's `.vbox` in the schema versions that its releases since 2.0 write (1.6 to 1.20).
 //!
 //! Version 1.20 moved processors and chipset from `Hardware` to `Platform`, version 1.19 the storage controllers from
 //! `Machine` to `Hardware`, version 1.11 the media from a file for all VMs into each VM's own.
