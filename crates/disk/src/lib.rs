@@ -43,6 +43,7 @@ mod qcow;
 mod qcow2;
 mod qed;
 mod raw;
+mod resize;
 mod source;
 #[allow(unsafe_code)]
 mod sys;
@@ -69,6 +70,7 @@ pub use open::{
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
+pub use resize::resize;
 pub use source::{FileSource, MemorySource, PartSource, Source, WritableSource};
 
 /// Bytes in a sector, the unit of a disk's length.

@@ -145,6 +145,55 @@ fn a_commit_makes_the_parent_read_as_its_child() {
 }
 
 #[test]
+fn a_longer_disk_has_zeroes_at_its_end_and_its_old_content() {
+    for target in ["raw", "qcow2", "qcow2,block-size=4K", "qcow2,compression=zstd"] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(folder.path());
+        let path = folder.path().join("image");
+        let mut options = ConvertOptions::new(Format::Raw);
+        options.image = target.parse().unwrap();
+        disk::convert(&*source, &path, &options, |_| {}).unwrap();
+        let format = Some(options.image.format);
+        let write = ImageOptions { format, ..ImageOptions::default() };
+        // With clusters of 4 KiB that takes a longer table of the first level.
+        let length = 9 << 30;
+        disk::resize(&path, length, &write).unwrap();
+        let longer = disk::open(&path, &write).unwrap();
+        assert_eq!(longer.len(), length);
+        assert_eq!(disk::compare(&*longer, &*source, |_| {}).unwrap().difference, None, "{target}");
+        longer.write_at(b"end", length - 3).unwrap();
+        drop(longer);
+        let again = disk::open(&path, &write).unwrap();
+        let compared = disk::compare(&*again, &*source, |_| {}).unwrap();
+        assert_eq!(compared.difference, Some(length - 3), "{target}");
+        assert!(disk::resize(&path, 512, &write).is_err());
+        drop(again);
+        if options.image.format != Format::Qcow2 {
+            continue;
+        }
+        let qemu = std::process::Command::new("qemu-img").args(["check", "-q"]).arg(&path).status();
+        if let Ok(status) = qemu {
+            assert!(status.success(), "{target}");
+        }
+    }
+}
+
+#[test]
+fn a_longer_overlay_does_not_show_what_its_parent_has_there() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("base"), vec![7; 1 << 20]).unwrap();
+    let path = folder.path().join("child");
+    let mut create = CreateOptions::new(Format::Qcow2, 128 << 10);
+    create.backing = Some(("base".into(), Format::Raw));
+    disk::create(&path, &create).unwrap();
+    disk::resize(&path, 2 << 20, &ImageOptions::default()).unwrap();
+    let disk = disk::open(&path, &ImageOptions::default()).unwrap();
+    let mut bytes = vec![1; 2 << 20];
+    disk.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..128 << 10] == [7; 128 << 10] && bytes[128 << 10..].iter().all(|b| *b == 0));
+}
+
+#[test]
 fn only_an_image_with_a_parent_can_be_committed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");

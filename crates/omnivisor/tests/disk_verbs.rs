@@ -133,5 +133,9 @@ fn different_disks_end_with_1() {
     let (stdout, _) = here.run(1, &["disk", "compare", "disk.raw", "empty.qcow2"]);
     assert_eq!(stdout, "They differ at byte 0\n");
     here.run(125, &["disk", "compare", "disk.raw", "missing"]);
+    here.run(0, &["disk", "resize", "empty.qcow2", "+8M"]);
+    assert_eq!(here.json(&["inspect", "empty.qcow2", "--format", "json"])["length"], 16 << 20);
+    here.run(125, &["disk", "resize", "empty.qcow2", "8M"]);
+    here.run(2, &["disk", "resize", "empty.qcow2", "much"]);
     here.run(2, &["disk", "create", "sizeless.qcow2"]);
 }

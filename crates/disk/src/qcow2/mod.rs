@@ -5,6 +5,7 @@ mod create;
 mod header;
 mod map;
 mod refcount;
+mod resize;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub(crate) use append::Appender;
 #[cfg(test)]
 pub(crate) use create::write_empty;
 pub use create::{Qcow2Options, create_qcow2};
+pub(crate) use resize::grow;
 
 use crate::layer::{Image, Layer, LayerWriter, Run};
 use crate::open::{Neighbours, ParentLink, Parsed, is_protocol};

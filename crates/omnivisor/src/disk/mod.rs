@@ -6,6 +6,7 @@ mod compare;
 mod create;
 mod map;
 mod progress;
+mod resize;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ pub enum DiskVerb {
     Check(check::CheckArgs),
     /// Make a new, empty image
     Create(create::CreateArgs),
+    /// Make a raw or qcow2 disk longer
+    Resize(resize::ResizeArgs),
     /// Write what an overlay holds into its parent, and remove the overlay
     Commit(commit::CommitArgs),
 }
@@ -41,6 +44,7 @@ pub fn run(verb: &DiskVerb) -> Result<ExitCode, Failure> {
         DiskVerb::Map(args) => map::run(args),
         DiskVerb::Check(args) => check::run(args),
         DiskVerb::Create(args) => create::run(args),
+        DiskVerb::Resize(args) => resize::run(args),
         DiskVerb::Commit(args) => commit::run(args),
     }
 }
