@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "Page faults tell address and cause", body: page_faults },
     Test { name: "An instruction that faulted runs again once its page is there", body: restart },
     Test { name: "Code that changes itself is executed as changed", body: self_modifying },
+    Test { name: "The next instruction may be changed right before", body: modifying_ahead },
     Test { name: "A triple fault shuts the processor down", body: triple_fault },
     Test { name: "Model-specific registers keep what is written", body: model_specific },
 ];
@@ -332,6 +333,35 @@ fn restart(engine: &dyn Engine) -> Outcome {
     guest.finish(&mut *cpu)?;
     equal("faults", guest.result(0)?, 1)?;
     equal("loaded", guest.result(1)?, 0x1122_3344_5566_7788)
+}
+
+/// One store and one string store change the number in the instruction that follows them.
+fn modifying_ahead(engine: &dyn Engine) -> Outcome {
+    const ROUNDS: u64 = 100;
+    let guest = Guest::new(engine)?;
+    let mut code = Asm::at(place::CODE);
+    code.mov(Reg::Rbx, 0).mov(Reg::Rdx, ROUNDS);
+    let again = code.here();
+    let number = |code: &Asm, length: u64| code.here() + length + 1;
+    let changed = number(&code, 7);
+    code.emit(&[0x88, 0x14, 0x25]) // mov [changed], dl
+        .emit(&(changed as u32).to_le_bytes())
+        .emit(&[0xb8, 1, 0, 0, 0]) // mov eax, 1
+        .emit(&[0x48, 0x01, 0xc3]); // add rbx, rax
+    let changed = number(&code, 10 + 2 + 1);
+    code.mov(Reg::Rdi, changed)
+        .emit(&[0x88, 0xd0]) // mov al, dl
+        .emit(&[0xaa]) // stosb
+        .emit(&[0xb8, 1, 0, 0, 0]) // mov eax, 1
+        .emit(&[0x48, 0x01, 0xc3]) // add rbx, rax
+        .emit(&[0x48, 0xff, 0xca]) // dec rdx
+        .jne(again)
+        .emit(&[0x48, 0x89, 0xd8]) // mov rax, rbx
+        .store_rax(place::RESULTS)
+        .done();
+    let mut cpu = guest.start(&code)?;
+    guest.finish(&mut *cpu)?;
+    equal("sum", guest.result(0)?, ROUNDS * (ROUNDS + 1))
 }
 
 fn self_modifying(engine: &dyn Engine) -> Outcome {

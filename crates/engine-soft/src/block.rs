@@ -412,6 +412,11 @@ impl Cpu {
                 }
                 return Err(stop);
             }
+            if self.code_changed {
+                self.code_changed = false;
+                self.rip = op.next;
+                return Err(Stop::Branch);
+            }
         }
         self.rip = if one { ops[0].next } else { block.end };
         Ok(())

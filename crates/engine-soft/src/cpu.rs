@@ -148,6 +148,8 @@ pub struct Cpu {
     pub large: [u32; 2],
     /// Whether the page of the last fetch is in every address space.
     pub fetched_global: bool,
+    /// The current instruction wrote to a page with code: what follows it may be another instruction now.
+    pub code_changed: bool,
     /// Grows when a linear page may be elsewhere or code may have changed: chains of blocks end.
     pub generation: u64,
     pub fault: Fault,
@@ -395,6 +397,7 @@ impl Cpu {
     #[cold]
     fn code_written(&mut self, page: &crate::host::RamPage<'_>) {
         page.set_code(false);
+        self.code_changed = true;
         self.vm.bump_code_version();
     }
 

@@ -62,6 +62,7 @@ impl Cpu {
             large: [0; 2],
             fetched_global: false,
             generation: 0,
+            code_changed: false,
             fault: Fault::default(),
             impossible: None,
             segments: [Segment::default(); 6],

@@ -215,7 +215,14 @@ extern "sysv64" fn execute(cpu: *mut Cpu, op: *const Op) -> u64 {
     let result = (op.run)(cpu, op);
     let flags = cpu.flags;
     cpu.translated.set_flags(&flags);
-    let Err(stop) = result else { return 1 };
+    let stop = match result {
+        Ok(()) if !std::mem::take(&mut cpu.code_changed) => return 1,
+        Ok(()) => {
+            cpu.rip = op.next;
+            Stop::Branch
+        }
+        Err(stop) => stop,
+    };
     if stop != Stop::Branch {
         cpu.refine_fault(op);
         cpu.rip = op.next.wrapping_sub(op.length.into());
