@@ -167,9 +167,6 @@ impl Builder for Appender {
         let source = &self.map.sources[0];
         let whole = source.len().max(self.end).next_multiple_of(self.map.cluster_size());
         writable(&**source)?.set_len(whole)?;
-        if self.map.data != 0 {
-            writable(&*self.map.sources[self.map.data])?.flush()?;
-        }
         commit(&self.map, &mut self.refcounts)?;
         commit(&self.map, &mut self.refcounts)
     }

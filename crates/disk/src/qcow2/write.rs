@@ -43,8 +43,10 @@ impl Writer {
         if checked.has(incompatible::CORRUPT) {
             return Err(unsupported("it is marked as damaged, so it can only be read"));
         }
-        if checked.has(incompatible::EXTERNAL_DATA) {
-            return Err(unsupported("it has an external data file, so it can only be read"));
+        if checked.has(incompatible::EXTERNAL_DATA) && checked.header.nb_snapshots.get() != 0 {
+            return Err(unsupported(
+                "it has an external data file and snapshots of it, so it can only be read",
+            ));
         }
         if checked.header.autoclear_features.get() != 0 {
             // What they vouch for, such as bitmaps of changes, is not kept up here.
@@ -60,7 +62,7 @@ impl Writer {
     }
 
     pub fn write(&self, map: &Map, disk: &Image, mut buffer: &[u8], mut offset: u64) -> Result<()> {
-        let writable = writable(map)?;
+        let writable = data(map)?;
         while !buffer.is_empty() {
             {
                 let _unchanged = disk.changes.read().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +107,11 @@ impl Writer {
         while count < most && in_place(map, start + count * size, 1)?.is_none() {
             count += 1;
         }
-        let host = refcounts.allocate(&map.tables, count)?;
+        // An external data file has every cluster at the guest's offset, and no counts.
+        let host = match map.data {
+            0 => refcounts.allocate(&map.tables, count)?,
+            _ => start,
+        };
         let end = start + count * size;
         let length = buffer.len().min((end - offset) as usize);
 
@@ -118,7 +124,7 @@ impl Writer {
             let at = within + length;
             disk.read_unlocked(&mut bytes[at..at + rest as usize], after)?;
         }
-        writable(map)?.write_at(&bytes, host)?;
+        data(map)?.write_at(&bytes, host)?;
 
         for number in 0..count {
             let cluster = host + number * size;
@@ -199,7 +205,9 @@ impl Writer {
         let mut offset = range.start;
         while offset < stop {
             let old = map.l2_entry(table, map.l2_index(offset))?;
-            let is_absent = old.cluster & !COPIED == 0 && (!map.extended || old.bitmap == 0);
+            // With an external data file the flag alone makes a cluster of the one at offset 0.
+            let nothing = if map.data == 0 { old.cluster & !COPIED } else { old.cluster };
+            let is_absent = nothing == 0 && (!map.extended || old.bitmap == 0);
             let keeps = !unmap && old.cluster & (COPIED | COMPRESSED) == COPIED;
             let new = if is_absent && (only_stored || !has_parent) {
                 old
@@ -247,6 +255,9 @@ impl Writer {
 pub(super) fn commit(map: &Map, refcounts: &mut Refcounts) -> Result<()> {
     let writable = writable(map)?;
     let has_tables = map.tables.changes() != 0;
+    if map.data != 0 {
+        data(map)?.flush()?;
+    }
     map.tables.write_back(Stage::First)?;
     writable.flush()?;
     if has_tables && map.tables.changes() != 0 {
@@ -257,6 +268,11 @@ pub(super) fn commit(map: &Map, refcounts: &mut Refcounts) -> Result<()> {
         refcounts.settle(&map.tables, writable)?;
     }
     Ok(())
+}
+
+/// Where the guest's bytes are.
+fn data(map: &Map) -> Result<&dyn WritableSource> {
+    map.sources[map.data].writable().ok_or(Error::ReadOnly)
 }
 
 pub(super) fn writable(map: &Map) -> Result<&dyn WritableSource> {
@@ -337,7 +353,10 @@ fn replace(
             refcounts.release(cluster);
         }
         disk.forget_unpacked(start);
-    } else if old.cluster & OFFSET != 0 && old.cluster & OFFSET != new.cluster & OFFSET {
+    } else if map.data == 0
+        && old.cluster & OFFSET != 0
+        && old.cluster & OFFSET != new.cluster & OFFSET
+    {
         refcounts.release(old.cluster & OFFSET & !(size - 1));
     }
     Ok(())

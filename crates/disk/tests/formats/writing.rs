@@ -53,12 +53,15 @@ fn images_of_qemu_are_written_in_place() {
     if !has_qemu_img() {
         return;
     }
-    let ways: [&[&str]; 10] = [
+    let ways: [&[&str]; 13] = [
         &[],
         &["-o", "compat=0.10"],
         &["-o", "cluster_size=512"],
         &["-o", "cluster_size=2M"],
         &["-o", "extended_l2=on"],
+        &["-o", "data_file=one.data"],
+        &["-o", "data_file=two.data,data_file_raw=on"],
+        &["-o", "data_file=three.data,extended_l2=on"],
         &["-o", "refcount_bits=1"],
         &["-o", "refcount_bits=4"],
         &["-o", "refcount_bits=64"],
