@@ -1,0 +1,85 @@
+//! VMs of other platforms on the command line.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Written for this test in the form of VMware.
+const VMX: &str = "config.version = \"8\"\ndisplayName = \"web\"\nmemsize = \"512\"\nsata0.present = \"TRUE\"\n\
+                   sata0:0.present = \"TRUE\"\nsata0:0.fileName = \"web.vmdk\"\nstrange.key = \"1\"\n";
+
+fn omnivisor(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_omnivisor"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("XDG_STATE_HOME", folder)
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("web.vmx"), VMX).unwrap();
+    folder
+}
+
+#[test]
+fn a_vm_is_inspected_by_its_file_and_by_its_folder() {
+    let folder = folder();
+    for name in ["web.vmx", "."] {
+        let (code, page, talk) = text(&omnivisor(folder.path(), &["inspect", name]));
+        assert_eq!(code, 0, "{talk}");
+        assert!(page.starts_with("VM        web, of VMware (vmx)\n"), "{page}");
+        assert!(
+            page.contains("web.vmdk (missing)") && page.contains("unknown   strange.key"),
+            "{page}"
+        );
+    }
+    let (_, json, _) = text(&omnivisor(folder.path(), &["inspect", "--format", "json", "web.vmx"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["vms"][0]["description"]["unread"][0]["line"], 7);
+}
+
+#[test]
+fn disks_are_still_disks() {
+    let folder = folder();
+    std::fs::write(folder.path().join("disk.raw"), vec![0; 4096]).unwrap();
+    let (code, page, talk) = text(&omnivisor(folder.path(), &["inspect", "disk.raw"]));
+    assert!(code == 0 && page.starts_with("disk"), "{page}{talk}");
+    assert_eq!(text(&omnivisor(folder.path(), &["inspect", "nothing"])).0, 125);
+}
+
+#[test]
+fn a_vm_is_exported_and_what_is_lost_is_told() {
+    let folder = folder();
+    let (code, xml, lost) =
+        text(&omnivisor(folder.path(), &["export", "web.vmx", "--to", "libvirt"]));
+    assert_eq!((code, lost.as_str()), (0, ""));
+    assert!(
+        xml.contains("<name>web</name>") && xml.contains("<memory unit='KiB'>524288</memory>"),
+        "{xml}"
+    );
+    std::fs::write(folder.path().join("web.xml"), xml).unwrap();
+    let (code, page, _) = text(&omnivisor(folder.path(), &["inspect", "web.xml"]));
+    assert!(code == 0 && page.starts_with("VM        web, of QEMU/KVM (libvirt kvm)"), "{page}");
+    let (code, _, lost) = text(&omnivisor(folder.path(), &["export", "web.vmx", "--to", "xl"]));
+    assert!(code == 0 && lost.contains("Xen does not read vmdk"), "{lost}");
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_its_reason() {
+    let folder = folder();
+    let (code, _, talk) = text(&omnivisor(folder.path(), &["run", "web.vmx"]));
+    assert!(code == 2 && talk.contains("The file `web.vmdk` is not there"), "{code} {talk}");
+    std::fs::write(folder.path().join("secret.vmx"), VMX.replace("web.vmdk", "/etc/hostname"))
+        .unwrap();
+    let (code, _, talk) = text(&omnivisor(folder.path(), &["run", "secret.vmx"]));
+    assert!(code == 2 && talk.contains("lies outside of the VM's folder"), "{code} {talk}");
+    let (code, _, talk) =
+        text(&omnivisor(folder.path(), &["run", "debian", "--hostname", "a_b", "--dry-run"]));
+    assert!(code == 2 && talk.contains("`a_b` is not a host's name"), "{code} {talk}");
+}
