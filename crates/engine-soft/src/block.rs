@@ -102,7 +102,15 @@ impl Cache {
             instructions: 0,
             translator: match translation {
                 Translation::Off => None,
-                _ => Translator::new(translation),
+                _ => {
+                    let translator = Translator::new(translation);
+                    if translator.is_none() {
+                        tracing::warn!(
+                            "This host executes no memory that was written: guests are slow"
+                        );
+                    }
+                    translator
+                }
             },
             left: false,
         }

@@ -2,8 +2,9 @@
 //!
 //! Instructions are decoded once into blocks of function pointers with their operands ([`block`], [`op`]);
 //! x87 and SSE instructions are executed by the host's own processor through small pieces of machine code
-//! ([`native`], [`stubs`]). Guest memory is reached through a software TLB ([`host`], [`mmu`]). `host`,
-//! `native` and `stubs` are the only modules with unsafe code.
+//! ([`native`], [`stubs`]). Guest memory is reached through a software TLB ([`host`], [`mmu`]). What is
+//! executed often is translated ([`translate`]). `host`, `native`, `stubs`, `confine` and two modules of the
+//! translator are the only ones with unsafe code.
 
 #![deny(unsafe_code)]
 
@@ -12,6 +13,8 @@ mod block;
 mod branch;
 mod chips;
 mod clock;
+#[allow(unsafe_code)]
+mod confine;
 mod cpu;
 mod decode;
 mod decode_control;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use engine::state::{Activity, Segment, VcpuState};
-use engine::{Bus, Exit, Kicker, Result, Statistics, Vcpu, VcpuConfig};
+use engine::{Bus, Error, Exit, Kicker, Result, Statistics, Vcpu, VcpuConfig};
 
 use crate::block::Cache;
 use crate::cpu::{CS, Cpu, DB, DF, FLAG_IF, FLAG_TF, Fault, GP, NP, PF, SS_FAULT, Stop, TS};
 use crate::host::BusHandle;
+use crate::translate::Translation;
 use crate::translate::context::Frame;
 use crate::vm::{
     CODE, CpuShared, FORGET_WRITES, INIT, INTERRUPT, KICK, MEMORY, NEW_CODE_PAGE, NMI, STARTUP,
@@ -92,8 +93,9 @@ impl SoftVcpu {
                     }
                 };
                 if let Some(difference) = self.cache.difference() {
-                    tracing::error!("translator and interpreter differ:\n{difference}");
-                    return Exit::Shutdown;
+                    return Exit::Failed(format!(
+                        "Translator and interpreter differ: {difference}"
+                    ));
                 }
                 if result == Err(Stop::Fault)
                     && let Some(exit) = self.exception_at_rip()
@@ -299,6 +301,13 @@ impl Vcpu for SoftVcpu {
         // What is written next is recorded anew, should somebody take the record meanwhile.
         self.cpu.writes.clear();
         Ok(exit)
+    }
+
+    fn confine(&mut self) -> Result<()> {
+        if self.cpu.vm.translation() == Translation::Off {
+            return Ok(());
+        }
+        crate::confine::confine_thread().map_err(Error::backend("confine a processor's thread"))
     }
 
     fn state(&mut self) -> Result<VcpuState> {

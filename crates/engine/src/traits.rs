@@ -94,6 +94,12 @@ pub trait Vcpu: Send {
     /// served through `bus` on the way; HLT waits inside.
     fn run(&mut self, bus: &dyn Bus) -> Result<Exit>;
 
+    /// Takes rights from the calling thread that the processor does not need; the thread will do nothing but
+    /// run it. An engine whose guest executes elsewhere has nothing to take.
+    fn confine(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The processor's state. Any I/O instruction that an exit interrupted has been completed.
     fn state(&mut self) -> Result<VcpuState>;
 

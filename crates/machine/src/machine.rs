@@ -276,7 +276,11 @@ impl Shared {
 
 /// A processor's thread.
 fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) -> Statistics {
+    let mut confined = vcpu.confine();
     let outcome = loop {
+        if let Err(error) = std::mem::replace(&mut confined, Ok(())) {
+            break Some(Outcome::Failed(chain(&error)));
+        }
         if !control.shared.may_run() {
             break None;
         }

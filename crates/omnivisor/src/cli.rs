@@ -183,11 +183,11 @@ pub enum EngineChoice {
     Auto,
     /// Linux's KVM
     Kvm,
-    /// The built-in software processor: anywhere, slowly
+    /// The built-in software processor: anywhere
     Soft,
-    /// The same with its translator, several times faster
-    #[value(name = "soft,translate")]
-    SoftTranslate,
+    /// The same without its translator, several times slower
+    #[value(name = "soft,interpret")]
+    SoftInterpret,
     /// The same, where interpreter and translator are compared; stops where they differ
     #[value(name = "soft,verify")]
     SoftVerify,

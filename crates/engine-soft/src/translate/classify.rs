@@ -136,7 +136,8 @@ fn one(parts: &Parts<'_>) -> Option<Kind> {
         },
         0x50..=0x57 if !parts.word => Some(Kind::Push),
         0x58..=0x5f if !parts.word => Some(Kind::Pop),
-        0x63 => form(General, if parts.word { 2 } else { 4 }, false),
+        // The host reads 4 bytes, whatever the prefixes say.
+        0x63 => form(General, 4, false),
         0x68 | 0x6a if !parts.word => Some(Kind::PushConstant),
         0x69 | 0x6b => form(General, parts.size(), false),
         0x70..=0x7f if !parts.word => Some(Kind::Branch),

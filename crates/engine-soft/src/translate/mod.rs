@@ -58,9 +58,9 @@ const SAMPLE: u32 = 128;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Translation {
     /// The interpreter executes everything.
-    #[default]
     Off,
     /// Hot blocks are translated.
+    #[default]
     On,
     /// Every block is translated at once, and exceptions find every flag as it should be; for tests.
     Eager,

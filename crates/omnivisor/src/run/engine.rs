@@ -20,7 +20,7 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
         }),
         EngineChoice::Kvm => kvm(),
         EngineChoice::Soft => Ok(Box::new(SoftEngine::new())),
-        EngineChoice::SoftTranslate => Ok(Box::new(SoftEngine::with(Translation::On))),
+        EngineChoice::SoftInterpret => Ok(Box::new(SoftEngine::with(Translation::Off))),
         EngineChoice::SoftVerify => Ok(Box::new(SoftEngine::with(Translation::Verified))),
     }
 }
