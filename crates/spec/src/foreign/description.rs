@@ -478,6 +478,8 @@ pub struct Unread {
     pub value: String,
 }
 
+/// So many settings that are not understood are listed.
+pub(crate) const MOST_UNREAD: usize = 10_000;
 /// More is no VM but an attack on whoever reads it.
 const MOST_DEVICES: usize = 4096;
 /// The most processors that any platform offers is less.
@@ -514,7 +516,15 @@ impl Description {
     }
 
     /// The last thing that a reader does: refuses absurd numbers.
-    pub(crate) fn checked(self) -> Result<Self> {
+    pub(crate) fn checked(mut self) -> Result<Self> {
+        if self.unread.len() > MOST_UNREAD {
+            let message = format!(
+                "{} settings are not understood; {MOST_UNREAD} are listed",
+                self.unread.len()
+            );
+            self.unread.truncate(MOST_UNREAD);
+            self.note(Level::Warning, message);
+        }
         let wrong = |message: String| Error::File {
             place: Place { file: self.file.display().to_string(), position: None },
             message,

@@ -6,6 +6,7 @@
 mod storage;
 mod tree;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::description::{
@@ -93,8 +94,9 @@ fn interpret(root: &Node, form: &str, path: &Path, folder: &Folder) -> Result<De
     vm.machine = Some(format!("generation {generation}"));
     vm.firmware.kind = Some(if generation >= 2 { FirmwareKind::Uefi } else { FirmwareKind::Bios });
     processors_and_memory(settings, &mut vm);
+    let kinds = kinds(root);
     for device in root.children() {
-        self::device(root, device, folder, &mut vm);
+        self::device(&kinds, device, folder, &mut vm);
     }
     if let Some(state) = root.child("savedstate") {
         let file = state.text("memlocation").or_else(|| state.text("vsvlocation"));
@@ -141,18 +143,18 @@ fn processors_and_memory(settings: &Node, vm: &mut Description) {
     }
 }
 
+/// What devices are, by the GUIDs of their instances in lower case.
+fn kinds(root: &Node) -> HashMap<String, String> {
+    let entries = root.child("manifest").into_iter().flat_map(Node::children);
+    let pairs = entries.filter_map(|one| Some((one.text("instance")?, one.text("name")?)));
+    pairs.map(|(id, name)| (id.trim_matches(['{', '}']).to_ascii_lowercase(), name)).collect()
+}
+
 /// A device is a key of its instance's GUID; the manifest tells what it is.
-fn device(root: &Node, device: &Node, folder: &Folder, vm: &mut Description) {
-    let Some(instance) = device.name.strip_prefix('_').and_then(|name| name.strip_suffix('_'))
-    else {
-        return;
-    };
-    let manifest = root.child("manifest");
-    let entry = manifest.into_iter().flat_map(Node::children).find(|one| {
-        one.text("instance")
-            .is_some_and(|id| id.trim_matches(['{', '}']).eq_ignore_ascii_case(instance))
-    });
-    let kind = entry.and_then(|one| one.text("name")).unwrap_or_default();
+fn device(kinds: &HashMap<String, String>, device: &Node, folder: &Folder, vm: &mut Description) {
+    let instance = device.name.strip_prefix('_').and_then(|name| name.strip_suffix('_'));
+    let Some(instance) = instance else { return };
+    let kind = kinds.get(&instance.to_ascii_lowercase()).map(String::as_str).unwrap_or_default();
     device.skip_children(&["VDEVVersion", "ChannelInstanceGuid", "VpciInstanceGuid"]);
     if kind.contains("IDE Controller") {
         drives(device, Bus::Ide, folder, vm);

@@ -28,6 +28,8 @@ struct Parent {
     index: u32,
 }
 
+/// Images based on each other are not longer chains.
+const LONGEST_CHAIN: usize = 64;
 /// No hypervisor has more devices.
 const MOST_ITEMS: usize = 4096;
 
@@ -286,7 +288,7 @@ fn drive(
 /// The images that an image is based on; a circle ends it.
 fn ancestors<'a>(mut parent: Option<&'a str>, shared: &'a Shared<'_>) -> Vec<FileRef> {
     let mut files = Vec::new();
-    for _ in 0..shared.images.len() {
+    for _ in 0..LONGEST_CHAIN {
         let Some(image) = parent.and_then(|id| shared.images.iter().find(|one| one.id == id))
         else {
             break;

@@ -8,7 +8,9 @@ mod package;
 
 use std::path::Path;
 
-use super::description::{Configuration, Description, FileRef, Level, Platform, Property};
+use super::description::{
+    Configuration, Description, FileRef, Level, MOST_UNREAD, Platform, Property,
+};
 use super::folder::Folder;
 use super::read::ReadOptions;
 use super::tar::Archive;
@@ -59,7 +61,9 @@ pub(crate) fn read_archive(path: &Path, options: &ReadOptions) -> Result<Vec<Des
 /// A package with more files is not one.
 const MOST_MEMBERS: usize = 10_000;
 /// More VMs are not read from one package.
-const MOST_VMS: usize = 1000;
+const MOST_VMS: usize = 100;
+/// More disks and deployment options are not read from one package.
+const MOST_PARTS: usize = 1000;
 
 /// A disk of the package.
 pub(crate) struct Image {
@@ -127,8 +131,8 @@ pub(crate) fn envelope(
         for disk in section.children("Disk") {
             let image = image(disk, &shared, &compressed)?;
             shared.images.push(image);
-            if shared.images.len() > MOST_MEMBERS {
-                return Err(disk.error(format!("More than {MOST_MEMBERS} disks are absurd")));
+            if shared.images.len() > MOST_PARTS {
+                return Err(disk.error(format!("More than {MOST_PARTS} disks are absurd")));
             }
         }
         section.skip_children(&["Info"]);
@@ -149,7 +153,8 @@ pub(crate) fn envelope(
     for system in systems {
         vms.push(virtual_system(system, vm.clone(), &shared)?);
     }
-    let unread = root.unread();
+    let mut unread = root.unread();
+    unread.truncate(MOST_UNREAD);
     for vm in &mut vms {
         vm.unread.extend_from_slice(&unread);
     }
@@ -196,6 +201,11 @@ fn configurations(root: &Element, options: &ReadOptions, vm: &mut Description) -
             }
             let label = one.child_text("Label").map(str::to_owned);
             one.skip_children(&["Description"]);
+            if vm.configurations.len() >= MOST_PARTS {
+                return Err(
+                    one.error(format!("More than {MOST_PARTS} deployment options are absurd"))
+                );
+            }
             vm.configurations.push(Configuration { id, label, chosen: false });
         }
     }

@@ -7,6 +7,9 @@ use super::super::folder::Folder;
 use super::super::xml::Element;
 use super::plain;
 
+/// More are not known to one VM; each keeps the names of its parents.
+const MOST_IMAGES: usize = 4096;
+
 /// Images by UUID.
 pub(crate) struct Media {
     images: HashMap<String, Image>,
@@ -61,6 +64,9 @@ impl Media {
 
     fn add(&mut self, element: &Element, folder: &Folder, parent: Option<&Image>) {
         let Some(uuid) = element.attribute("uuid").map(plain) else { return };
+        if self.images.len() >= MOST_IMAGES {
+            return;
+        }
         let location =
             element.attribute("location").or(element.attribute("src")).unwrap_or_default();
         let properties: Vec<_> =
