@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cache::{Stage, Tables};
 use crate::create::writable;
@@ -46,7 +46,8 @@ pub(crate) trait Blocks: Layer {
     /// Bytes of tables that are changed but not written.
     fn changed(&self) -> u64;
 
-    /// Writes the tables; afterwards everything would survive a loss of power.
+    /// Writes the tables, while no block is given a place; afterwards everything would survive a loss of
+    /// power.
     fn commit(&self) -> Result<()>;
 
     /// Marks the image as closed in order, after a commit.
@@ -67,11 +68,18 @@ pub(crate) struct NewPlace {
 pub(crate) struct Begun {
     done: AtomicBool,
     doing: Mutex<()>,
+    /// Held while blocks are given places and while tables are written: no table may reach the disk with
+    /// an entry whose block was not flushed before.
+    tables: Mutex<()>,
 }
 
 impl Begun {
     fn get(&self) -> bool {
         self.done.load(Ordering::Acquire)
+    }
+
+    fn lock_tables(&self) -> MutexGuard<'_, ()> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn once(&self, begin: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -113,6 +121,7 @@ impl<T: Blocks> LayerWriter for T {
             };
             if written == 0 {
                 let _changing = disk.changes.write().unwrap_or_else(PoisonError::into_inner);
+                let _tables = self.begun().lock_tables();
                 written = write_new(self, disk, buffer, offset)?;
                 if self.changed() > MAX_CHANGED {
                     self.commit()?;
@@ -142,6 +151,7 @@ impl<T: Blocks> LayerWriter for T {
                 let block = self.block(offset)?;
                 let is_whole = block.start == offset && block.end.min(disk.len()) <= range.end;
                 let _changing = disk.changes.write().unwrap_or_else(PoisonError::into_inner);
+                let _tables = self.begun().lock_tables();
                 if is_whole && self.refer_zero(&block)? {
                     offset = block.end.min(range.end);
                     continue;
@@ -174,7 +184,11 @@ impl<T: Blocks> LayerWriter for T {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.begun().get() { self.commit() } else { Ok(()) }
+        if !self.begun().get() {
+            return Ok(());
+        }
+        let _tables = self.begun().lock_tables();
+        self.commit()
     }
 
     fn close(&self) {

@@ -147,6 +147,32 @@ fn survives_crashes(text: &str) {
     });
 }
 
+/// Threads that write and flush side by side, each with every fourth sector: blocks are made by one and
+/// shared by all.
+fn takes_threads(text: &str) {
+    let (format, empty) = image(text);
+    let source = Arc::new(MemorySource::new(empty));
+    let disk = open(format, source.clone(), None).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let disk = &disk;
+            scope.spawn(move || {
+                for sector in (thread..LENGTH / 512).step_by(4) {
+                    disk.write_at(&[thread as u8 + 1; SECTOR], sector * 512).unwrap();
+                    if sector % 512 == thread {
+                        disk.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    drop(disk);
+    let disk = open(format, Arc::new(MemorySource::read_only(source.to_vec())), None).unwrap();
+    for (sector, bytes) in content(&disk).chunks(SECTOR).enumerate() {
+        assert!(bytes.iter().all(|&byte| byte == sector as u8 % 4 + 1), "sector {sector}");
+    }
+}
+
 /// Damages an image anywhere; neither reading nor writing may panic or hang.
 fn stays_calm(text: &str) {
     let (format, empty) = image(text);
@@ -193,6 +219,11 @@ macro_rules! formats {
             #[test]
             fn a_crash_anywhere_keeps_what_was_flushed() {
                 super::survives_crashes($text);
+            }
+
+            #[test]
+            fn threads_that_write_side_by_side_lose_nothing() {
+                super::takes_threads($text);
             }
 
             #[test]

@@ -102,7 +102,8 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         header: Tables::new(source.clone()),
         begun: Begun::default(),
         blocks: header.blocks.get().into(),
-        allocated: u64::from(header.blocks_allocated.get()).into(),
+        // What it claims beyond its map is not true.
+        allocated: u64::from(header.blocks_allocated.get().min(header.blocks.get())).into(),
         sources: [source],
         map_offset: header.blocks_offset.get().into(),
         data_offset: header.data_offset.get().into(),
