@@ -1,8 +1,10 @@
 //! What a VM is, on one page: its description, its disks as they are, and what will differ here.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use disk::{FilePolicy, Format, ImageInfo, ImageOptions};
+use disk::{Disk, FilePolicy, Format, ImageInfo, ImageOptions};
+use guest::{Guest, Report};
 use serde_json::{Value, json};
 use spec::foreign::{
     Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
@@ -10,6 +12,7 @@ use spec::foreign::{
 
 use crate::disk::human;
 use crate::failure::{Failure, USAGE};
+use crate::guest_page;
 use crate::inspect::{allocated, image_json};
 
 /// A VM with what is known of its disks.
@@ -18,7 +21,12 @@ pub struct Vm {
     pub description: Description,
     /// For each drive the images of its chain, or why it cannot be opened; nothing for drives without a disk.
     pub disks: Vec<Option<Result<Vec<ImageInfo>, String>>>,
+    /// What is in them, if all of them can be opened.
+    pub guest: Option<Report>,
 }
+
+/// A disk with the images of its chain, or why it cannot be opened.
+type Opened = Result<(Arc<dyn Disk>, Vec<ImageInfo>), String>;
 
 /// Reads a description and looks at the disks that it names.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
@@ -30,13 +38,19 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
             Some(folder) => FilePolicy::Within(folder.clone()),
             None => FilePolicy::SameFolder,
         };
-        let disks = description.drives.iter().map(|drive| look(drive, &files)).collect::<Vec<_>>();
+        let opened: Vec<_> = description.drives.iter().map(|drive| look(drive, &files)).collect();
+        let there = opened.iter().flatten().map(|found| found.as_ref().ok());
+        let there: Option<Vec<_>> = there.map(|found| Some(Arc::clone(&found?.0))).collect();
+        let guest = there.filter(|disks| !disks.is_empty());
+        let guest = guest.map(|disks| Guest::open(&disks).report());
+        let chain = |found: Option<Opened>| found.map(|found| found.map(|(_, chain)| chain));
+        let disks: Vec<_> = opened.into_iter().map(chain).collect();
         for (drive, found) in description.drives.iter_mut().zip(&disks) {
             if let Some(Ok(chain)) = found {
                 drive.capacity = drive.capacity.or(chain.first().map(|image| image.length));
             }
         }
-        Vm { description, disks }
+        Vm { description, disks, guest }
     });
     Ok(vms.collect())
 }
@@ -65,6 +79,7 @@ pub fn json(vms: &[Vm]) -> Value {
         json!({
             "description": vm.description,
             "disks": disks.collect::<Vec<_>>(),
+            "guest": vm.guest,
             "differences": vm.description.differences(),
         })
     });
@@ -95,6 +110,11 @@ pub fn page(vm: &Vm) -> String {
     boot(description, &mut page);
     for (drive, found) in description.drives.iter().zip(&vm.disks) {
         add_drive(description, drive, found.as_ref(), &mut page);
+    }
+    if let Some(guest) = vm.guest.as_ref().filter(|guest| guest_page::is_worth_telling(guest)) {
+        for (about, line) in guest_page::lines(guest) {
+            page.line(about, line);
+        }
     }
     for nic in &description.nics {
         let words = [
@@ -287,7 +307,7 @@ fn file(file: &FileRef) -> String {
 }
 
 /// Opens a disk read-only, as the description says what it is.
-fn look(drive: &Drive, files: &FilePolicy) -> Option<Result<Vec<ImageInfo>, String>> {
+fn look(drive: &Drive, files: &FilePolicy) -> Option<Opened> {
     let file = drive.file.as_ref()?;
     let usable = matches!(file.state, FileState::Present | FileState::Moved);
     if drive.kind != DriveKind::Disk || !usable || drive.compressed || drive.encrypted {
@@ -297,7 +317,7 @@ fn look(drive: &Drive, files: &FilePolicy) -> Option<Result<Vec<ImageInfo>, Stri
     let options =
         ImageOptions { read_only: true, format, files: files.clone(), ..ImageOptions::default() };
     let opened = disk::open_chain(file.path.as_ref()?, &options);
-    Some(opened.map(|(_, chain)| chain).map_err(|error| machine::chain(&error)))
+    Some(opened.map_err(|error| machine::chain(&error)))
 }
 
 #[cfg(test)]

@@ -3,15 +3,18 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use disk::{Content, Disk, Extents, ImageInfo};
+use guest::Guest;
 use serde_json::{Map, Value, json};
 use spec::foreign::ReadOptions;
 
 use crate::description;
 use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json};
 use crate::failure::Failure;
+use crate::guest_page;
 
 /// Options of `omnivisor inspect`.
 #[derive(Debug, Args)]
@@ -65,6 +68,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     let options = args.how.options(&args.path)?;
     let (disk, chain) = disk::open_chain(&args.path, &options).map_err(failed)?;
     let totals = totals(&*disk)?;
+    let guest = Guest::open(&[Arc::clone(&disk)]).report();
     match args.format {
         OutputFormat::Json => print_json(&json!({
             "length": disk.len(),
@@ -73,8 +77,19 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             "zeroes": totals.zeroes,
             "holes": totals.holes,
             "chain": chain.iter().map(image_json).collect::<Vec<_>>(),
+            "guest": guest,
         }))?,
-        OutputFormat::Table => print(&table(&*disk, &chain, &totals))?,
+        OutputFormat::Table => {
+            let mut text = table(&*disk, &chain, &totals);
+            if guest_page::is_worth_telling(&guest) {
+                for (about, line) in guest_page::lines(&guest) {
+                    // What others wrote must not steer the terminal.
+                    let line = line.replace(char::is_control, " ");
+                    text.push_str(&format!("{about:<9} {line}\n"));
+                }
+            }
+            print(&text)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

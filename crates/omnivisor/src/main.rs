@@ -9,6 +9,7 @@ mod disk;
 mod documents;
 mod export;
 mod failure;
+mod guest_page;
 mod inspect;
 mod probe;
 mod run;
