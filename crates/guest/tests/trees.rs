@@ -28,7 +28,8 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        // Lazily, since whatever looks at new mounts may still have it open.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -71,7 +72,7 @@ impl Image {
         fs::create_dir_all(&point).unwrap();
         let options = format!("loop{options}");
         let (image, target) = (self.path(), point.to_str()?.to_owned());
-        run("mount", &["-o", &options, image.to_str()?, &target]).then_some(Mounted(point))
+        run("mount", &["-o", &options, image.to_str()?, &target]).then(|| Mounted(point))
     }
 
     /// A copy of the image as it is now.
@@ -215,6 +216,17 @@ fn fill(root: &Path, many: usize) {
     }
 }
 
+/// What FAT has: names and bytes.
+fn fill_plainly(root: &Path) {
+    fs::create_dir_all(root.join("folder/Below it")).unwrap();
+    fs::write(root.join("SHORT.TXT"), bytes(5000, 3)).unwrap();
+    fs::write(root.join("empty"), b"").unwrap();
+    fs::write(root.join("folder/Below it/A rather long name.conf"), bytes(100_000, 5)).unwrap();
+    for index in 0..100 {
+        fs::write(root.join(format!("folder/file number {index}")), index.to_string()).unwrap();
+    }
+}
+
 fn check(size: u64, mkfs: &[&str], options: &str, many: usize) {
     let Some(image) = Image::new(size, mkfs) else { return };
     {
@@ -270,13 +282,8 @@ fn read_anything(volume: Arc<dyn Volume>) {
 
 #[test]
 fn damaged_file_systems_are_errors_at_worst() {
-    let kinds: [&[&str]; 5] = [
-        &["mkfs.ext4", "-q", "-F"],
-        &["mkfs.xfs", "-q", "-f"],
-        &["mkfs.xfs", "-q", "-f", "-m", "crc=0"],
-        &["mkfs.btrfs", "-q", "-f"],
-        &["mkfs.vfat", "-F", "32"],
-    ];
+    let kinds: [&[&str]; 3] =
+        [&["mkfs.ext4", "-q", "-F"], &["mkfs.xfs", "-q", "-f"], &["mkfs.btrfs", "-q", "-f"]];
     for mkfs in kinds {
         let Some(image) = Image::new(320 * MIB, mkfs) else { continue };
         {
@@ -359,15 +366,39 @@ fn xfs_of_version_5_is_read_as_linux_reads_it() {
     check(320 * MIB, &["mkfs.xfs", "-q", "-f", "-n", "size=16384", "-i", "size=1024"], "", 2000);
 }
 
+/// Linux may have no version 4 any more: its tools still make one, and fill it.
 #[test]
-fn xfs_of_version_4_is_read_as_linux_reads_it() {
-    check(320 * MIB, &["mkfs.xfs", "-q", "-f", "-m", "crc=0"], "", 3000);
-    check(
-        320 * MIB,
-        &["mkfs.xfs", "-q", "-f", "-m", "crc=0", "-n", "ftype=0", "-b", "size=1024"],
-        "",
-        300,
-    );
+fn xfs_of_version_4_is_read_as_it_was_written() {
+    for options in [&["-m", "crc=0"][..], &["-m", "crc=0", "-n", "ftype=0", "-b", "size=1024"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir_all(source.join("many")).unwrap();
+        let mut prototype = String::from("none\n0 0\nd--755 0 0\nmany d--755 0 0\n");
+        for (index, name) in (0..700).map(|index| (index, format!("a-file-with-a-number-{index}")))
+        {
+            let path = source.join("many").join(&name);
+            fs::write(&path, bytes(index * 37, 3)).unwrap();
+            prototype.push_str(&format!("{name} ---644 0 0 {}\n", path.display()));
+        }
+        fs::write(source.join("large"), bytes(9_000_000, 5)).unwrap();
+        symlink("x/".repeat(400), source.join("long-link")).unwrap();
+        symlink("large", source.join("short-link")).unwrap();
+        prototype.push_str(&format!(
+            "$\nlarge ---644 0 0 {}\nlong-link l--777 0 0 {}\nshort-link l--777 0 0 large\n$\n",
+            source.join("large").display(),
+            "x/".repeat(400)
+        ));
+        fs::write(folder.path().join("prototype"), prototype).unwrap();
+        let image = Image { folder };
+        fs::File::create(image.path()).unwrap().set_len(320 * MIB).unwrap();
+        let (prototype, path) = (image.folder.path().join("prototype"), image.path());
+        let last = ["-p", prototype.to_str().unwrap(), path.to_str().unwrap()];
+        if !run("mkfs.xfs", &[&["-q", "-f"], options, &last].concat()) {
+            eprintln!("skipped: mkfs.xfs makes no version 4 here");
+            return;
+        }
+        assert_eq!(of_guest(&Tree::new(image.open(), "/")), of_host(&source));
+    }
 }
 
 #[test]
@@ -390,6 +421,62 @@ fn btrfs_is_read_as_linux_reads_it() {
     for packing in ["zlib", "lzo", "zstd:3"] {
         check(256 * MIB, &mkfs, &format!(",compress-force={packing}"), 100);
     }
+}
+
+#[test]
+fn vfat_is_read_as_it_was_written() {
+    for bits in ["12", "16", "32"] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fill_plainly(&source);
+        let image = Image { folder };
+        let size = if bits == "12" { 8 * MIB } else { 64 * MIB };
+        fs::File::create(image.path()).unwrap().set_len(size).unwrap();
+        let path = image.path();
+        let (path, source_path) = (path.to_str().unwrap(), source.to_str().unwrap());
+        let names = ["SHORT.TXT", "empty", "folder"].map(|name| format!("{source_path}/{name}"));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let copied = run("mkfs.vfat", &["-F", bits, "-n", "LABEL", path])
+            && run("mcopy", &[&["-i", path, "-s"], &names[..], &["::"]].concat());
+        if !copied {
+            eprintln!("skipped: dosfstools or mtools do not run here");
+            return;
+        }
+        assert_eq!(image.open().label().as_deref(), Some("LABEL"));
+        let plain = |listing: Listing| -> Vec<_> {
+            listing
+                .into_iter()
+                .map(|(path, (kind, _, length, hash))| (path, kind, length, hash))
+                .collect()
+        };
+        assert_eq!(plain(of_guest(&Tree::new(image.open(), "/"))), plain(of_host(&source)));
+    }
+}
+
+#[test]
+fn ntfs_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    fs::File::create(&path).unwrap().set_len(64 * MIB).unwrap();
+    if !run("mkntfs", &["-q", "-F", "-L", "Windows", path.to_str().unwrap()]) {
+        eprintln!("skipped: mkntfs does not run here");
+        return;
+    }
+    let files = [("small", 300), ("a large file with a long name", 700_000), ("empty", 0)];
+    for (name, length) in files {
+        let source = folder.path().join(name);
+        fs::write(&source, bytes(length, 5)).unwrap();
+        let (path, source) = (path.to_str().unwrap(), source.to_str().unwrap());
+        assert!(run("ntfscp", &["-q", path, source, name]));
+    }
+    let fs = Image { folder }.open();
+    assert_eq!(fs.label().as_deref(), Some("Windows"));
+    let tree = Tree::new(fs, "/");
+    for (name, length) in files {
+        assert!(tree.read(&format!("/{}", name.to_uppercase()), MIB).unwrap() == bytes(length, 5));
+        assert!(tree.names("/").contains(&name.to_owned()));
+    }
+    assert!(tree.read("/none", MIB).is_err());
 }
 
 #[test]

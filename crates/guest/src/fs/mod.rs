@@ -3,6 +3,7 @@
 mod btrfs;
 mod ext;
 mod fat;
+mod ntfs;
 mod walk;
 mod xfs;
 
@@ -135,6 +136,7 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
         "xfs" => Some(xfs::open(volume)),
         "btrfs" => Some(btrfs::open(volume)),
         "vfat" => Some(fat::open(volume)),
+        "ntfs" => Some(ntfs::open(volume).map(|fs| Rc::new(fs) as Rc<_>)),
         _ => None,
     };
     let other = |note| {
@@ -152,7 +154,8 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
 pub(crate) fn open_as_any(volume: &Arc<dyn Volume>) -> Vec<Rc<dyn FileSystem>> {
     let volume = || Arc::clone(volume);
     let ext = ext::Ext::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
-    [ext, xfs::open(volume()), btrfs::open(volume()), fat::open(volume())]
+    let ntfs = ntfs::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
+    [ext, ntfs, xfs::open(volume()), btrfs::open(volume()), fat::open(volume())]
         .into_iter()
         .flatten()
         .collect()

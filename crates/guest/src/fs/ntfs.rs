@@ -1,0 +1,156 @@
+//! NTFS, by the crate ntfs. Its journal is not replayed: Windows writes all metadata before it says that it is clean.
+
+use std::cell::RefCell;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use ntfs::indexes::NtfsFileNameIndex;
+use ntfs::structured_values::NtfsFileNamespace;
+use ntfs::{Ntfs, NtfsError, NtfsReadSeek};
+
+use super::walk::{Nodes, Walk};
+use super::{Entry, Kind, MAX_ENTRIES, Metadata};
+use crate::volume::Volume;
+use crate::{Error, Result};
+
+/// Record of the root folder in the master file table.
+const ROOT: u64 = 5;
+
+struct Windows {
+    inner: Ntfs,
+    reader: RefCell<Reader>,
+    label: String,
+}
+
+/// A volume as a stream.
+struct Reader {
+    volume: Arc<dyn Volume>,
+    place: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.volume.len().saturating_sub(self.place);
+        let count = left.min(buffer.len() as u64) as usize;
+        self.volume.read_at(&mut buffer[..count], self.place).map_err(io::Error::other)?;
+        self.place += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let place = match to {
+            SeekFrom::Start(place) => Some(place),
+            SeekFrom::Current(by) => self.place.checked_add_signed(by),
+            SeekFrom::End(by) => self.volume.len().checked_add_signed(by),
+        };
+        self.place = place.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.place)
+    }
+}
+
+/// Opens the file system on `volume`.
+pub fn open(volume: Arc<dyn Volume>) -> Result<Walk<impl Nodes>> {
+    let mut reader = Reader { volume, place: 0 };
+    let mut inner = Ntfs::new(&mut reader).map_err(explain)?;
+    inner.read_upcase_table(&mut reader).map_err(explain)?;
+    let label = inner.volume_name(&mut reader).and_then(std::result::Result::ok);
+    let label = label.map_or(String::new(), |label| label.name().to_string_lossy());
+    Ok(Walk::new(Windows { inner, reader: RefCell::new(reader), label }))
+}
+
+impl Windows {
+    /// The content of a file's unnamed stream, and its length.
+    fn stream(&self, number: u64, limit: Option<u64>) -> Result<(u64, Vec<u8>)> {
+        let reader = &mut *self.reader.borrow_mut();
+        let file = self.inner.file(reader, number).map_err(explain)?;
+        let Some(item) = file.data(reader, "") else { return Ok((0, Vec::new())) };
+        let item = item.map_err(explain)?;
+        let attribute = item.to_attribute().map_err(explain)?;
+        let mut value = attribute.value(reader).map_err(explain)?;
+        let length = value.len();
+        let mut bytes = Vec::new();
+        if let Some(limit) = limit {
+            bytes.resize(limit.min(length) as usize, 0);
+            value.read_exact(reader, &mut bytes).map_err(explain)?;
+        }
+        Ok((length, bytes))
+    }
+}
+
+impl Nodes for Windows {
+    type Id = u64;
+
+    fn kind(&self) -> &'static str {
+        "ntfs"
+    }
+
+    fn uuid(&self) -> Option<String> {
+        Some(format!("{:016X}", self.inner.serial_number()))
+    }
+
+    fn label(&self) -> Option<String> {
+        Some(self.label.clone())
+    }
+
+    fn root(&self) -> u64 {
+        ROOT
+    }
+
+    fn child(&self, folder: &u64, name: &str) -> Result<Option<u64>> {
+        let reader = &mut *self.reader.borrow_mut();
+        let folder = self.inner.file(reader, *folder).map_err(explain)?;
+        let index = folder.directory_index(reader).map_err(explain)?;
+        let mut finder = index.finder();
+        match NtfsFileNameIndex::find(&mut finder, &self.inner, reader, name) {
+            Some(entry) => Ok(Some(entry.map_err(explain)?.file_reference().file_record_number())),
+            None => Ok(None),
+        }
+    }
+
+    fn list(&self, folder: &u64) -> Result<Vec<Entry>> {
+        let reader = &mut *self.reader.borrow_mut();
+        let folder = self.inner.file(reader, *folder).map_err(explain)?;
+        let index = folder.directory_index(reader).map_err(explain)?;
+        let mut iterator = index.entries();
+        let mut entries = Vec::new();
+        while let Some(entry) = iterator.next(reader) {
+            let entry = entry.map_err(explain)?;
+            let Some(key) = entry.key() else { continue };
+            let key = key.map_err(explain)?;
+            let name = key.name().to_string_lossy();
+            // Short names beside long ones, the root itself, and the file system's own files.
+            let is_own = entry.file_reference().file_record_number() < 16;
+            if key.namespace() == NtfsFileNamespace::Dos || is_own {
+                continue;
+            }
+            if entries.len() == MAX_ENTRIES {
+                return Err(Error::damaged("NTFS file system", "a folder has no end"));
+            }
+            let kind = if key.is_directory() { Kind::Folder } else { Kind::File };
+            entries.push(Entry { name, kind });
+        }
+        Ok(entries)
+    }
+
+    fn stat(&self, file: &u64) -> Result<Metadata> {
+        let is_folder = {
+            let reader = &mut *self.reader.borrow_mut();
+            self.inner.file(reader, *file).map_err(explain)?.is_directory()
+        };
+        let (kind, length) = match is_folder {
+            true => (Kind::Folder, 0),
+            false => (Kind::File, self.stream(*file, None)?.0),
+        };
+        Ok(Metadata { kind, length, mode: 0o755 })
+    }
+
+    fn content(&self, file: &u64, length: u64) -> Result<Vec<u8>> {
+        Ok(self.stream(*file, Some(length))?.1)
+    }
+}
+
+fn explain(error: NtfsError) -> Error {
+    Error::damaged("NTFS file system", error.to_string())
+}
