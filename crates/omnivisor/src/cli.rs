@@ -63,6 +63,7 @@ pub enum Verb {
   omnivisor run debian                      a shell in a Debian kernel with busybox
   omnivisor run debian -- uname -a          one command; its output, its exit code
   omnivisor run host -- ls /etc             this host's kernel and files, read-only
+  omnivisor run --disk guest.img --memory 1G  the Linux that is on a disk, by its boot loader's default entry
   omnivisor run --kernel vmlinux --initrd initrd.img --disk root.img --memory 2G --cpus 2
 
 On a terminal, Ctrl-] or Ctrl-a x leaves the console and ends the machine.")]
