@@ -133,28 +133,64 @@ impl WritableSource for Bounded {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    /// Each seed with its format.
+    fn seeds() -> Vec<(Format, PathBuf)> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds");
+        let mut seeds = Vec::new();
+        for format in Format::ALL {
+            let Ok(entries) = std::fs::read_dir(format!("{folder}/disk_{format}")) else {
+                continue;
+            };
+            seeds.extend(entries.map(|entry| (format, entry.unwrap().path())));
+        }
+        assert!(seeds.len() >= 15);
+        seeds
+    }
 
     #[test]
     fn the_seeds_are_images_of_their_formats() {
-        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds");
-        let mut count = 0;
-        for format in Format::ALL {
-            let Ok(folder) = std::fs::read_dir(format!("{seeds}/disk_{format}")) else { continue };
-            for seed in folder.map(|seed| seed.unwrap().path()) {
-                let input = std::fs::read(&seed).unwrap();
-                let source = Arc::new(MemorySource::read_only(expand(&input).unwrap()));
-                assert_eq!(Format::detect(&*source).unwrap(), format, "{}", seed.display());
-                let image = open(format, source, true).unwrap();
-                let mut found = [0; 5];
-                for (offset, wanted) in [(0, b"hello"), (1_500_000, b"world")] {
-                    image.read_at(&mut found, offset).unwrap();
-                    assert_eq!(&found, wanted, "{}", seed.display());
+        for (format, seed) in seeds() {
+            let input = std::fs::read(&seed).unwrap();
+            let source = Arc::new(MemorySource::read_only(expand(&input).unwrap()));
+            assert_eq!(Format::detect(&*source).unwrap(), format, "{}", seed.display());
+            let image = open(format, source, true).unwrap();
+            let mut found = [0; 5];
+            for (offset, wanted) in [(0, b"hello"), (1_500_000, b"world")] {
+                image.read_at(&mut found, offset).unwrap();
+                assert_eq!(&found, wanted, "{}", seed.display());
+            }
+            fuzz(format, &input);
+        }
+    }
+
+    #[test]
+    fn seeds_with_some_bytes_changed_are_read_and_changed_calmly() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for (format, seed) in seeds() {
+            let input = std::fs::read(&seed).unwrap();
+            for _ in 0..40 {
+                let mut changed = input.clone();
+                for _ in 0..random() % 4 + 1 {
+                    let at = random() as usize % changed.len();
+                    changed[at] = match random() % 4 {
+                        0 => 0xff,
+                        1 => 0,
+                        2 => changed[at] ^ 1 << (random() % 8),
+                        _ => random() as u8,
+                    };
                 }
-                fuzz(format, &input);
-                count += 1;
+                fuzz(format, &changed);
             }
         }
-        assert!(count >= 15);
     }
 }
