@@ -8,6 +8,7 @@
 
 mod asm;
 mod board;
+mod both;
 mod guest;
 
 mod cpu;
@@ -21,6 +22,7 @@ mod state;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use both::Both;
 use engine::Engine;
 
 /// One property of an engine.

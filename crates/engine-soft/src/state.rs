@@ -272,7 +272,8 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
     // A component that is not there is in its initial state.
     let present = state.xsave[XSTATE_BV];
     if present & 1 == 0 {
-        area[..24].copy_from_slice(&fpu.area[..24]);
+        area[..24].fill(0);
+        area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
         area[32..160].copy_from_slice(&fpu.area[32..160]);
     }
     if present & 2 == 0 {

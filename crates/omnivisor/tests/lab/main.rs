@@ -152,5 +152,10 @@ fn the_kvm_engine_passes_the_conformance_tests() {
             "every test passes",
             r#""$CONFORMANCE" >output 2>&1 || fail "$(cat output)"; tail -n 1 output"#,
         )
+        .scenario(
+            "guests move between KVM and the software processor",
+            r#""$CONFORMANCE" --both move survive 'keep their' >output 2>&1 || fail "$(cat output)"
+               tail -n 1 output"#,
+        )
         .run();
 }
