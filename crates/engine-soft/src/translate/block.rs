@@ -198,6 +198,9 @@ impl Builder<'_> {
         let table = context::targets(self.user);
         if self.may_chain {
             self.a.copy(B, A);
+            self.a.wide(0xc1, 5, Rm::Reg(B)); // shr
+            self.a.bytes(&[context::MIX]);
+            self.a.narrow(0x33, B, Rm::Reg(A)); // xor
             self.a.alu_narrow(4, Rm::Reg(B), context::TARGETS as u32 - 1);
             self.a.narrow(0xc1, 4, Rm::Reg(B)); // shl B, 4
             self.a.bytes(&[4]);

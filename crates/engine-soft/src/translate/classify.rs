@@ -49,11 +49,15 @@ pub enum Kind {
     Return,
     JumpIndirect,
     CallIndirect,
+    /// CLI in ring 0, and PUSHF.
+    ClearInterrupts,
+    PushFlags,
 }
 
-/// See the module; `parts` is the instruction's encoding.
-pub fn classify(i: &Instruction, parts: &Parts<'_>) -> Kind {
+/// See the module; `parts` is the instruction's encoding, `user` 1 in ring 3 and 0 in ring 0.
+pub fn classify(i: &Instruction, parts: &Parts<'_>, user: u64) -> Kind {
     let kind = match parts.map {
+        Map::One if parts.opcode == 0xfa && user == 0 => Some(Kind::ClearInterrupts),
         Map::One => one(parts),
         Map::Two => two(i, parts),
         Map::ThreeByte38 | Map::ThreeByte3A => vector(i, parts),
@@ -150,6 +154,7 @@ fn one(parts: &Parts<'_>) -> Option<Kind> {
         0x90 if parts.repeat.is_none() && parts.low() == 0 => Some(Kind::Nothing),
         0x90..=0x97 if !parts.word && parts.repeat.is_none() => Some(Kind::Exchange),
         0x98 | 0x99 => Some(Kind::Raw),
+        0x9c if !parts.word => Some(Kind::PushFlags),
         0x9e | 0x9f => Some(Kind::Raw),
         0xa8 | 0xa9 => Some(Kind::Raw),
         0xb0..=0xb7 => Some(Kind::MoveConstant),

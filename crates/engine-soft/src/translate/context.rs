@@ -8,7 +8,9 @@ use crate::cpu::Cpu;
 use crate::flags::{Flags, OF};
 
 /// Entries of each ring's table of branch targets.
-pub const TARGETS: usize = 4096;
+pub const TARGETS: usize = 8192;
+/// Distance of the bits that are mixed to find an entry.
+pub const MIX: u8 = 13;
 /// Pages whose code was compared with memory, each ring's.
 const PAGES: usize = 1024;
 
@@ -155,14 +157,15 @@ impl Context {
         for ring in &mut self.targets {
             for (index, target) in ring.iter_mut().enumerate() {
                 // An address that belongs to another entry.
-                *target = Target { rip: !(index as u64), code: 0 };
+                *target = Target { rip: (index ^ 1) as u64, code: 0 };
             }
         }
     }
 
     /// Notes where the code for `rip` is.
     pub fn set_target(&mut self, rip: u64, user: u64, code: u64) {
-        self.targets[user as usize & 1][rip as usize % TARGETS] = Target { rip, code };
+        let index = (rip ^ rip >> MIX) as usize % TARGETS;
+        self.targets[user as usize & 1][index] = Target { rip, code };
     }
 
     /// The flags as the interpreter has them.
@@ -201,6 +204,9 @@ fields! {
 }
 pub fn rip() -> i32 {
     offset_of!(Cpu, rip) as i32
+}
+pub fn rflags() -> i32 {
+    offset_of!(Cpu, rflags) as i32
 }
 pub fn segment_base(segment: usize) -> i32 {
     (offset_of!(Cpu, base) + 8 * segment) as i32

@@ -4,10 +4,13 @@ use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind};
 
 use super::block::{Builder, Cold, Guest};
 use super::classify::{Field, Form, Kind, uses_vectors};
-use super::emit::{Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, Rm};
+use super::context;
+use super::emit::{EQUAL, Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, RSP, Rm};
 use super::memory::Use;
 use super::parts::Parts;
 use super::registers::{A, B, STACK, host, slot};
+use crate::cpu::{FLAG_IF, FLAG_RF, FLAG_VM};
+use crate::flags::OF;
 
 impl Builder<'_> {
     /// Emits an instruction that does not end the block.
@@ -73,6 +76,12 @@ impl Builder<'_> {
                 }
             }
             Kind::Divide => self.divide(guest, parts),
+            Kind::ClearInterrupts => {
+                self.clobber(guest);
+                let rflags = Rm::Mem(Mem::at(RSP, context::rflags()));
+                self.a.alu_narrow(4, rflags, !(FLAG_IF as u32));
+            }
+            Kind::PushFlags => self.push_flags(guest),
             _ => self.by_function(guest),
         }
     }
@@ -128,6 +137,24 @@ impl Builder<'_> {
                 self.a.store(slot(number), register);
             }
         }
+    }
+
+    /// PUSHF; the flags are in memory afterwards.
+    fn push_flags(&mut self, guest: &Guest<'_>) {
+        self.flags_to_memory();
+        let place = self.stack_operand(guest, -8, true);
+        let field = |displacement| Rm::Mem(Mem::at(RSP, displacement));
+        // SF to CF are as LAHF had them, OF is beside them.
+        self.a.instruction(Prefixes::default(), &[0x0f, 0xb6], B, field(context::flags() + 1));
+        self.a.narrow(0x0b, B, field(context::rflags()));
+        self.a.narrow(0x80, 7, field(context::flags())); // cmp byte
+        self.a.bytes(&[0]);
+        let clear = self.a.jump(Some(EQUAL));
+        self.a.alu_narrow(1, Rm::Reg(B), OF as u32);
+        self.a.bind(clear);
+        self.a.alu_narrow(4, Rm::Reg(B), !((FLAG_RF | FLAG_VM) as u32));
+        self.a.store(place, B);
+        self.a.lea(STACK, Mem::at(STACK, -8));
     }
 
     fn move_constant(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {

@@ -223,7 +223,7 @@ impl Translator {
         let mut code = vec![0; PAGE as usize];
         page.read(&mut code);
         let rip = cpu.rip;
-        let mut trace = Trace::of(&code, rip, self.alone, natives)?;
+        let mut trace = Trace::of(&code, rip, cpu.user, self.alone, natives)?;
         if self.exact {
             trace.keep_flags();
         }
@@ -354,7 +354,9 @@ impl Translator {
     ) -> Result<Option<Rehearsal>, Step> {
         let mut code = vec![0; PAGE as usize];
         page.read(&mut code);
-        let Some(trace) = Trace::of(&code, cpu.rip, true, natives) else { return Ok(None) };
+        let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, natives) else {
+            return Ok(None);
+        };
         Rehearsal::run(cpu, &trace, natives).map(Some)
     }
 
@@ -369,7 +371,7 @@ impl Translator {
     ) {
         let mut code = vec![0; PAGE as usize];
         page.read(&mut code);
-        let Some(trace) = Trace::of(&code, rip, true, natives) else { return };
+        let Some(trace) = Trace::of(&code, rip, cpu.user, true, natives) else { return };
         if let Some(difference) = rehearsal.compare(cpu, &trace, reason) {
             self.difference.get_or_insert(difference);
         }

@@ -45,7 +45,7 @@ pub struct Trace<'a> {
 
 impl<'a> Trace<'a> {
     /// The block at `rip`; `page` is the page that it is in. `blind` forbids to look beyond the block.
-    pub fn of(page: &'a [u8], rip: u64, blind: bool, stubs: &mut Stubs) -> Option<Self> {
+    pub fn of(page: &'a [u8], rip: u64, user: u64, blind: bool, stubs: &mut Stubs) -> Option<Self> {
         let offset = (rip & 0xfff) as usize;
         let mut decoder = Decoder::with_ip(64, &page[offset..], rip, OPTIONS);
         let mut trace = Self {
@@ -66,7 +66,7 @@ impl<'a> Trace<'a> {
             }
             let bytes = &page[end..offset + decoder.position()];
             end = offset + decoder.position();
-            trace.add(i, bytes, stubs);
+            trace.add(i, bytes, user, stubs);
         }
         if trace.items.is_empty() {
             return None;
@@ -84,10 +84,10 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn add(&mut self, i: Instruction, bytes: &'a [u8], stubs: &mut Stubs) {
+    fn add(&mut self, i: Instruction, bytes: &'a [u8], user: u64, stubs: &mut Stubs) {
         let known = i.code() != Code::INVALID;
         let parts = if known { Parts::of(bytes) } else { None };
-        let kind = parts.as_ref().map_or(Kind::Function, |parts| classify(&i, parts));
+        let kind = parts.as_ref().map_or(Kind::Function, |parts| classify(&i, parts, user));
         let mut item = Item {
             i,
             bytes,
@@ -216,7 +216,7 @@ fn look_ahead(page: &[u8], rip: u64) -> (u32, usize) {
         let i = decoder.decode();
         let end = offset + decoder.position();
         let parts = if i.code() == Code::INVALID { None } else { Parts::of(&page[start..end]) };
-        let Some(parts) = parts.filter(|parts| classify(&i, parts) != Kind::Function) else {
+        let Some(parts) = parts.filter(|parts| classify(&i, parts, 1) != Kind::Function) else {
             break;
         };
         let effect = effect(&i, &parts);

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use iced_x86::RflagsBits;
 
+use super::classify::Kind;
 use super::context;
 use super::trace::{Item, Trace};
 use crate::cpu::{Cpu, Fault, Msrs, Step, Stop};
@@ -151,16 +152,18 @@ impl Rehearsal {
     /// Compares with what the translated block did: it was left for `reason`. The differences, if any.
     pub fn compare(&self, cpu: &Cpu, trace: &Trace<'_>, reason: u32) -> Option<String> {
         // How many instructions were executed, and which flags count.
-        let early = matches!(
-            reason,
-            context::NOTHING | context::INTERPRET | context::FAULT | context::AGAIN
-        );
-        let executed = if early {
-            let place = trace.items.iter().position(|item| item.i.ip() == cpu.rip);
-            place.unwrap_or(self.steps.len() - 1)
-        } else {
-            self.steps.len() - 1
-        };
+        let place = trace.items.iter().position(|item| item.i.ip() == cpu.rip);
+        // A repeated instruction may end the block because somebody waits.
+        let yielded = reason == context::BRANCH
+            && place
+                .is_some_and(|place| place > 0 && trace.items[place - 1].kind == Kind::Function);
+        let early = yielded
+            || matches!(
+                reason,
+                context::NOTHING | context::INTERPRET | context::FAULT | context::AGAIN
+            );
+        let executed =
+            if early { place.unwrap_or(self.steps.len() - 1) } else { self.steps.len() - 1 };
         let mut text = String::new();
         let Some(wanted) = self.steps.get(executed) else {
             let _ = writeln!(text, "the translated block went {executed} instructions far");
@@ -172,7 +175,7 @@ impl Rehearsal {
             context::INTERPRET | context::NOTHING => None,
             _ => self.stop.filter(|stop| *stop == Stop::Branch),
         };
-        let whole = !matches!(reason, context::INTERPRET | context::NOTHING);
+        let whole = !yielded && !matches!(reason, context::INTERPRET | context::NOTHING);
         if whole && self.stop != stopped {
             let _ = writeln!(text, "stopped by {:?}, not {stopped:?}", self.stop);
         }
