@@ -309,14 +309,14 @@ fn file(file: &FileRef) -> String {
 /// Opens a disk read-only, as the description says what it is.
 fn look(drive: &Drive, files: &FilePolicy) -> Option<Opened> {
     let file = drive.file.as_ref()?;
-    let usable = matches!(file.state, FileState::Present | FileState::Moved);
-    if drive.kind != DriveKind::Disk || !usable || drive.compressed || drive.encrypted {
+    let path = file.disk_path()?;
+    if drive.kind != DriveKind::Disk || drive.compressed || drive.encrypted {
         return None;
     }
     let format = drive.format.as_deref().and_then(|name| name.parse::<Format>().ok());
     let options =
         ImageOptions { read_only: true, format, files: files.clone(), ..ImageOptions::default() };
-    let opened = disk::open_chain(file.path.as_ref()?, &options);
+    let opened = disk::open_chain(path, &options);
     Some(opened.map_err(|error| machine::chain(&error)))
 }
 

@@ -570,6 +570,16 @@ impl FileRef {
         Self { written: written.into(), state: FileState::Remote, ..Self::default() }
     }
 
+    /// The path by which it is opened as a disk, which leads into an archive as into a folder.
+    pub fn disk_path(&self) -> Option<PathBuf> {
+        let path = self.path.as_ref()?;
+        match self.state {
+            FileState::Present | FileState::Moved => Some(path.clone()),
+            FileState::Member => Some(path.join(self.written.trim_start_matches("./"))),
+            _ => None,
+        }
+    }
+
     /// Whether it can be opened.
     pub fn is_usable(&self) -> bool {
         matches!(self.state, FileState::Present | FileState::Moved | FileState::Member)

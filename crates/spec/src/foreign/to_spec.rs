@@ -105,10 +105,17 @@ impl Description {
             if drive.encrypted {
                 return Err(self.error(format!("The disk `{}` is encrypted", file.written)));
             }
+            if drive.compressed {
+                let name = &file.written;
+                return Err(self.error(format!("The disk `{name}` is packed by gzip: unpack it")));
+            }
             spec.disks.push(Disk {
                 // A snapshot's parents lie in other folders of the VM.
                 within: self.folder.clone(),
-                path: self.usable(file)?,
+                path: match file.disk_path() {
+                    Some(path) => path,
+                    None => self.usable(file)?,
+                },
                 // A CD-ROM's content is never anything else, whatever it looks like.
                 format: if drive.kind == DriveKind::Cdrom {
                     Some("raw".into())

@@ -117,6 +117,7 @@ fn an_archive_is_read_without_unpacking_it() {
     let vm = read_file(&path).remove(0);
     let file = vm.drives.iter().find_map(|drive| drive.file.as_ref()).unwrap();
     assert_eq!((file.state, file.length), (FileState::Member, Some(7)));
+    assert_eq!(file.disk_path().unwrap(), path.join("sample-bios-disk001.vmdk"));
     let bytes = fs::read(&path).unwrap();
     assert!(bytes[usize::try_from(file.offset.unwrap()).unwrap()..].starts_with(b"no disk"));
     assert_eq!(
