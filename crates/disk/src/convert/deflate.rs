@@ -10,9 +10,9 @@ const MAX_MATCH: usize = 258;
 const BLOCK: usize = 64 << 10;
 const HASH_BITS: u32 = 13;
 /// Matches of at least this length are taken without looking for a longer one at the next byte.
-const LONG: usize = 8;
+const LONG: usize = 5;
 /// Of a match's bytes, so many at its end are remembered as starts of others.
-const KEPT: usize = 6;
+const KEPT: usize = 3;
 /// After 2^N bytes without a match, one byte more is skipped each time.
 const SKIP_SHIFT: usize = 5;
 
