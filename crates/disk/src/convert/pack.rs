@@ -17,6 +17,8 @@ use crate::{Error, Result};
 /// QEMU reads zlib clusters with a window of 4 KiB.
 const WINDOW_BITS: u8 = 12;
 const ZLIB_LEVEL: i32 = 6;
+/// Of libdeflate, whose streams are then as long as zlib's of level 6.
+const STREAM_LEVEL: i32 = 5;
 /// Up to here, and by default, an encoder of our own is used with windows of 4 KiB: higher levels take far more time
 /// for little.
 const FAST_LEVEL: i32 = 2;
@@ -207,7 +209,7 @@ impl Packer {
     fn new(packing: &Packing) -> Result<Self> {
         match packing.codec {
             Codec::Zlib => {
-                let level = packing.level.unwrap_or(ZLIB_LEVEL).clamp(1, 12);
+                let level = packing.level.unwrap_or(STREAM_LEVEL).clamp(1, 12);
                 let level = libdeflater::CompressionLvl::new(level).unwrap_or_default();
                 Ok(Self::Zlib(libdeflater::Compressor::new(level)))
             }
