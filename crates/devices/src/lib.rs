@@ -16,6 +16,7 @@ pub mod power;
 pub mod rate_limiter;
 pub mod rtc;
 pub mod serial;
+pub mod threads;
 pub mod virtio;
 
 pub use event_loop::{EventHandler, EventLoop, EventLoopHandle, Interest, Registration};

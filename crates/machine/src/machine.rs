@@ -90,6 +90,7 @@ impl Machine {
         config: &Config,
         plug: impl FnOnce(&mut Board) -> Result<()>,
     ) -> Result<Self> {
+        devices::threads::prepare().map_err(Error::Thread)?;
         let capabilities = engine.capabilities();
         let maximum = capabilities.max_vcpus.min(MAX_CPUS);
         if !(1..=maximum).contains(&config.cpus) {

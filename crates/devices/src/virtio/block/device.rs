@@ -14,6 +14,7 @@ use super::control::{Control, Wanted};
 use super::request::{ID_LENGTH, Limits, MAX_DISCARD, MAX_SEGMENTS, MAX_WRITE_ZEROES};
 use super::worker::{Shared, Worker};
 use crate::rate_limiter::{RateLimit, RateLimiter};
+use crate::threads;
 use crate::virtio::{
     Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtQueue, VirtioDevice,
     read_config_bytes,
@@ -185,10 +186,10 @@ impl Block {
             broken: false,
             complained: false,
         };
-        let thread = std::thread::Builder::new()
+        let builder = std::thread::Builder::new()
             .name(format!("{}-queue{}", self.shared.name, queue.index()))
-            .stack_size(STACK_SIZE)
-            .spawn(move || worker.run())
+            .stack_size(STACK_SIZE);
+        let thread = threads::spawn(builder, move || worker.run())
             .map_err(Error::io("start the thread of a disk"))?;
         Ok(Handle { control, thread })
     }

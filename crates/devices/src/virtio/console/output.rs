@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::threads;
 use crate::virtio::VirtQueue;
 
 /// Bytes of output that wait for the host at most; then the guest waits.
@@ -66,7 +67,7 @@ impl Output {
         if let Some(writer) = self.writer.take() {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("console-output".into());
-            if let Err(error) = thread.spawn(move || shared.run(writer)) {
+            if let Err(error) = threads::spawn(thread, move || shared.run(writer)) {
                 tracing::warn!(%error, "the console has no output");
                 self.shared.lock().give_up();
             }

@@ -8,6 +8,7 @@ use engine::GuestMemory;
 
 use super::folder::Folder;
 use super::server::Server;
+use crate::threads;
 use crate::virtio::serve::{Outcome, serve_promptly, watch_doorbells};
 use crate::virtio::{
     Activation, DeviceSignal, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtQueue, VirtioDevice,
@@ -221,14 +222,13 @@ impl Worker {
     fn start(queues: Vec<Option<Arc<VirtQueue>>>) -> Result<Self> {
         let events = EventLoop::new()?;
         let handle = events.handle();
-        let thread = std::thread::Builder::new()
-            .name("shared-folder".into())
-            .spawn(move || {
-                if let Err(error) = events.run() {
-                    tracing::error!(%error, "a shared folder is served no more");
-                }
-            })
-            .map_err(Error::io("start a thread for a shared folder"))?;
+        let builder = std::thread::Builder::new().name("shared-folder".into());
+        let thread = threads::spawn(builder, move || {
+            if let Err(error) = events.run() {
+                tracing::error!(%error, "a shared folder is served no more");
+            }
+        })
+        .map_err(Error::io("start a thread for a shared folder"))?;
         Ok(Self { events: handle, thread: Some(thread), watches: Vec::new(), queues })
     }
 
