@@ -101,24 +101,11 @@ mod tests {
         assert_eq!(byte, [7]);
     }
 
-    /// KiB of the program's code that are in memory.
-    fn resident_code() -> u64 {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let program = std::fs::read_link("/proc/self/exe").unwrap();
-        let mut lines = smaps.lines();
-        let code =
-            |line: &&str| line.contains(" r-xp ") && line.ends_with(program.to_str().unwrap());
-        lines.find(code).unwrap();
-        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        rss.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
     #[test]
-    fn code_that_is_not_needed_any_more_goes() {
-        let before = resident_code();
+    fn the_program_goes_on_after_it_gave_its_code_back() {
         forget_code().unwrap();
-        let after = resident_code();
-        assert!(after < before, "{after} KiB of {before}");
+        let text = std::hint::black_box("12").parse::<u32>().map(|number| format!("{number:>4}"));
+        assert_eq!(text.as_deref(), Ok("  12"));
     }
 
     #[test]
