@@ -202,7 +202,9 @@ fn signals_reach_the_command_and_its_children() {
         ready.recv_timeout(Duration::from_secs(60)).unwrap();
         control.signal(15).unwrap();
     });
-    let exec = sh("trap 'echo caught; exit 9' TERM; echo ready; sleep 1000");
+    // The child is there before the signal, and must have ended by it before the shell tells.
+    let exec =
+        sh("sleep 1000 & child=$!; trap 'wait $child; echo caught; exit 9' TERM; echo ready; wait");
     let streams = Streams { stdin: None, stdout: &mut stdout, stderr: &mut Vec::new() };
     assert_eq!(client.run(&exec, streams).unwrap(), Exit::Code(9));
     assert_eq!(String::from_utf8(stdout.text).unwrap(), "ready\ncaught\n");
