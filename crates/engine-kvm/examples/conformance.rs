@@ -1,5 +1,5 @@
 //! Runs the engines' conformance tests on this computer's KVM: `conformance [WORD...]` runs those whose
-//! names hold one of the words. `conformance --both` lets KVM and the software processor take turns, so that
+//! names hold one of the words, and `conformance --but WORD` all others. `conformance --both` lets KVM and the software processor take turns, so that
 //! tests which move a guest move it between them.
 
 use std::process::ExitCode;
@@ -27,7 +27,10 @@ fn main() -> ExitCode {
     } else {
         Box::new(engine)
     };
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    let but = words.first().is_some_and(|word| word == "--but");
+    words.drain(..usize::from(but));
+    let named = |name: &str| words.iter().any(|word| name.contains(word));
+    let wanted = |name: &str| words.is_empty() || named(name) != but;
     let mut report = Report::default();
     for test in tests().into_iter().filter(|test| wanted(test.name)) {
         let result = test.run(&*engine);
