@@ -50,17 +50,18 @@ fn a_guest_reads_and_writes_a_disk_of_each_format_and_no_image_changes() {
 }
 
 #[test]
-fn in_place_writes_to_the_image() {
+fn in_place_writes_to_an_image_of_each_format() {
     let Some(folder) = Folder::new() else { return };
     folder.content();
-    let raw = folder.image("raw", &[], "content");
-    let qcow2 = folder.image("qcow2", &[], "content");
-    let disk = |path: &Path| format!("{},in-place", path.display());
-    let arguments = ["--disk".into(), disk(&raw), "--disk".into(), disk(&qcow2)];
+    let mut arguments = Vec::new();
+    for (format, options) in FORMATS {
+        let image = folder.image(format, options, "content");
+        arguments.extend(["--disk".to_owned(), format!("{},in-place", image.display())]);
+    }
     let script =
-        "for d in vda vdb; do echo changed | dd of=/dev/$d bs=1k seek=100 conv=notrunc; done; sync";
+        "for d in /dev/vd?; do echo changed | dd of=$d bs=1k seek=100 conv=notrunc; done; sync";
     folder.run(&arguments, script);
-    for format in ["raw", "qcow2"] {
+    for (format, _) in FORMATS {
         let back = folder.path().join(format!("{format}-back"));
         let image = folder.path().join(format!("image.{format}"));
         qemu_img(&["convert", "-f", format, "-O", "raw", path(&image), path(&back)]);
