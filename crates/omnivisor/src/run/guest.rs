@@ -7,10 +7,10 @@ use guest::{BootPlan, Firmware, Guest, LinuxBoot, PlanOptions};
 use image::Cache;
 use machine::boot;
 use machine::disks::OpenDisk;
-use tempfile::TempDir;
 
 use crate::failure::{FAILED, Failure, NOT_STARTED};
 use crate::run::kernel;
+use crate::run::scratch::Scratch;
 
 /// What a machine boots, with the folder of the files that it needs for that.
 pub struct Prepared {
@@ -20,7 +20,7 @@ pub struct Prepared {
     pub notes: Vec<String>,
     /// The guest's name for the entry.
     pub title: String,
-    _folder: TempDir,
+    _folder: Scratch,
 }
 
 /// Looks into `disks` for what to boot; `words` are added to the command line.
@@ -34,10 +34,7 @@ pub fn prepare(disks: &[OpenDisk], console: &str, words: &str) -> Result<Prepare
         BootPlan::Linux(linux) => *linux,
         BootPlan::Firmware { kind, reason } => return Err(needs_firmware(kind, &reason)),
     };
-    let folder = tempfile::Builder::new()
-        .prefix("omnivisor-")
-        .tempdir()
-        .map_err(|error| Failure::from_error(FAILED, error))?;
+    let folder = Scratch::new().map_err(|error| Failure::from_error(FAILED, error))?;
     let LinuxBoot { title, kernel, initrd, cmdline, notes, .. } = linux;
     let (kernel, kernel_is_immutable) = kernel::keep(&keep_file(folder.path(), &kernel)?)?;
     let initrd = initrd.map(|bytes| write(folder.path().join("initrd"), &bytes)).transpose()?;

@@ -7,6 +7,7 @@ mod engine;
 mod guest;
 mod kernel;
 mod plan;
+mod scratch;
 mod seed;
 mod state;
 mod terminal;

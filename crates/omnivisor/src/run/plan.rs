@@ -12,12 +12,12 @@ use machine::disks::OpenDisk;
 use machine::memory::MemoryConfig;
 use spec::foreign::ReadOptions;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
-use tempfile::TempDir;
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
 use crate::run::guest::{self, Prepared};
+use crate::run::scratch::Scratch;
 use crate::run::{disks, kernel, seed, state, terminal};
 
 /// Everything that is decided before a machine is built.
@@ -41,7 +41,7 @@ pub struct AgentSocket {
     /// The socket of its port.
     pub path: PathBuf,
     /// The folder made for it, which goes with it.
-    _folder: Option<TempDir>,
+    _folder: Option<Scratch>,
 }
 
 /// What Linux need not do on this board. `noearly`: scan PCI for quirks by ports; `nr_uarts`: look for three more
@@ -293,10 +293,7 @@ fn boot_image(
 fn agent_socket(spec: &mut VmSpec) -> Result<AgentSocket, Failure> {
     let mut folder = None;
     if spec.vsock.is_none() {
-        let made = tempfile::Builder::new()
-            .prefix("omnivisor-")
-            .tempdir()
-            .map_err(|error| Failure::from_error(FAILED, error))?;
+        let made = Scratch::new().map_err(|error| Failure::from_error(FAILED, error))?;
         spec.vsock = Some(Vsock { path: made.path().join("vsock"), cid: None });
         folder = Some(made);
     }
