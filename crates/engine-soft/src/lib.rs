@@ -3,12 +3,14 @@
 //! Instructions are decoded once into blocks of function pointers with their operands ([`block`], [`op`]);
 //! x87 and SSE instructions are executed by the host's own processor through small pieces of machine code
 //! ([`native`], [`stubs`]). Guest memory is reached through a software TLB ([`host`], [`mmu`]). What is
-//! executed often is translated ([`translate`]). `host`, `native`, `stubs`, `confine` and two modules of the
+//! executed often is translated ([`translate`]). `arena`, `host`, `native`, `confine` and `stubs` of the
 //! translator are the only ones with unsafe code.
 
 #![deny(unsafe_code)]
 
 mod apic;
+#[allow(unsafe_code)]
+mod arena;
 mod block;
 mod branch;
 mod chips;
@@ -38,7 +40,6 @@ mod shifts;
 mod soft;
 mod state;
 mod strings;
-#[allow(unsafe_code)]
 mod stubs;
 mod system;
 mod translate;

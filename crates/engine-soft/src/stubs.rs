@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::arena::Arena;
 use crate::native::{FLAGS, HOST_MXCSR, MXCSR, OPERAND, XMM};
 
 /// What is to be executed.
@@ -33,17 +34,17 @@ pub struct Encoding {
 
 /// Executable memory for stubs.
 pub struct Stubs {
-    memory: Option<Executable>,
+    memory: Option<Arena>,
     known: HashMap<Encoding, usize>,
 }
 
 /// Bytes for stubs; a kernel and its programs use a few hundred, of less than 128 bytes each.
-const ARENA: usize = 2 << 20;
+const ROOM: usize = 2 << 20;
 
 impl Stubs {
     /// Without memory where the host forbids to execute what was written.
     pub fn new() -> Self {
-        Self { memory: Executable::new(ARENA), known: HashMap::new() }
+        Self { memory: Arena::new(ROOM), known: HashMap::new() }
     }
 
     /// The address of the stub for `encoding`; `None` when there is no room (then [`Stubs::clear`]).
@@ -52,21 +53,25 @@ impl Stubs {
             return Some(*address);
         }
         let code = assemble(encoding);
-        let address = self.memory.as_mut()?.append(&code)?;
+        let memory = self.memory.as_mut()?;
+        let address = memory.next() as usize;
+        if !memory.append(&code) {
+            return None;
+        }
         self.known.insert(encoding.clone(), address);
         Some(address)
     }
 
     /// Whether the stubs of another block might not fit.
     pub fn crowded(&self) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.used > memory.size / 2)
+        self.memory.as_ref().is_some_and(|memory| memory.left() < ROOM / 2)
     }
 
     /// Forgets every stub. No decoded instruction may be kept.
     pub fn clear(&mut self) {
         self.known.clear();
         if let Some(memory) = &mut self.memory {
-            memory.used = 0;
+            memory.clear();
         }
     }
 }
@@ -148,73 +153,4 @@ fn assemble(e: &Encoding) -> Vec<u8> {
     }
     code.extend([0x5a, 0xc3]); // pop rdx; ret
     code
-}
-
-/// Memory that is written through one mapping and executed through another.
-struct Executable {
-    writable: *mut u8,
-    executable: *const u8,
-    used: usize,
-    size: usize,
-}
-
-// SAFETY: the mappings belong to the whole process.
-unsafe impl Send for Executable {}
-
-impl Executable {
-    fn new(size: usize) -> Option<Self> {
-        // SAFETY: plain system calls; the results are checked, and the descriptor is closed.
-        unsafe {
-            let file = libc::memfd_create(c"stubs".as_ptr(), libc::MFD_CLOEXEC);
-            if file < 0 {
-                return None;
-            }
-            let null = std::ptr::null_mut();
-            let grown = libc::ftruncate(file, size as libc::off_t) == 0;
-            let map = |protection| {
-                if !grown {
-                    return libc::MAP_FAILED;
-                }
-                libc::mmap(null, size, protection, libc::MAP_SHARED, file, 0)
-            };
-            let writable = map(libc::PROT_READ | libc::PROT_WRITE);
-            let executable = map(libc::PROT_READ | libc::PROT_EXEC);
-            libc::close(file);
-            for mapping in [writable, executable] {
-                if mapping == libc::MAP_FAILED {
-                    for other in [writable, executable] {
-                        if other != libc::MAP_FAILED {
-                            libc::munmap(other, size);
-                        }
-                    }
-                    return None;
-                }
-            }
-            Some(Self { writable: writable.cast(), executable: executable.cast(), used: 0, size })
-        }
-    }
-
-    fn append(&mut self, code: &[u8]) -> Option<usize> {
-        let end = self.used.checked_add(code.len())?.next_multiple_of(16);
-        if end > self.size {
-            return None;
-        }
-        // SAFETY: the range was just checked; nobody executes it yet.
-        unsafe {
-            self.writable.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
-        }
-        let address = self.executable as usize + self.used;
-        self.used = end;
-        Some(address)
-    }
-}
-
-impl Drop for Executable {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and stubs live no longer than this.
-        unsafe {
-            libc::munmap(self.writable.cast(), self.size);
-            libc::munmap(self.executable.cast_mut().cast(), self.size);
-        }
-    }
 }

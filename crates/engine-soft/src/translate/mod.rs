@@ -9,8 +9,6 @@
 //! It is there only after the page's blocks were compared with memory, and goes away with the TLB and
 //! whenever code is written. Between blocks of one page nothing is asked.
 
-#[allow(unsafe_code)]
-mod arena;
 mod block;
 mod classify;
 pub mod context;
@@ -28,7 +26,6 @@ pub mod verify;
 
 use std::collections::HashMap;
 
-use arena::Arena;
 use block::{Builder, Entries, Entry, Exit, Flags, Guest};
 use classify::Kind;
 use context::LINK;
@@ -36,6 +33,7 @@ use emit::Assembler;
 use trace::Trace;
 use verify::Rehearsal;
 
+use crate::arena::Arena;
 use crate::cpu::{Cpu, Mode, Step, Stop};
 use crate::host::{HostAddress, PAGE};
 use crate::op::Op;

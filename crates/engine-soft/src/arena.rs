@@ -1,4 +1,4 @@
-//! Memory for translated code: written through one mapping, executed through another.
+//! Memory for machine code made here: written through one mapping, executed through another.
 
 /// See the module.
 pub struct Arena {
@@ -16,7 +16,7 @@ impl Arena {
     pub fn new(size: usize) -> Option<Self> {
         // SAFETY: plain system calls; the results are checked, and the descriptor is closed.
         unsafe {
-            let file = libc::memfd_create(c"translated".as_ptr(), libc::MFD_CLOEXEC);
+            let file = libc::memfd_create(c"code".as_ptr(), libc::MFD_CLOEXEC);
             if file < 0 {
                 return None;
             }
