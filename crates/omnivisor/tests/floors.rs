@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The floors of the house, from below; see ARCHITECTURE.md.
-const FLOORS: [(&str, u32); 13] = [
+const FLOORS: [(&str, u32); 14] = [
     ("omnivisor-agent", 0),
     ("omnivisor-disk", 0),
     ("omnivisor-engine", 1),
@@ -19,6 +19,7 @@ const FLOORS: [(&str, u32); 13] = [
     ("omnivisor-engine-soft", 2),
     ("omnivisor-guest", 2),
     ("omnivisor-machine", 3),
+    ("omnivisor-platform", 3),
     ("omnivisor", 5),
 ];
 

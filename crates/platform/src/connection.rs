@@ -1,0 +1,162 @@
+//! A platform that was reached, with a guard in front.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::Disk;
+
+use crate::registry::{Driver, driver};
+use crate::{
+    Ability, Action, Change, Error, Options, Platform, Result, Snapshot, Uri, Verb, VmDetails,
+    VmSummary,
+};
+
+/// A platform that was reached. What it cannot do is refused by name, before anything happens.
+pub struct Connection {
+    uri: Uri,
+    driver: &'static Driver,
+    platform: Box<dyn Platform>,
+}
+
+/// Reaches the platform that `uri` names.
+///
+/// # Errors
+/// There is no driver for it, or it cannot be reached.
+pub fn connect(uri: &Uri, options: &Options) -> Result<Connection> {
+    let driver = driver(&uri.scheme).ok_or_else(|| Error::Name {
+        text: uri.to_string(),
+        message: format!("nobody knows {}", uri.scheme),
+    })?;
+    let platform = (driver.connect)(uri, options)?;
+    Ok(Connection { uri: uri.clone(), driver, platform })
+}
+
+impl Connection {
+    /// The platform's name.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The driver that reached it.
+    pub fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    /// The product and its version.
+    pub fn product(&self) -> Result<String> {
+        self.platform.product()
+    }
+
+    /// Whether it can do something.
+    pub fn ability(&self, verb: Verb) -> Ability {
+        self.platform.ability(verb)
+    }
+
+    /// Refuses what it cannot do.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`].
+    pub fn check(&self, verb: Verb) -> Result<()> {
+        match self.platform.ability(verb) {
+            Ability::No(reason) => Err(self.lacks(verb, reason)),
+            Ability::Yes | Ability::Partly(_) => Ok(()),
+        }
+    }
+
+    /// All VMs, by name.
+    pub fn list(&self) -> Result<Vec<VmSummary>> {
+        self.check(Verb::List)?;
+        let mut vms = self.platform.list()?;
+        vms.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        Ok(vms)
+    }
+
+    /// One VM.
+    pub fn show(&self, vm: &str) -> Result<VmDetails> {
+        self.check(Verb::Show)?;
+        self.platform.show(vm)
+    }
+
+    /// Kept states of a VM.
+    pub fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>> {
+        self.check(Verb::SnapshotList)?;
+        self.platform.snapshots(vm)
+    }
+
+    /// Changes a VM.
+    pub fn perform(&self, vm: &str, action: &Action) -> Result<()> {
+        self.check(action.verb())?;
+        self.platform.perform(vm, action)
+    }
+
+    /// The last `limit` bytes, at most, of what a guest wrote to its console.
+    pub fn console_log(&self, vm: &str, limit: usize) -> Result<Vec<u8>> {
+        self.check(Verb::ConsoleLog)?;
+        let console = self.platform.console();
+        console.ok_or_else(|| self.lacks(Verb::ConsoleLog, NO_WAY))?.console_log(vm, limit)
+    }
+
+    /// Opens a drive of a VM for reading: its place in the drives of [`show`](Self::show)'s description.
+    pub fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
+        self.check(Verb::ReadDisks)?;
+        let disks = self.platform.disks();
+        disks.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.open_disk(vm, drive)
+    }
+
+    /// Calls `tell` with each change until it returns `false`, beginning with all VMs. A platform that does not tell
+    /// of changes itself is asked every `interval`.
+    pub fn watch(&self, interval: Duration, tell: &mut dyn FnMut(Change) -> bool) -> Result<()> {
+        self.check(Verb::Watch)?;
+        match self.platform.watch() {
+            Some(watch) => watch.watch(tell),
+            None => self.poll(interval, tell),
+        }
+    }
+
+    fn poll(&self, interval: Duration, tell: &mut dyn FnMut(Change) -> bool) -> Result<()> {
+        let mut known = BTreeMap::new();
+        loop {
+            let now = by_identity(self.list()?);
+            for change in changes(&known, &now) {
+                if !tell(change) {
+                    return Ok(());
+                }
+            }
+            known = now;
+            std::thread::sleep(interval);
+        }
+    }
+
+    fn lacks(&self, verb: Verb, reason: impl Into<String>) -> Error {
+        Error::Lacks { platform: self.driver.platform.into(), verb, reason: reason.into() }
+    }
+}
+
+/// Said if a driver promises what it does not have.
+const NO_WAY: &str = "there is no way to do it yet";
+
+/// VMs by what tells them apart.
+type Known = BTreeMap<(String, String), VmSummary>;
+
+fn by_identity(vms: Vec<VmSummary>) -> Known {
+    let key = |vm: &VmSummary| (vm.id.clone().unwrap_or_default(), vm.name.clone());
+    vms.into_iter().map(|vm| (key(&vm), vm)).collect()
+}
+
+fn changes(before: &Known, now: &Known) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (key, vm) in before {
+        if !now.contains_key(key) {
+            changes.push(Change::Vanished { vm: vm.clone() });
+        }
+    }
+    for (key, vm) in now {
+        match before.get(key) {
+            None => changes.push(Change::Appeared { vm: vm.clone() }),
+            Some(old) if old != vm => changes.push(Change::Changed { vm: vm.clone() }),
+            Some(_) => {}
+        }
+    }
+    changes
+}

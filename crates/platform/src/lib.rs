@@ -1,0 +1,28 @@
+//! Installed hypervisor products: their virtual machines are seen and steered where they live.
+//!
+//! A [`Uri`] names a platform, a [`VmName`] one of its machines. [`connect`] finds the [`Driver`] and returns a
+//! [`Connection`], which refuses a verb that the platform lacks by its name, before anything happens. Drivers are
+//! listed in [`DRIVERS`].
+//!
+//! Nothing on a platform is changed by reading, and each reply is the word of a stranger: bounded in size and time,
+//! and never trusted to have the right form.
+
+#![forbid(unsafe_code)]
+
+mod connection;
+mod error;
+mod name;
+mod registry;
+mod runner;
+mod traits;
+mod verb;
+mod vm;
+
+pub use connection::{Connection, connect};
+pub use error::{Error, Kind, Result};
+pub use name::{Uri, VmName};
+pub use registry::{DRIVERS, Driver, Met, driver};
+pub use runner::{Output, Runner};
+pub use traits::{AskPassword, ConsoleLog, Options, Platform, RemoteDisks, Secret, Watch};
+pub use verb::{Ability, Action, Verb};
+pub use vm::{Change, Snapshot, State, VmDetails, VmSummary};
