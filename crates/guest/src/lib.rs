@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod error;
 mod files;
 pub mod fs;

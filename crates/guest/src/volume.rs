@@ -1,5 +1,6 @@
 //! Bytes by offset, whatever they lie on: a disk, a partition, a logical volume.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,6 +61,64 @@ impl Volume for Part {
             return Err(Error::damaged("volume", format!("something leads to {offset:#x}")));
         }
         self.inner.read_at(buffer, self.start + offset)
+    }
+}
+
+/// A volume some sectors of which are replaced by what a log says of them.
+pub(crate) struct Patched {
+    inner: Arc<dyn Volume>,
+    sectors: BTreeMap<u64, [u8; SECTOR]>,
+}
+
+const SECTOR: usize = 512;
+/// Most sectors that are replaced: 256 MiB.
+const MAX_PATCHED: usize = 1 << 19;
+
+impl Patched {
+    /// Nothing is replaced yet.
+    pub fn new(inner: Arc<dyn Volume>) -> Self {
+        Self { inner, sectors: BTreeMap::new() }
+    }
+
+    /// Replaces what is at `offset`.
+    pub fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (number, into) = (offset / SECTOR as u64, (offset % SECTOR as u64) as usize);
+            let (part, rest) = bytes.split_at(bytes.len().min(SECTOR - into));
+            if !self.sectors.contains_key(&number) {
+                if self.sectors.len() == MAX_PATCHED {
+                    return Err(Error::unsupported("log", "it is too long to be kept in memory"));
+                }
+                let mut sector = [0; SECTOR];
+                self.inner.read_at(&mut sector, number * SECTOR as u64)?;
+                self.sectors.insert(number, sector);
+            }
+            if let Some(sector) = self.sectors.get_mut(&number) {
+                sector[into..into + part.len()].copy_from_slice(part);
+            }
+            offset += part.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Volume for Patched {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.inner.read_at(buffer, offset)?;
+        let end = offset.saturating_add(buffer.len() as u64);
+        let numbers = offset / SECTOR as u64..end.div_ceil(SECTOR as u64);
+        for (number, sector) in self.sectors.range(numbers) {
+            let start = number * SECTOR as u64;
+            let (from, to) = (start.max(offset), (start + SECTOR as u64).min(end));
+            buffer[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&sector[(from - start) as usize..(to - start) as usize]);
+        }
+        Ok(())
     }
 }
 
@@ -136,5 +195,30 @@ pub(crate) mod testing {
             buffer.copy_from_slice(bytes.ok_or(Error::damaged("volume", "it ends"))?);
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Memory;
+    use super::*;
+
+    #[test]
+    fn what_is_patched_is_read() {
+        let mut patched = Patched::new(Arc::new(Memory(vec![7; 4096])));
+        patched.write(1000, &[1; 100]).unwrap();
+        patched.write(1023, &[2, 3]).unwrap();
+        let mut expected = vec![7; 4096];
+        expected[1000..1100].fill(1);
+        expected[1023..1025].copy_from_slice(&[2, 3]);
+        for (offset, length) in [(0, 4096), (1000, 1), (1023, 2), (512, 512), (1099, 600), (5, 0)] {
+            assert_eq!(
+                read(&patched, offset as u64, length).unwrap(),
+                expected[offset..][..length]
+            );
+        }
+        assert!(
+            patched.write(4090, &[0; 10]).is_err() && patched.read_at(&mut [0; 2], 4095).is_err()
+        );
     }
 }

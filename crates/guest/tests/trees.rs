@@ -401,17 +401,92 @@ fn xfs_of_version_4_is_read_as_it_was_written() {
     }
 }
 
+/// Changes of every kind, many of them to the same files and folders.
+fn change(root: &Path, seed: u64, count: usize, fsync: bool) {
+    let mut state = seed | 1;
+    let mut random = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+        (state >> 33) % below
+    };
+    for folder in ["x", "y", "x/z"] {
+        let _ = fs::create_dir(root.join(folder));
+    }
+    for index in 0..count {
+        let folder = ["", "x", "y", "x/z", "many"][random(5) as usize];
+        let at = |number: u64| root.join(folder).join(format!("changed {number}"));
+        let path = at(random(25));
+        let other =
+            root.join(["x", "y"][random(2) as usize]).join(format!("changed {}", random(25)));
+        match random(9) {
+            0 => drop(fs::remove_file(&path)),
+            1 => drop(fs::rename(&path, &other)),
+            2 => drop(fs::hard_link(&path, &other)),
+            3 => drop(symlink("where ever", &path)),
+            4 => {
+                if let Ok(file) = fs::File::options().write(true).open(&path) {
+                    file.set_len(random(100_000)).unwrap();
+                }
+            }
+            5 => drop(fs::set_permissions(&path, fs::Permissions::from_mode(0o640))),
+            _ => {
+                let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+                if let Ok(file) = file {
+                    for _ in 0..random(4) + 1 {
+                        let data = bytes(random(40_000) as usize, index as u64);
+                        file.write_all_at(&data, random(300_000)).unwrap();
+                    }
+                }
+            }
+        }
+        // Some of it in the log, at different times.
+        if fsync && random(6) == 0 {
+            for path in [&path, &other, &root.join(folder)] {
+                if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_symlink()) {
+                    fs::File::open(path).unwrap().sync_all().unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Changes files, takes a copy as a machine leaves it whose power is lost, and lets Linux replay the log in that.
+fn check_replay(size: u64, mkfs: &[&str], options: &str, seed: u64, fsync: bool) {
+    let Some(image) = Image::new(size, mkfs) else { return };
+    let copy;
+    {
+        let mounted = image.mount(options).unwrap();
+        fill(&mounted.0, 300);
+        // What is in its place already.
+        assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
+        change(&mounted.0, seed, 400, fsync);
+        if !fsync {
+            assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
+            fs::File::open(mounted.0.join("small")).unwrap().sync_all().unwrap();
+        }
+        copy = image.copy();
+    }
+    let fs = copy.open();
+    assert_eq!(fs.notes(), Vec::<String>::new());
+    let ours = of_guest(&Tree::new(fs, "/"));
+    drop(image);
+    drop(copy.mount("").unwrap());
+    let again = copy.mount(",ro").unwrap();
+    let theirs = of_host(&again.0);
+    for (path, theirs) in &theirs {
+        assert_eq!(ours.get(path), Some(theirs), "{path}, seed {seed}");
+    }
+    let more: Vec<_> = ours.keys().filter(|path| !theirs.contains_key(*path)).collect();
+    assert!(more.is_empty(), "{more:?}, seed {seed}");
+    assert!(theirs.len() > 200);
+}
+
 #[test]
-fn an_xfs_that_was_not_unmounted_is_said() {
-    let Some(image) = Image::new(320 * MIB, &["mkfs.xfs", "-q", "-f"]) else { return };
-    assert!(image.open().notes().is_empty(), "{:?}", image.open().notes());
-    let mounted = image.mount("").unwrap();
-    fill(&mounted.0, 20);
-    assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
-    let copy = image.copy();
-    assert_eq!(copy.open().notes().len(), 1);
-    drop(mounted);
-    assert!(image.open().notes().is_empty(), "{:?}", image.open().notes());
+fn the_log_of_xfs_is_replayed() {
+    let seeds = std::env::var("SEEDS").map_or(0..2, |seeds| 0..seeds.parse().unwrap());
+    for seed in seeds {
+        let size: &[&str] = [&[][..], &["-n", "size=8192", "-i", "size=1024"]][seed as usize % 2];
+        check_replay(320 * MIB, &[&["mkfs.xfs", "-q", "-f"], size].concat(), "", seed, false);
+    }
 }
 
 #[test]
@@ -420,6 +495,15 @@ fn btrfs_is_read_as_linux_reads_it() {
     check(256 * MIB, &mkfs, "", 3000);
     for packing in ["zlib", "lzo", "zstd:3"] {
         check(256 * MIB, &mkfs, &format!(",compress-force={packing}"), 100);
+    }
+}
+
+#[test]
+fn the_log_of_btrfs_is_replayed() {
+    let seeds = std::env::var("SEEDS").map_or(0..2, |seeds| 0..seeds.parse().unwrap());
+    for seed in seeds {
+        let options = [",commit=300", ",commit=300,compress-force=zstd"][seed as usize % 2];
+        check_replay(256 * MIB, &["mkfs.btrfs", "-q", "-f"], options, seed, true);
     }
 }
 

@@ -18,6 +18,14 @@ impl Btrfs {
     pub(super) fn content_of(&self, (tree, inode): Id, length: u64) -> Result<Vec<u8>> {
         let length = usize::try_from(length).map_err(|_| damaged("a length"))?;
         let mut content = vec![0; length];
+        if let Some(extents) =
+            self.changes.get(&tree).and_then(|changes| changes.extents.get(&inode))
+        {
+            for (&start, item) in extents.range(..length as u64) {
+                self.extent(item, &mut content[start as usize..])?;
+            }
+            return Ok(content);
+        }
         let root = self.subvolume(tree)?;
         self.each_item(root, Key::new(inode, EXTENT_DATA, 0), &mut |key, item| {
             if (key.object, key.kind) != (inode, EXTENT_DATA) {

@@ -2,6 +2,7 @@
 
 mod chunk;
 mod data;
+mod replay;
 mod tree;
 
 use std::cell::RefCell;
@@ -10,9 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use self::chunk::Chunks;
+use self::replay::Changes;
 use self::tree::{Key, Root};
 use super::walk::{Nodes, Walk};
 use super::{Entry, FileSystem, Kind, MAX_ENTRIES, Metadata};
+use crate::checksum::crc32c;
 use crate::volume::{Volume, at, read, text_of, uuid_of};
 use crate::{Error, Result};
 
@@ -24,6 +27,7 @@ const FIRST_INODE: u64 = 256;
 /// In a snapshot, a subvolume that was below its original is an empty folder of this number.
 const EMPTY_FOLDER: u64 = 2;
 const INODE_ITEM: u8 = 1;
+const INODE_REF: u8 = 12;
 const DIR_ITEM: u8 = 84;
 const DIR_INDEX: u8 = 96;
 const ROOT_ITEM: u8 = 132;
@@ -42,6 +46,8 @@ struct Btrfs {
     root_directory: u64,
     cache: RefCell<HashMap<u64, Rc<Vec<u8>>>>,
     subvolumes: RefCell<HashMap<u64, Root>>,
+    /// What the log says, by subvolume.
+    changes: HashMap<u64, Changes>,
     uuid: String,
     label: String,
     notes: Vec<String>,
@@ -84,14 +90,12 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
         root_directory: word(128),
         cache: RefCell::default(),
         subvolumes: RefCell::default(),
+        changes: HashMap::new(),
         uuid: bytes[32..].first_chunk().map(uuid_of).unwrap_or_default(),
         label: text_of(&bytes[299..555]),
         notes: Vec::new(),
         volume,
     };
-    if word(96) != 0 {
-        fs.notes.push("it was not unmounted, and its log has not been replayed here".into());
-    }
     let chunk_root = Root { address: word(88), level: bytes[199] };
     let mut chunks = fs.chunks.clone();
     fs.each_item(chunk_root, Key::MIN, &mut |key, item| {
@@ -99,6 +103,16 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
         Ok(true)
     })?;
     fs.chunks = chunks;
+    let log = Root { address: word(96), level: bytes[200] };
+    if log.address != 0 {
+        match replay::replay(&fs, log) {
+            Ok(changes) => fs.changes = changes,
+            Err(error) => fs.notes.push(format!(
+                "it was not unmounted, and its log could not be replayed: {}",
+                super::error_text(&error)
+            )),
+        }
+    }
     Ok(Rc::new(Walk::new(fs)))
 }
 
@@ -111,12 +125,11 @@ impl Btrfs {
         let mut found = None;
         self.each_item(self.root_tree, Key::new(id, ROOT_ITEM, 0), &mut |key, item| {
             if (key.object, key.kind) == (id, ROOT_ITEM) {
-                found = at::le64(item, 176).zip(at::u8(item, 238));
+                found = Root::of_item(item);
             }
             Ok(false)
         })?;
-        let (address, level) = found.ok_or_else(|| damaged("a subvolume"))?;
-        let root = Root { address, level };
+        let root = found.ok_or_else(|| damaged("a subvolume"))?;
         if self.subvolumes.borrow().len() < MAX_CACHED {
             self.subvolumes.borrow_mut().insert(id, root);
         }
@@ -139,15 +152,25 @@ impl Btrfs {
     }
 
     fn inode(&self, (tree, inode): Id) -> Result<(u32, u64)> {
-        let mut found = None;
-        let root = self.subvolume(tree)?;
-        self.each_item(root, Key::new(inode, INODE_ITEM, 0), &mut |key, item| {
-            if (key.object, key.kind) == (inode, INODE_ITEM) {
-                found = at::le32(item, 52).zip(at::le64(item, 16));
-            }
-            Ok(false)
-        })?;
+        let mode_and_size = |item: &[u8]| at::le32(item, 52).zip(at::le64(item, 16));
+        let logged = self.changes.get(&tree).and_then(|changes| changes.inodes.get(&inode));
+        let mut found = logged.and_then(|item| mode_and_size(item));
+        if found.is_none() {
+            let root = self.subvolume(tree)?;
+            self.each_item(root, Key::new(inode, INODE_ITEM, 0), &mut |key, item| {
+                if (key.object, key.kind) == (inode, INODE_ITEM) {
+                    found = mode_and_size(item);
+                }
+                Ok(false)
+            })?;
+        }
         found.ok_or_else(|| damaged("an inode"))
+    }
+
+    /// The entries of a folder that the log has changed.
+    fn logged_entries(&self, (tree, inode): Id) -> Option<impl Iterator<Item = DirItem<'_>>> {
+        let entries = self.changes.get(&tree)?.folders.get(&inode)?;
+        Some(entries.values().filter_map(move |item| Some(DirItem::of(item, tree)?.0)))
     }
 
     /// The entries of a folder from `from` on, as long as their keys have this kind and `visit` wants more.
@@ -177,7 +200,6 @@ impl Btrfs {
     /// The path of a subvolume from the top level.
     fn path_of(&self, mut id: u64) -> Result<String> {
         const ROOT_BACKREF: u8 = 144;
-        const INODE_REF: u8 = 12;
         let mut path = String::new();
         for _ in 0..32 {
             if id == FS_TREE {
@@ -289,6 +311,10 @@ impl Nodes for Btrfs {
     }
 
     fn child(&self, folder: &Id, name: &str) -> Result<Option<Id>> {
+        if let Some(mut entries) = self.logged_entries(*folder) {
+            let found = entries.find(|entry| entry.name == name.as_bytes());
+            return found.map(|entry| self.target_of(folder.0, &entry)).transpose();
+        }
         let hash = u64::from(crc32c(!1, name.as_bytes()));
         let mut found = None;
         let from = Key::new(folder.1, DIR_ITEM, hash);
@@ -302,10 +328,16 @@ impl Nodes for Btrfs {
     }
 
     fn list(&self, folder: &Id) -> Result<Vec<Entry>> {
+        let entry = |item: &DirItem<'_>| Entry {
+            name: String::from_utf8_lossy(item.name).into(),
+            kind: item.kind,
+        };
+        if let Some(entries) = self.logged_entries(*folder) {
+            return Ok(entries.map(|item| entry(&item)).collect());
+        }
         let mut entries = Vec::new();
         self.each_entry(*folder, Key::new(folder.1, DIR_INDEX, 0), &mut |_, item| {
-            let name = String::from_utf8_lossy(item.name).into();
-            entries.push(Entry { name, kind: item.kind });
+            entries.push(entry(&item));
             Ok(entries.len() < MAX_ENTRIES)
         })?;
         Ok(entries)
@@ -335,28 +367,4 @@ impl Nodes for Btrfs {
 
 fn damaged(why: &str) -> Error {
     Error::damaged("btrfs file system", why)
-}
-
-/// The Castagnoli CRC without its last inversion, as names are hashed.
-fn crc32c(start: u32, bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
-    bytes.iter().fold(start, |mut crc, &byte| {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = if crc & 1 != 0 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
-        }
-        crc
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_hashed_as_btrfs_does() {
-        // The check value of CRC-32C, and btrfs's hash of its default subvolume's name.
-        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(!1, b"default"), 2_378_154_706);
-    }
 }

@@ -42,6 +42,13 @@ pub struct Root {
     pub level: u8,
 }
 
+impl Root {
+    /// That of a tree in the tree of trees.
+    pub fn of_item(item: &[u8]) -> Option<Self> {
+        Some(Self { address: at::le64(item, 176)?, level: at::u8(item, 238)? })
+    }
+}
+
 /// Sees items in their order until it returns false.
 type Visit<'a> = dyn FnMut(&Key, &[u8]) -> Result<bool> + 'a;
 

@@ -3,6 +3,7 @@
 mod dir;
 mod extents;
 mod log;
+mod replay;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -62,14 +63,36 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
             return Err(Error::unsupported("XFS file system", why));
         }
     }
-    let (log_start, log_blocks) = (at::be64(&sector, 48), at::be32(&sector, 96));
-    if let (Some(start @ 1..), Some(blocks)) = (log_start, log_blocks)
-        && let Some(start) = fs.offset(start)
-        && !log::is_clean(&*fs.volume, start, u64::from(blocks) * fs.block)?
-    {
-        fs.notes.push("it was not unmounted, and its log has not been replayed here".into());
+    let log_blocks = at::be32(&sector, 96).unwrap_or(0);
+    match at::be64(&sector, 48) {
+        Some(0) => fs.notes.push("its log is on another device and is not replayed here".into()),
+        Some(start) => match replayed(&fs, start, log_blocks) {
+            Ok(Some(volume)) => {
+                // The superblock may have changed as well.
+                let sector = read(&*volume, 0, 512)?;
+                fs = superblock(&sector, volume).ok_or_else(|| damaged("its superblock"))?;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let why = super::error_text(&error);
+                fs.notes.push(format!(
+                    "it was not unmounted, and its log could not be replayed: {why}"
+                ));
+            }
+        },
+        None => {}
     }
     Ok(Rc::new(Walk::new(fs)))
+}
+
+/// The volume as the log leaves it; `None` if that says nothing new.
+fn replayed(fs: &Xfs, start: u64, blocks: u32) -> Result<Option<Arc<dyn Volume>>> {
+    let start = fs.offset(start).ok_or_else(|| damaged("its log"))?;
+    let length = u64::from(blocks) * fs.block;
+    if start.checked_add(length).is_none_or(|end| end > fs.volume.len()) {
+        return Err(damaged("its log"));
+    }
+    replay::replay(fs, start, length)
 }
 
 fn superblock(sector: &[u8], volume: Arc<dyn Volume>) -> Option<Xfs> {
@@ -128,11 +151,16 @@ impl Xfs {
             .then(|| place.checked_mul(self.block))?
     }
 
-    fn inode(&self, number: u64) -> Result<Inode> {
+    /// Where an inode lies.
+    fn inode_place(&self, number: u64) -> Option<u64> {
         let slot = number & ((1 << self.inodes_per_block_bits) - 1);
-        let block = self.offset(number >> self.inodes_per_block_bits);
-        let offset = block.ok_or_else(|| damaged("a number of an inode"))?;
-        let start = offset + slot * self.inode_size as u64;
+        let block = self.offset(number >> self.inodes_per_block_bits)?;
+        block.checked_add(slot * self.inode_size as u64)
+    }
+
+    fn inode(&self, number: u64) -> Result<Inode> {
+        let place = self.inode_place(number);
+        let start = place.ok_or_else(|| damaged("a number of an inode"))?;
         let bytes = read(&*self.volume, start, self.inode_size)?;
         parse_inode(&bytes).ok_or_else(|| damaged("an inode"))
     }
