@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::cache::{Stage, Tables};
 use crate::create::writable;
 use crate::layer::{Image, Layer, LayerWriter, Place};
-use crate::{Disk, Error, Result};
+use crate::source::{Source, WritableSource};
+use crate::{Disk, Error, Format, Result};
 
 /// Bytes that are copied at once.
 const CHUNK: u64 = 1 << 20;
@@ -117,7 +118,7 @@ impl<T: Blocks> LayerWriter for T {
         while !buffer.is_empty() {
             let mut written = {
                 let _unchanged = disk.changes.read().unwrap_or_else(PoisonError::into_inner);
-                write_in_place(self, buffer, offset)?
+                write_in_place(self, disk, buffer, offset)?
             };
             if written == 0 {
                 let _changing = disk.changes.write().unwrap_or_else(PoisonError::into_inner);
@@ -204,12 +205,40 @@ impl<T: Blocks> LayerWriter for T {
 const NOWHERE: &str = "its tables lead nowhere";
 
 /// Writes what is stored at `offset` already; returns how many bytes.
-fn write_in_place(layer: &impl Blocks, buffer: &[u8], offset: u64) -> Result<usize> {
+fn write_in_place(layer: &impl Blocks, disk: &Image, buffer: &[u8], offset: u64) -> Result<usize> {
     let run = layer.locate(offset..offset + buffer.len() as u64)?;
     let Place::Stored { source, offset: host } = run.place else { return Ok(0) };
     let length = run.end.saturating_sub(offset).min(buffer.len() as u64) as usize;
-    writable(&*layer.sources()[source])?.write_at(&buffer[..length], host)?;
+    let end = host.saturating_add(length as u64);
+    target(layer, disk, source, end)?.write_at(&buffer[..length], host)?;
     Ok(length)
+}
+
+/// The file of an image, to be written up to `end`, which a damaged table may have far behind the file.
+fn target<'a>(
+    layer: &'a impl Blocks,
+    disk: &Image,
+    source: usize,
+    end: u64,
+) -> Result<&'a dyn WritableSource> {
+    let source = &*layer.sources()[source];
+    check_end(disk.format, source, end, layer.block_size())?;
+    writable(source)
+}
+
+/// Refuses what would make a file far longer than it is: its tables are damaged.
+pub(crate) fn check_end(
+    format: Format,
+    source: &dyn Source,
+    end: u64,
+    block_size: u64,
+) -> Result<()> {
+    // The last block may be cut off, and a new one may lie behind tables that are still to be written.
+    let slack = block_size.saturating_mul(2).saturating_add(MAX_CHANGED);
+    if end > source.len().saturating_add(slack) {
+        return Err(Error::Damaged { format, what: NOWHERE.to_owned() });
+    }
+    Ok(())
 }
 
 /// Gives the block at `offset` a place; returns how many bytes of `buffer` are in it.
@@ -223,7 +252,7 @@ fn write_new(layer: &impl Blocks, disk: &Image, buffer: &[u8], offset: u64) -> R
     let end = block.end.min(disk.len());
     let length = buffer.len().min((end - offset) as usize);
     let place = layer.place(&block)?;
-    let target = writable(&*layer.sources()[place.source])?;
+    let target = target(layer, disk, place.source, place.offset.saturating_add(end - block.start))?;
     let is_zero = before == Place::Zero || (before == Place::Absent && disk.parent.is_none());
     if place.is_fresh && is_zero {
         target.write_at(&buffer[..length], place.offset + (offset - block.start))?;

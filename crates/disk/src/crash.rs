@@ -198,13 +198,16 @@ fn stays_calm(text: &str) {
             crate::fuzz::read_all(format, &bytes);
             return;
         }
-        if let Ok(disk) = open(format, Arc::new(MemorySource::new(bytes)), None) {
+        let source = Arc::new(MemorySource::new(bytes));
+        if let Ok(disk) = open(format, source.clone(), None) {
             let length = disk.len().min(70_000);
             let _ = disk.write_at(&vec![7; length as usize], 0);
             let _ = disk.write_zeroes(0..length, true);
             let _ = disk.discard(0..length);
             let _ = disk.flush();
         }
+        // A block has 256 MiB at most.
+        assert!(source.len() < 1 << 30, "the image grew to {} bytes", source.len());
     });
 }
 
@@ -245,6 +248,24 @@ formats! {
     vhdx_fixed: "vhdx,layout=fixed,block-size=1M",
     parallels: "parallels",
     parallels_small_clusters: "parallels,block-size=4k",
+}
+
+#[test]
+fn an_entry_far_past_the_file_does_not_make_it_longer() {
+    let (format, empty) = image("parallels");
+    let source = Arc::new(MemorySource::new(empty));
+    let disk = open(format, source.clone(), None).unwrap();
+    disk.write_at(&[3; SECTOR], 0).unwrap();
+    drop(disk);
+    let mut bytes = source.to_vec();
+    let length = bytes.len() as u64;
+    // The table's first entry, behind a header of 64 bytes.
+    bytes[64..68].copy_from_slice(&0x7fff_0000_u32.to_le_bytes());
+    let source = Arc::new(MemorySource::new(bytes));
+    let disk = open(format, source.clone(), None).unwrap();
+    assert!(disk.write_at(&[4; SECTOR], 0).is_err());
+    drop(disk);
+    assert_eq!(source.len(), length);
 }
 
 pub(crate) fn content(disk: &dyn Disk) -> Vec<u8> {

@@ -8,7 +8,7 @@ use crate::blocks::{self, Begun, Blocks, NewPlace};
 use crate::cache::Stage;
 use crate::create::writable;
 use crate::source::read_vec;
-use crate::{Result, SECTOR_SIZE};
+use crate::{Format, Result, SECTOR_SIZE};
 
 impl Parallels {
     /// Refuses to change an image that was not closed in order, unless its table makes sense.
@@ -52,6 +52,8 @@ impl Blocks for Parallels {
     }
 
     fn begin(&self) -> Result<()> {
+        let end = self.end.load(Ordering::Relaxed);
+        blocks::check_end(Format::Parallels, &*self.sources[0], end, self.cluster_size)?;
         self.mark(IN_USE)
     }
 

@@ -217,12 +217,14 @@ proptest! {
         }
         crate::fuzz::read_all(Format::Qcow2, &bytes);
         // Writing must not panic either, whatever it answers.
-        if let Ok(disk) = open(Arc::new(MemorySource::new(bytes)), None) {
+        let source = Arc::new(MemorySource::new(bytes));
+        if let Ok(disk) = open(source.clone(), None) {
             let length = disk.len().min(70_000);
             let _ = disk.write_at(&vec![7; length as usize], 0);
             let _ = disk.discard(0..length);
             let _ = disk.write_zeroes(0..length, true);
             let _ = disk.flush();
         }
+        prop_assert!(source.len() < 1 << 30, "the image grew to {} bytes", source.len());
     }
 }

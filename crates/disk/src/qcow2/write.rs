@@ -10,10 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::header::{Checked, incompatible, unsupported};
 use super::map::{COMPRESSED, COPIED, Entry, Map, OFFSET, ZERO};
 use super::refcount::Refcounts;
+use crate::blocks::check_end;
 use crate::cache::Stage;
 use crate::layer::{Image, Place};
 use crate::source::{Source, WritableSource};
-use crate::{Disk, Error, Result};
+use crate::{Disk, Error, Format, Result};
 
 /// Clusters are taken together for at most this many bytes.
 const MAX_BATCH: u64 = 4 << 20;
@@ -302,6 +303,10 @@ fn in_place(map: &Map, offset: u64, length: usize) -> Result<Option<(u64, usize)
             Some(_) => break,
         }
         done = length.min(done + (start + size - at) as usize);
+    }
+    if let Some(host) = found {
+        let end = host.saturating_add(done as u64);
+        check_end(Format::Qcow2, &*map.sources[map.data], end, size)?;
     }
     Ok(found.map(|host| (host, done)))
 }

@@ -8,7 +8,7 @@ use crate::blocks::{self, Begun, Blocks, NewPlace};
 use crate::cache::Stage;
 use crate::create::writable;
 use crate::source::read_vec;
-use crate::{Result, sys};
+use crate::{Format, Result, sys};
 
 impl Vdi {
     fn stride(&self) -> u64 {
@@ -39,12 +39,13 @@ impl Blocks for Vdi {
     fn begin(&self) -> Result<()> {
         let target = writable(&*self.sources[0])?;
         let count = self.count_blocks()?.max(self.allocated.load(Ordering::Relaxed));
-        self.allocated.store(count, Ordering::Relaxed);
         let end = self.data_offset + count * self.stride();
+        blocks::check_end(Format::Vdi, &*self.sources[0], end, self.stride())?;
         if self.sources[0].len() > end {
             // What a crash left behind; new blocks must begin as zeroes.
             target.set_len(end)?;
         }
+        self.allocated.store(count, Ordering::Relaxed);
         // Children see by it that their parent was changed.
         let field = std::mem::offset_of!(Header, uuid_modify) as u64;
         target.write_at(&sys::uuid(), field)?;
