@@ -110,8 +110,7 @@ impl Description {
                 return Err(self.error(format!("The disk `{name}` is packed by gzip: unpack it")));
             }
             spec.disks.push(Disk {
-                // A snapshot's parents lie in other folders of the VM.
-                within: self.folder.clone(),
+                within: self.folder_of(drive),
                 path: match file.disk_path() {
                     Some(path) => path,
                     None => self.usable(file)?,
@@ -137,6 +136,17 @@ impl Description {
         });
         spec.nics = Some(cards.collect());
         Ok(spec)
+    }
+
+    /// The folder in which a drive's images may lie: the VM's, since a snapshot's parents lie in other folders of
+    /// it, or one above it in which the parents lie that the description names, if that was allowed.
+    fn folder_of(&self, drive: &Drive) -> Option<PathBuf> {
+        let mut folder = self.folder.clone()?;
+        let named = drive.parents.iter().filter(|parent| parent.is_usable());
+        for parent in named.filter_map(FileRef::disk_path) {
+            while !parent.starts_with(&folder) && folder.pop() {}
+        }
+        Some(folder)
     }
 
     /// Sentences about what will not be as it was when this VM runs here.

@@ -181,7 +181,7 @@ fn drive(record: &Record<'_>, all: &HashMap<&str, Record<'_>>, path: &Path) -> R
         drive.capacity = image.number("virtual_size")?;
         drive.readonly |= image.flag("read_only");
         // Its blocks are members of the archive, below a folder of its name.
-        drive.format = Some("xva".into());
+        drive.format = Some("raw".into());
         drive.file = Some(FileRef::new(id, Some(path.to_owned()), FileState::Member));
     }
     Ok(drive)

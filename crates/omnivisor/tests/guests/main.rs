@@ -1,0 +1,6 @@
+//! Real guests, packed as each platform packs them, run to their login prompt on the software processor. No file of
+//! the VM may change.
+
+mod harness;
+mod platforms;
+mod systems;

@@ -1,0 +1,74 @@
+//! Guests that differ in what is on their disks.
+
+use crate::harness::{PROMPT, Workshop};
+
+fn boots(kind: &str) -> Option<String> {
+    let workshop = Workshop::new(kind)?;
+    let image = workshop.convert("disk.qcow2", "qcow2");
+    Some(workshop.boots(&[
+        "-v",
+        "--net",
+        "none",
+        "--memory",
+        "1G",
+        "--disk",
+        image.to_str().unwrap(),
+    ]))
+}
+
+#[test]
+fn debian_with_systemd_on_ext4() {
+    let Some(console) = boots("debian-ext4") else { return };
+    assert!(console.contains("debian12 login: "), "{console}");
+}
+
+#[test]
+fn debian_with_systemd_on_btrfs_with_subvolumes_and_zstd() {
+    let Some(console) = boots("debian-btrfs") else { return };
+    assert!(console.contains("debian12 login: "), "{console}");
+}
+
+#[test]
+fn a_root_on_xfs() {
+    boots("small-xfs");
+}
+
+#[test]
+fn a_root_on_lvm() {
+    boots("small-lvm");
+}
+
+#[test]
+fn entries_of_the_boot_loader_specification() {
+    boots("small-ext4-bls");
+}
+
+#[test]
+fn a_unified_kernel_image() {
+    boots("small-ext4-uki");
+}
+
+#[test]
+fn grub_legacy_on_mbr_with_devices_named_by_their_controller() {
+    let Some(console) = boots("small-ext4-legacy") else { return };
+    assert!(
+        console.contains("root=/dev/sda2 of the command line becomes root=/dev/vda2"),
+        "{console}"
+    );
+}
+
+#[test]
+fn an_initial_ram_disk_without_virtio_gets_the_guests_own_modules() {
+    let Some(console) = boots("small-ext4-novirtio") else { return };
+    assert!(console.contains("lacks drivers, which are added in memory: "), "{console}");
+    assert!(console.contains("virtio_blk"), "{console}");
+}
+
+#[test]
+fn what_a_guest_writes_is_there_when_it_starts_again() {
+    let Some(workshop) = Workshop::new("small-ext4") else { return };
+    let image = workshop.convert("disk.qcow2", "qcow2");
+    let arguments = ["--net", "none", "--disk", image.to_str().unwrap()];
+    assert!(workshop.boot(&arguments, PROMPT).contains("this is start 1;"));
+    assert!(workshop.boots(&arguments).contains("this is start 2;"));
+}
