@@ -10,7 +10,9 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod credentials;
 mod error;
+mod esx;
 mod name;
 mod registry;
 mod runner;
@@ -20,6 +22,7 @@ mod vm;
 
 pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};
+pub use esx::fuzz as fuzz_soap;
 pub use name::{Uri, VmName};
 pub use registry::{DRIVERS, Driver, Met, driver};
 pub use runner::{Output, Runner};

@@ -1,0 +1,145 @@
+//! Files of datastores by `/folder` addresses: read in ranges, written whole.
+
+use std::fmt;
+use std::io::Read;
+
+use ureq::http::StatusCode;
+
+use super::http::Part;
+use super::session::Session;
+use crate::{Error, Result};
+
+/// A file of a datastore, written `[datastore] folder/file`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct DatastorePath {
+    pub datastore: String,
+    pub path: String,
+}
+
+/// The datastores of one data center.
+#[derive(Clone, Debug)]
+pub(super) struct Datastore<'a> {
+    pub session: &'a Session,
+    /// The data center's path in the inventory.
+    pub datacenter: String,
+}
+
+impl DatastorePath {
+    /// Reads `[datastore] folder/file`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (datastore, path) = text.trim().strip_prefix('[')?.split_once(']')?;
+        let path = path.trim_start();
+        let is_plain = !datastore.is_empty() && !path.is_empty();
+        is_plain.then(|| Self { datastore: datastore.into(), path: path.into() })
+    }
+}
+
+impl fmt::Display for DatastorePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {}", self.datastore, self.path)
+    }
+}
+
+impl Datastore<'_> {
+    /// Its path and query on the server.
+    pub fn address(&self, file: &DatastorePath) -> String {
+        format!(
+            "/folder/{}?dcPath={}&dsName={}",
+            encode(&file.path, true),
+            encode(&self.datacenter, false),
+            encode(&file.datastore, false)
+        )
+    }
+
+    /// Asks for bytes `start..end`; what comes may end before that, and its reader even earlier.
+    pub fn get(
+        &self,
+        file: &DatastorePath,
+        start: u64,
+        end: u64,
+    ) -> Result<(Part, impl Read + use<>)> {
+        let address = self.address(file);
+        let what = format!("reading {file}");
+        self.session.with_cookie(|cookie| {
+            let http = &self.session.http;
+            match http.get(&what, &address, cookie, start, end)? {
+                (_, Some(found)) => Ok(Some(found)),
+                (StatusCode::UNAUTHORIZED, None) => Ok(None),
+                (status, None) => Err(self.refused(file, status)),
+            }
+        })
+    }
+
+    /// A whole file of at most `longest` bytes.
+    pub fn read_small(&self, file: &DatastorePath, longest: u64) -> Result<Vec<u8>> {
+        let (part, reader) = self.get(file, 0, longest)?;
+        if part.total > longest {
+            return Err(Error::TooMuch { what: file.to_string(), limit: longest as usize });
+        }
+        let mut bytes = Vec::new();
+        reader.take(longest).read_to_end(&mut bytes).map_err(|error| self.lost(&error))?;
+        match bytes.len() as u64 == part.total {
+            true => Ok(bytes),
+            false => Err(self.lost(&std::io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// A connection ended in the middle of a file.
+    pub fn lost(&self, error: &std::io::Error) -> Error {
+        Error::Unreachable {
+            place: self.session.http.place.clone(),
+            message: format!("the connection was lost: {error}"),
+            repair: None,
+        }
+    }
+
+    fn refused(&self, file: &DatastorePath, status: StatusCode) -> Error {
+        let place = self.session.http.place.clone();
+        match status {
+            StatusCode::NOT_FOUND => {
+                Error::NotFound { place, what: "file", name: file.to_string() }
+            }
+            status => Error::Failed {
+                what: format!("access to {file} at {place}"),
+                message: format!("the server says {status}"),
+                repair: None,
+            },
+        }
+    }
+}
+
+/// Percent-encoding of all but RFC 3986's unreserved characters.
+fn encode(text: &str, is_path: bool) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(byte.into());
+            }
+            b'/' if is_path => encoded.push('/'),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_by_datastore_and_path() {
+        let file = DatastorePath::parse("[ds 1] a b/c.vmdk").unwrap();
+        assert_eq!((file.datastore.as_str(), file.path.as_str()), ("ds 1", "a b/c.vmdk"));
+        assert_eq!(file.to_string(), "[ds 1] a b/c.vmdk");
+        for wrong in ["", "a/b", "[ds]", "[] a", "[ds"] {
+            assert_eq!(DatastorePath::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_encoded() {
+        assert_eq!(encode("a b/ä?&", true), "a%20b/%C3%A4%3F%26");
+        assert_eq!(encode("a/b", false), "a%2Fb");
+    }
+}

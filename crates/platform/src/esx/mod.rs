@@ -1,0 +1,125 @@
+//! VMware ESXi and vCenter, by the vSphere Web Services API (`/sdk`) and the file service (`/folder`).
+
+mod datastore;
+mod description;
+mod fuzz;
+mod http;
+mod inventory;
+mod power;
+mod session;
+mod snapshots;
+mod soap;
+mod tls;
+
+use std::sync::Arc;
+
+pub use fuzz::fuzz;
+use session::Session;
+use soap::Reference;
+
+use crate::registry::{Driver, Met};
+use crate::{
+    Ability, Action, Change, Options, Platform, Result, Snapshot, Uri, Verb, VmDetails, VmSummary,
+    Watch,
+};
+use datastore::Datastore;
+
+/// Hosts: `esx://root@host`.
+pub(crate) const HOST: Driver = Driver {
+    platform: "VMware ESXi",
+    schemes: &["esx"],
+    is_local: false,
+    path_parts: 0,
+    met: Met::Simulator("VMware's vSphere simulator 6.5 as a host"),
+    ability,
+    connect: |uri, options| Ok(Box::new(Esx::connect(uri, options)?)),
+};
+
+/// vCenters, with the data center whose VMs are meant: `vc://administrator@vsphere.local@vcenter/DC`.
+pub(crate) const VCENTER: Driver = Driver {
+    platform: "VMware vCenter",
+    schemes: &["vc"],
+    path_parts: 1,
+    met: Met::Simulator("VMware's vSphere simulator 6.5 as a vCenter"),
+    ..HOST
+};
+
+/// A host or a vCenter that we are logged in at.
+struct Esx {
+    session: Arc<Session>,
+    /// Below which VMs are looked for.
+    container: Reference,
+}
+
+fn ability(verb: Verb) -> Ability {
+    match verb {
+        Verb::Pause => Ability::partly("it is suspended: its memory goes into a file"),
+        Verb::Stop | Verb::Reset => {
+            Ability::partly("the guest is asked through VMware Tools, or --force")
+        }
+        Verb::ConsoleLog => Ability::no("vSphere keeps no console"),
+        Verb::ReadDisks => Ability::no("it is not built yet"),
+        _ => Ability::Yes,
+    }
+}
+
+impl Esx {
+    fn connect(uri: &Uri, options: &Options) -> Result<Self> {
+        let session = Arc::new(Session::open(uri, options)?);
+        let container = match uri.path.as_slice() {
+            [] => session.content.root.clone(),
+            path => inventory::datacenter(&session, path)?,
+        };
+        Ok(Self { session, container })
+    }
+
+    fn find(&self, vm: &str, properties: &[&str]) -> Result<inventory::Object> {
+        inventory::find(&self.session, &self.container, vm, properties)
+    }
+
+    fn datastore(&self, vm: &Reference) -> Result<Datastore<'_>> {
+        let datacenter = inventory::datacenter_path(&self.session, vm)?;
+        Ok(Datastore { session: &self.session, datacenter })
+    }
+}
+
+impl Platform for Esx {
+    fn product(&self) -> Result<String> {
+        Ok(self.session.content.product.clone())
+    }
+
+    fn ability(&self, verb: Verb) -> Ability {
+        ability(verb)
+    }
+
+    fn list(&self) -> Result<Vec<VmSummary>> {
+        inventory::list(&self.session, &self.container)
+    }
+
+    fn show(&self, vm: &str) -> Result<VmDetails> {
+        let properties: Vec<_> =
+            inventory::SUMMARY.iter().chain(description::PROPERTIES).copied().collect();
+        let found = self.find(vm, &properties)?;
+        let files = self.datastore(&found.reference)?;
+        let description = description::describe(&self.session, &found, &files)?;
+        Ok(VmDetails { summary: found.summary(), description })
+    }
+
+    fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>> {
+        snapshots::list(&self.session, &self.find(vm, &["name"])?.reference)
+    }
+
+    fn perform(&self, vm: &str, action: &Action) -> Result<()> {
+        power::perform(&self.session, &self.find(vm, &["name"])?.reference, action)
+    }
+
+    fn watch(&self) -> Option<&dyn Watch> {
+        Some(self)
+    }
+}
+
+impl Watch for Esx {
+    fn watch(&self, tell: &mut dyn FnMut(Change) -> bool) -> Result<()> {
+        inventory::watch(&self.session, &self.container, tell)
+    }
+}

@@ -1,0 +1,296 @@
+//! Whom we talk to: a server is known by its pinned certificate or by an authority, never by nothing.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore,
+    SignatureScheme, StreamOwned,
+};
+use sha2::{Digest, Sha256};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+};
+
+use crate::Error;
+
+/// SHA-256 of a certificate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Thumbprint([u8; 32]);
+
+/// Decides whether a server is the right one, and remembers one that was not.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    provider: Arc<CryptoProvider>,
+    pin: Option<Thumbprint>,
+    authorities: Option<Arc<WebPkiServerVerifier>>,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// A server that was not the right one.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// Its certificate's thumbprint.
+    pub thumbprint: Thumbprint,
+    /// Why it was refused.
+    pub reason: String,
+}
+
+impl Verifier {
+    /// Accepts the certificate with thumbprint `pin` and no other; without one, those that the authorities in the
+    /// file `ca` or, without that, the system's vouch for.
+    pub fn new(pin: Option<&str>, ca: Option<&Path>) -> crate::Result<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pin = pin.map(Thumbprint::parse).transpose()?;
+        let authorities = match pin {
+            Some(_) => None,
+            None => {
+                let roots = Arc::new(roots(ca)?);
+                // Without any authority everything is refused, with the thumbprint that could be pinned.
+                WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().ok()
+            }
+        };
+        Ok(Self { provider, pin, authorities, refused: Mutex::new(None) })
+    }
+
+    /// The server that was refused since it was last asked.
+    pub fn take_refused(&self) -> Option<Refused> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn refuse(
+        &self,
+        thumbprint: Thumbprint,
+        reason: String,
+        error: rustls::Error,
+    ) -> rustls::Error {
+        let refused = Refused { thumbprint, reason };
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refused);
+        error
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let thumbprint = Thumbprint(Sha256::digest(certificate).into());
+        if let Some(pin) = self.pin {
+            if pin == thumbprint {
+                return Ok(ServerCertVerified::assertion());
+            }
+            let error = CertificateError::ApplicationVerificationFailure.into();
+            return Err(self.refuse(thumbprint, format!("its thumbprint is not {pin}"), error));
+        }
+        let Some(authorities) = &self.authorities else {
+            let error = CertificateError::UnknownIssuer.into();
+            return Err(self.refuse(thumbprint, "no authority is known here".into(), error));
+        };
+        authorities.verify_server_cert(certificate, intermediates, name, ocsp, now).map_err(
+            |error| {
+                let reason = match &error {
+                    rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                        "no authority that is known here vouches for it".into()
+                    }
+                    error => error.to_string(),
+                };
+                self.refuse(thumbprint, reason, error)
+            },
+        )
+    }
+
+    // A pin says which key is meant; these say that the server has it.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Puts TLS over connections.
+#[derive(Debug)]
+pub(super) struct TlsConnector {
+    config: Arc<ClientConfig>,
+}
+
+impl TlsConnector {
+    pub fn new(verifier: Arc<Verifier>) -> Self {
+        let config = ClientConfig::builder_with_provider(verifier.provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("ring has what TLS 1.2 and 1.3 need")
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Self { config: Arc::new(config) }
+    }
+}
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = TlsTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<TlsTransport>, ureq::Error> {
+        let Some(transport) = chained else { return Ok(None) };
+        let host = details.uri.host().unwrap_or_default();
+        let name = ServerName::try_from(host.trim_matches(['[', ']']))
+            .map_err(|_| ureq::Error::Tls("the host's name is none"))?
+            .to_owned();
+        let connection = ClientConnection::new(self.config.clone(), name)?;
+        let mut adapter = TransportAdapter::new(transport.boxed(), details.current_time.clone());
+        adapter.set_timeout(details.timeout);
+        let mut stream = StreamOwned::new(connection, adapter);
+        stream.conn.complete_io(&mut stream.sock)?;
+        let buffers = LazyBuffers::new(
+            details.config.input_buffer_size(),
+            details.config.output_buffer_size(),
+        );
+        Ok(Some(TlsTransport { stream, buffers }))
+    }
+}
+
+/// A connection with TLS.
+pub(super) struct TlsTransport {
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+    buffers: LazyBuffers,
+}
+
+impl Transport for TlsTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        std::io::Write::write_all(&mut self.stream, &self.buffers.output()[..amount])?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        let length = std::io::Read::read(&mut self.stream, self.buffers.input_append_buf())?;
+        self.buffers.input_appended(length);
+        Ok(length > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.sock.get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for TlsTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsTransport")
+    }
+}
+
+impl Thumbprint {
+    /// From hexadecimal digits with or without colons.
+    fn parse(text: &str) -> crate::Result<Self> {
+        let wrong = || Error::Name {
+            text: text.into(),
+            message: "a thumbprint is 64 hexadecimal digits, the SHA-256 of a certificate".into(),
+        };
+        let digits: Option<Vec<u32>> = text
+            .trim()
+            .chars()
+            .filter(|letter| *letter != ':')
+            .map(|letter| letter.to_digit(16))
+            .collect();
+        let digits = digits.filter(|digits| digits.len() == 64).ok_or_else(wrong)?;
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = (pair[0] * 16 + pair[1]) as u8;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl std::fmt::Display for Thumbprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            let colon = if index == 0 { "" } else { ":" };
+            write!(f, "{colon}{byte:02X}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Thumbprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Certificates of authorities: those in a PEM file, or the system's.
+fn roots(ca: Option<&Path>) -> crate::Result<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    let Some(path) = ca else {
+        // What of the system's cannot be read vouches for nobody.
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(store);
+    };
+    let wrong = |message: String| Error::File {
+        path: path.to_owned(),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, message),
+    };
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| wrong(error.to_string()))?;
+    let (added, _) = store.add_parsable_certificates(certificates);
+    if added == 0 {
+        return Err(wrong("it holds no certificate".into()));
+    }
+    Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thumbprints_are_read_as_everybody_writes_them() {
+        let digits = "0123456789abcdef".repeat(4);
+        let colons = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+        let colons = colons.collect::<Vec<_>>().join(":").to_uppercase();
+        assert_eq!(Thumbprint::parse(&digits).unwrap().to_string(), colons);
+        assert!(Thumbprint::parse(&colons).unwrap() == Thumbprint::parse(&digits).unwrap());
+        for wrong in ["", "01", &digits[1..], &digits.replace('a', "g"), &format!("{digits}00")] {
+            assert!(Thumbprint::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
