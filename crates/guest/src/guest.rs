@@ -12,6 +12,7 @@ use crate::names;
 use crate::os::{self, Os};
 use crate::storage::{DiskReport, Found, Storage, VolumeReport};
 use crate::tree::Tree;
+use crate::windows::{self, RegistryPlan};
 
 /// An opened guest.
 pub struct Guest {
@@ -73,6 +74,12 @@ impl Guest {
     pub fn file_systems(&self) -> impl Iterator<Item = (&str, &dyn FileSystem)> {
         let volumes = self.storage.volumes.iter();
         volumes.filter_map(|found| Some((found.report.name.as_str(), found.fs.as_deref()?)))
+    }
+
+    /// What must change in a Windows guest's registry before it starts on AHCI or NVMe; `None` for other guests.
+    pub fn registry_plan(&self) -> Option<RegistryPlan> {
+        let root = self.root.as_ref().filter(|root| windows::is_windows(&root.tree))?;
+        Some(windows::plan(&root.tree))
     }
 
     /// What is printed of it.

@@ -27,6 +27,7 @@ mod plan;
 mod storage;
 mod tree;
 pub mod volume;
+mod windows;
 
 pub use error::{Error, Result};
 pub use guest::{Guest, Report};
@@ -35,3 +36,4 @@ pub use os::{Fstab, Os};
 pub use plan::{BootPlan, Firmware, LinuxBoot, NicName, PlanOptions};
 pub use storage::{DiskReport, VolumeReport, fuzz_storage};
 pub use tree::Tree;
+pub use windows::{RegistryChange, RegistryPlan, fuzz_hive};

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::Tree;
 use crate::fs::Kind;
 use crate::volume::at;
+use crate::{Tree, windows};
 
 const MAX_TEXT: u64 = 1 << 20;
 /// Most files of network configuration that are listed.
@@ -23,6 +23,12 @@ pub struct Os {
     /// Its version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Windows' edition, such as `Professional`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edition: Option<String>,
+    /// Windows' build, with its revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
     /// Its name for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -96,19 +102,13 @@ pub fn is_root(tree: &Tree) -> bool {
     let is_linux = tree.is_file("/etc/os-release")
         || tree.is_file("/usr/lib/os-release")
         || tree.is_file("/etc/fstab") && tree.is_folder("/bin");
-    is_linux || is_windows(tree)
-}
-
-fn is_windows(tree: &Tree) -> bool {
-    tree.is_file("/Windows/System32/config/SOFTWARE")
-        || tree.is_file("/Windows/System32/config/software")
-        || tree.is_file("/WINDOWS/system32/config/software")
+    is_linux || windows::is_windows(tree)
 }
 
 /// What is installed in `tree`.
 pub fn look(tree: &Tree) -> Os {
-    if is_windows(tree) {
-        return Os { kind: "windows", name: Some("Windows".into()), ..Os::default() };
+    if windows::is_windows(tree) {
+        return windows::look(tree);
     }
     let text = |path: &str| tree.read_text(path, MAX_TEXT).ok();
     let release = text("/etc/os-release").or_else(|| text("/usr/lib/os-release"));

@@ -12,7 +12,7 @@ use crate::layers::{Pieces, lvm, md};
 use crate::loader::Device;
 use crate::partition::{self, TableKind};
 use crate::tree::Tree;
-use crate::volume::{Volume, Whole};
+use crate::volume::{Numbered, Volume};
 
 /// Most volumes that are looked at, all disks together.
 const MAX_VOLUMES: usize = 1024;
@@ -85,7 +85,10 @@ struct Pending {
 impl Storage {
     /// Looks into `disks`, the one that is started from first.
     pub fn open(disks: &[Arc<dyn Disk>]) -> Self {
-        let volumes = disks.iter().map(|disk| Arc::new(Whole(Arc::clone(disk))) as Arc<dyn Volume>);
+        let numbered = |(index, disk): (usize, &Arc<dyn Disk>)| -> Arc<dyn Volume> {
+            Arc::new(Numbered(index, Arc::clone(disk)))
+        };
+        let volumes = disks.iter().enumerate().map(numbered);
         Self::of_volumes(volumes.collect())
     }
 

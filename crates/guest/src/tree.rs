@@ -1,8 +1,10 @@
 //! One tree of files over several file systems, as the guest itself sees it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::fs::{Entry, FileSystem, Kind, Metadata};
+use crate::volume::Volume;
 use crate::{Error, Result};
 
 /// Most symbolic links on the way to one file (Linux's MAXSYMLINKS).
@@ -49,6 +51,13 @@ impl Tree {
         let resolved = self.resolve(path, true)?;
         let (fs, inner) = self.locate(&resolved);
         fs.read(&inner, limit)
+    }
+
+    /// A file as a volume, of which only what is needed is read where that is possible.
+    pub fn open(&self, path: &str) -> Result<Arc<dyn Volume>> {
+        let resolved = self.resolve(path, true)?;
+        let (fs, inner) = self.locate(&resolved);
+        fs.open_file(&inner)
     }
 
     /// The content of a file of at most `limit` bytes as a text.

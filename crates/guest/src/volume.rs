@@ -18,6 +18,12 @@ pub trait Volume: Send + Sync {
         self.len() == 0
     }
 
+    /// Which disk a byte lies on, and where there; `None` if that cannot be said.
+    fn place(&self, offset: u64) -> Option<(usize, u64)> {
+        let _ = offset;
+        None
+    }
+
     /// Fills `buffer` from `offset`; a range that passes the end is an error.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 }
@@ -32,6 +38,39 @@ impl Volume for Whole {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         Ok(self.0.read_at(buffer, offset)?)
+    }
+}
+
+/// One of several disks.
+pub(crate) struct Numbered(pub usize, pub Arc<dyn Disk>);
+
+impl Volume for Numbered {
+    fn len(&self) -> u64 {
+        self.1.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        Ok(self.1.read_at(buffer, offset)?)
+    }
+
+    fn place(&self, offset: u64) -> Option<(usize, u64)> {
+        (offset < self.1.len()).then_some((self.0, offset))
+    }
+}
+
+/// Bytes in memory.
+pub(crate) struct Memory(pub Vec<u8>);
+
+impl Volume for Memory {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|start| self.0.get(start..));
+        let bytes = from.and_then(|from| from.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or_else(|| Error::damaged("volume", "it ends"))?);
+        Ok(())
     }
 }
 
@@ -61,6 +100,10 @@ impl Volume for Part {
             return Err(Error::damaged("volume", format!("something leads to {offset:#x}")));
         }
         self.inner.read_at(buffer, self.start + offset)
+    }
+
+    fn place(&self, offset: u64) -> Option<(usize, u64)> {
+        (offset < self.length).then(|| self.inner.place(self.start + offset))?
     }
 }
 
@@ -178,29 +221,7 @@ pub(crate) fn uuid_of(bytes: &[u8; 16]) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    use super::*;
-
-    /// A volume in memory.
-    pub struct Memory(pub Vec<u8>);
-
-    impl Volume for Memory {
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-            let from = usize::try_from(offset).ok().and_then(|start| self.0.get(start..));
-            let bytes = from.and_then(|from| from.get(..buffer.len()));
-            buffer.copy_from_slice(bytes.ok_or(Error::damaged("volume", "it ends"))?);
-            Ok(())
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests {
-    use super::testing::Memory;
     use super::*;
 
     #[test]

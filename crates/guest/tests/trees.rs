@@ -150,6 +150,7 @@ fn of_guest(tree: &Tree) -> Listing {
         for entry in tree.read_dir(&format!("{folder}/")).unwrap() {
             let path = format!("{folder}/{}", entry.name);
             let metadata = tree.link_metadata(&path).unwrap();
+            assert!(path.len() < 2000, "{path}");
             assert_eq!(metadata.kind, entry.kind, "{path}");
             let (kind, length, hash) = match metadata.kind {
                 Kind::Link => ('l', 0, hash(tree.read_link(&path).unwrap().as_bytes())),

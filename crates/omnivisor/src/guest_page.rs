@@ -13,7 +13,9 @@ pub fn lines(report: &Report) -> Vec<(&'static str, String)> {
     }
     lines.extend(report.volumes.iter().map(|volume| ("volume", volume_line(volume, report))));
     if let Some(os) = &report.os {
-        let words = [os.name.clone(), os.architecture.map(str::to_owned), os.hostname.clone()];
+        let build = os.build.as_ref().map(|build| format!("build {build}"));
+        let words =
+            [os.name.clone(), build, os.architecture.map(str::to_owned), os.hostname.clone()];
         lines.push(("system", words.into_iter().flatten().collect::<Vec<_>>().join(", ")));
         let more = [("kernels", os.kernels.join(", ")), ("tools", os.tools.join(", "))];
         lines.extend(more.into_iter().filter(|(_, text)| !text.is_empty()));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::Result;
-use crate::volume::{Volume, at, read_up_to};
+use crate::volume::{Memory, Volume, at, read_up_to};
 
 /// A file system as it would be after its journal was replayed. Nothing is ever written.
 ///
@@ -38,6 +38,11 @@ pub trait FileSystem {
 
     /// The content of a file of at most `limit` bytes.
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>>;
+
+    /// A file as a volume, of which only what is needed is read where that is possible.
+    fn open_file(&self, path: &str) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(Memory(self.read(path, MAX_IN_MEMORY)?)))
+    }
 
     /// Where a symbolic link leads.
     fn read_link(&self, path: &str) -> Result<String>;
@@ -126,6 +131,9 @@ const START: usize = 0x11000;
 
 /// Most names in one folder.
 const MAX_ENTRIES: usize = 1 << 20;
+
+/// Largest file that is read as a whole to be looked into.
+const MAX_IN_MEMORY: u64 = 256 << 20;
 
 /// Finds out what is on `volume` and opens it.
 pub fn open(volume: Arc<dyn Volume>) -> Content {

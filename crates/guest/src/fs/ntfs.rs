@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
+use ntfs::attribute_value::NtfsAttributeValue;
 use ntfs::indexes::NtfsFileNameIndex;
 use ntfs::structured_values::NtfsFileNamespace;
-use ntfs::{Ntfs, NtfsError, NtfsReadSeek};
+use ntfs::{Ntfs, NtfsAttributeFlags, NtfsError, NtfsReadSeek};
 
 use super::walk::{Nodes, Walk};
 use super::{Entry, Kind, MAX_ENTRIES, Metadata};
+use crate::layers::{Piece, Pieces};
 use crate::volume::Volume;
 use crate::{Error, Result};
 
@@ -144,6 +146,39 @@ impl Nodes for Windows {
             false => (Kind::File, self.stream(*file, None)?.0),
         };
         Ok(Metadata { kind, length, mode: 0o755 })
+    }
+
+    fn pieces(&self, file: &u64) -> Result<Option<Arc<dyn Volume>>> {
+        let reader = &mut *self.reader.borrow_mut();
+        let file = self.inner.file(reader, *file).map_err(explain)?;
+        let Some(item) = file.data(reader, "") else { return Ok(None) };
+        let item = item.map_err(explain)?;
+        let attribute = item.to_attribute().map_err(explain)?;
+        let is_plain = !attribute
+            .flags()
+            .intersects(NtfsAttributeFlags::COMPRESSED | NtfsAttributeFlags::ENCRYPTED);
+        let value = attribute.value(reader).map_err(explain)?;
+        let (true, NtfsAttributeValue::NonResident(value)) = (is_plain, value) else {
+            return Ok(None);
+        };
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        for run in value.data_runs() {
+            let run = run.map_err(explain)?;
+            let length = run.allocated_size().min(value.len().saturating_sub(start));
+            // A hole is read as a whole with the rest.
+            let Some(place) = run.data_position().value() else { return Ok(None) };
+            if length == 0 {
+                break;
+            }
+            if pieces.len() == MAX_ENTRIES {
+                return Ok(None);
+            }
+            let on = vec![(Arc::clone(&reader.volume), place.get())];
+            pieces.push(Piece { start, length, stripe: length, on });
+            start += length;
+        }
+        Ok(Pieces::new(pieces).map(|pieces| Arc::new(pieces) as Arc<dyn Volume>))
     }
 
     fn content(&self, file: &u64, length: u64) -> Result<Vec<u8>> {

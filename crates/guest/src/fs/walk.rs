@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::{Entry, FileSystem, Kind, Metadata};
+use super::{Entry, FileSystem, Kind, MAX_IN_MEMORY, Metadata};
+use crate::volume::{Memory, Volume};
 use crate::{Error, Result};
 
 /// Longest target of a symbolic link.
@@ -27,6 +29,10 @@ pub trait Nodes {
     fn content(&self, file: &Self::Id, length: u64) -> Result<Vec<u8>>;
     fn target(&self, link: &Self::Id, length: u64) -> Result<Vec<u8>> {
         self.content(link, length)
+    }
+    /// A file's content, where that lies in one piece after another on the volume.
+    fn pieces(&self, _file: &Self::Id) -> Result<Option<Arc<dyn Volume>>> {
+        Ok(None)
     }
     fn default_folder(&self) -> String {
         "/".into()
@@ -117,6 +123,14 @@ impl<N: Nodes> FileSystem for Walk<N> {
             return Err(Error::TooLarge { path: path.to_owned(), limit });
         }
         self.nodes.content(&file, length)
+    }
+
+    fn open_file(&self, path: &str) -> Result<Arc<dyn Volume>> {
+        let (file, _) = self.of_kind(path, Kind::File, "a file")?;
+        match self.nodes.pieces(&file)? {
+            Some(volume) => Ok(volume),
+            None => Ok(Arc::new(Memory(self.read(path, MAX_IN_MEMORY)?))),
+        }
     }
 
     fn read_link(&self, path: &str) -> Result<String> {

@@ -71,13 +71,21 @@ impl Volume for Pieces {
         }
         Ok(())
     }
+
+    fn place(&self, offset: u64) -> Option<(usize, u64)> {
+        let next = self.pieces.partition_point(|piece| piece.start <= offset);
+        let piece = &self.pieces[next.checked_sub(1)?];
+        // Of what is in stripes or has copies, a byte is not all there is to write.
+        let [(volume, start)] = &piece.on[..] else { return None };
+        let within = Some(offset - piece.start).filter(|&within| within < piece.length)?;
+        volume.place(start.checked_add(within)?)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::read;
-    use crate::volume::testing::Memory;
+    use crate::volume::{Memory, read};
 
     #[test]
     fn stripes_take_turns_and_pieces_follow_each_other() {

@@ -144,7 +144,7 @@ impl Mbr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::testing::Memory;
+    use crate::volume::Memory;
 
     fn put(disk: &mut [u8], sector: usize, entries: &[(u8, u32, u32)]) {
         let sector = &mut disk[sector * 512..][..512];
