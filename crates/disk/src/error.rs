@@ -3,7 +3,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::Format;
+use crate::{Format, HttpError};
 
 /// Result of a disk's work.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -46,6 +46,15 @@ pub enum Error {
         /// What the operating system said.
         #[source]
         source: io::Error,
+    },
+    /// An HTTP server does not give what is wanted.
+    #[error("Cannot read {url}")]
+    Http {
+        /// Where it is, without secrets.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<HttpError>,
     },
     /// A range passes the end of the disk.
     #[error("Bytes {} to {} are not within the disk's {length}", range.start, range.end)]

@@ -66,12 +66,16 @@ pub use extent::{Content, Extent, Extents, Location};
 pub use format::{Format, UnknownFormat};
 pub use fuzz::fuzz;
 pub use open::{
-    FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over, overlay,
+    FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over,
+    open_url, overlay,
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
 pub use resize::resize;
-pub use source::{FileSource, MemorySource, PartSource, Source, WritableSource};
+pub use source::{
+    FileSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource, Source,
+    WritableSource, is_url,
+};
 
 /// Bytes in a sector, the unit of a disk's length.
 pub const SECTOR_SIZE: u64 = 512;

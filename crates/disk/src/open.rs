@@ -3,11 +3,12 @@
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use crate::archive::{self, Archive};
 use crate::layer::{Image, Layer};
 use crate::qcow2::Qcow2Options;
-use crate::source::{FileSource, Source};
+use crate::source::{FileSource, HttpOptions, HttpSource, Source, is_url};
 use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
-use crate::{archive, asif, dmg, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vma, vmdk};
+use crate::{asif, dmg, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vma, vmdk};
 
 /// Longest chain of parents that is followed.
 const MAX_DEPTH: usize = 128;
@@ -65,6 +66,13 @@ pub struct ImageInfo {
     pub snapshots: Vec<Snapshot>,
 }
 
+impl ImageInfo {
+    /// The detail of this name.
+    pub fn detail(&self, name: &str) -> Option<&str> {
+        self.details.iter().find(|(found, _)| *found == name).map(|(_, value)| value.as_str())
+    }
+}
+
 /// An internal snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -80,7 +88,8 @@ pub struct Snapshot {
     pub machine_state: u64,
 }
 
-/// Opens an image and its parents; only the image itself is ever written to.
+/// Opens an image and its parents; only the image itself is ever written to. A path that begins with `http://` or
+/// `https://` is an address, see [`open_url`].
 pub fn open(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Arc<dyn Disk>> {
     let (disk, _) = open_chain(path, options)?;
     Ok(disk)
@@ -92,13 +101,21 @@ pub fn open_chain(
     options: &ImageOptions,
 ) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>)> {
     let path = path.as_ref();
+    if let Some(url) = path.to_str().filter(|_| is_url(path)) {
+        return open_url(url, &HttpOptions::default(), options);
+    }
     // Parallels' bundles are folders.
     let descriptor = path.join("DiskDescriptor.xml");
     let path = if path.is_dir() && descriptor.is_file() { &descriptor } else { path };
     let inside = match archive::split(path) {
-        Some((archive, name)) => archive::open_member(archive, Some(name), options.format)?,
+        Some((archive, name)) => {
+            let source = Arc::new(FileSource::open(archive, true)?);
+            let name = name.to_string_lossy().into_owned();
+            archive::open_member(source, Archive::Path(archive), Some(name), options.format)?
+        }
         None if options.format.is_none() && archive::is_archive(path) => {
-            archive::open_member(path, None, None)?
+            let source = Arc::new(FileSource::open(path, true)?);
+            archive::open_member(source, Archive::Path(path), None, None)?
         }
         None => None,
     };
@@ -114,9 +131,38 @@ pub fn open_chain(
         }
         FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
     };
-    let mut chain = Chain { folder, infos: Vec::new(), seen: Vec::new() };
+    let mut chain = Chain { folder, ..Chain::default() };
     let link = chain.open(path, options)?;
     Ok((link.disk, chain.infos))
+}
+
+/// Opens an image of an HTTP server and its parents, for reading, and tells of every image of its chain, itself first.
+/// Parents and other files that it names are looked for in its folder on the server. Of an archive, what follows a `#`
+/// is the name of the disk.
+pub fn open_url(
+    url: &str,
+    http: &HttpOptions,
+    options: &ImageOptions,
+) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>)> {
+    let source = Arc::new(HttpSource::open(url, http)?);
+    let name = url.split_once('#').map(|(_, name)| name.to_owned());
+    if name.is_some() || options.format.is_none() {
+        let address = source.address();
+        let archive: Arc<dyn Source> = source.clone();
+        let found = archive::open_member(archive, Archive::Url(&address), name, options.format)?;
+        if let Some((disk, mut info)) = found {
+            info.details.extend(version_of(&source));
+            return Ok((disk, vec![info]));
+        }
+    }
+    let mut chain = Chain::default();
+    let link = chain.open_remote(source, options)?;
+    Ok((link.disk, chain.infos))
+}
+
+/// What the server says to tell the file from other versions of it.
+fn version_of(source: &HttpSource) -> Option<(&'static str, String)> {
+    Some(("version", source.version()?.to_owned()))
 }
 
 /// Makes a new qcow2 image at `path` that holds what is written to it and reads as `parent` elsewhere.
@@ -149,7 +195,8 @@ pub(crate) fn open_alone(path: &Path, format: Format) -> Result<Arc<dyn Disk>> {
     let source = Arc::new(FileSource::open(path, true)?);
     let real = std::fs::canonicalize(path)
         .map_err(|source| Error::Open { path: path.to_owned(), source })?;
-    let neighbours = Neighbours { folder: real.parent(), within: real.parent(), read_only: true };
+    let folder = real.parent();
+    let neighbours = Neighbours { folder, within: folder, ..Neighbours::NONE };
     let parsed = parse(source, format, &neighbours, None).map_err(image)?;
     Ok(Arc::new(Image::new(format, parsed.layer, parsed.length, None, true)))
 }
@@ -203,14 +250,19 @@ pub(crate) struct Neighbours<'a> {
     /// Where they must lie; anywhere if `None`.
     pub within: Option<&'a Path>,
     pub read_only: bool,
+    /// The image itself, if it is a server's.
+    pub remote: Option<&'a HttpSource>,
 }
 
 impl Neighbours<'_> {
     /// Those of an image without a folder.
-    pub const NONE: Self = Neighbours { folder: None, within: None, read_only: true };
+    pub const NONE: Self = Neighbours { folder: None, within: None, read_only: true, remote: None };
 
     /// Opens a file that the image names.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Source>> {
+        if let Some(remote) = self.remote {
+            return Ok(Arc::new(remote.sibling(name)?));
+        }
         let path = self.find(name)?;
         Ok(Arc::new(FileSource::open(path, self.read_only)?))
     }
@@ -237,10 +289,30 @@ struct Link {
     identity: Option<Identity>,
 }
 
+impl Link {
+    /// The disk, if it is what a child says of its parent.
+    fn into_parent(self, link: &ParentLink, path: PathBuf) -> Result<Arc<dyn Disk>> {
+        match (link.identity, self.identity) {
+            (Some(expected), Some(found)) if expected != found => {
+                let what = match (expected, found) {
+                    (Identity::ContentId(expected), Identity::ContentId(found)) => {
+                        format!("its content has number {found:08x}, not {expected:08x}")
+                    }
+                    _ => "its identifier is another".to_owned(),
+                };
+                Err(Error::ParentChanged { path, what })
+            }
+            _ => Ok(self.disk),
+        }
+    }
+}
+
+#[derive(Default)]
 struct Chain {
     folder: Option<PathBuf>,
     infos: Vec<ImageInfo>,
     seen: Vec<(u64, u64)>,
+    seen_remote: Vec<Arc<HttpSource>>,
 }
 
 impl Chain {
@@ -295,8 +367,9 @@ impl Chain {
     ) -> Result<Link> {
         let real = std::fs::canonicalize(path)
             .map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        let within = self.folder.as_deref();
         let neighbours =
-            Neighbours { folder: real.parent(), within: self.folder.as_deref(), read_only };
+            Neighbours { folder: real.parent(), within, read_only, ..Neighbours::NONE };
         let file_length = source.len();
         let parsed = parse(source, format, &neighbours, options.snapshot.as_deref())?;
         self.infos.push(ImageInfo {
@@ -325,19 +398,48 @@ impl Chain {
         let path = self.find_parent(folder, child, link)?;
         let options =
             ImageOptions { read_only: true, format: link.format, ..ImageOptions::default() };
-        let parent = self.open(&path, &options)?;
-        match (link.identity, parent.identity) {
-            (Some(expected), Some(found)) if expected != found => {
-                let what = match (expected, found) {
-                    (Identity::ContentId(expected), Identity::ContentId(found)) => {
-                        format!("its content has number {found:08x}, not {expected:08x}")
-                    }
-                    _ => "its identifier is another".to_owned(),
-                };
-                Err(Error::ParentChanged { path, what })
-            }
-            _ => Ok(parent.disk),
+        self.open(&path, &options)?.into_parent(link, path)
+    }
+
+    fn open_remote(&mut self, source: Arc<HttpSource>, options: &ImageOptions) -> Result<Link> {
+        if self.infos.len() >= MAX_DEPTH {
+            return Err(Error::Chain("is too long"));
         }
+        if self.seen_remote.iter().any(|seen| seen.is_same(&source)) {
+            return Err(Error::Chain("leads back to itself"));
+        }
+        self.seen_remote.push(Arc::clone(&source));
+        let path = PathBuf::from(source.address());
+        let failed = |source| Error::Image { path: path.clone(), source: Box::new(source) };
+        let (parsed, mut info) =
+            archive::read_image(source.clone(), options, Some(&source)).map_err(failed)?;
+        info.path = path.clone();
+        info.details.extend(version_of(&source));
+        let format = info.format;
+        self.infos.push(info);
+        let parent = match &parsed.parent {
+            Some(link) => Some(self.open_remote_parent(&source, link).map_err(failed)?),
+            None => None,
+        };
+        let image = Image::new(format, parsed.layer, parsed.length, parent, true);
+        Ok(Link { disk: Arc::new(image), identity: parsed.identity })
+    }
+
+    fn open_remote_parent(
+        &mut self,
+        child: &HttpSource,
+        link: &ParentLink,
+    ) -> Result<Arc<dyn Disk>> {
+        for name in &link.names {
+            let found = match child.sibling(name) {
+                Err(Error::NotFound { .. }) => continue,
+                found => Arc::new(found?),
+            };
+            let path = PathBuf::from(found.address());
+            let options = ImageOptions { format: link.format, ..ImageOptions::default() };
+            return self.open_remote(found, &options)?.into_parent(link, path);
+        }
+        Err(Error::NotFound { name: link.names.first().cloned().unwrap_or_default() })
     }
 
     fn find_parent(
@@ -346,7 +448,8 @@ impl Chain {
         child: Format,
         link: &ParentLink,
     ) -> Result<PathBuf> {
-        let neighbours = Neighbours { folder, within: self.folder.as_deref(), read_only: true };
+        let within = self.folder.as_deref();
+        let neighbours = Neighbours { folder, within, ..Neighbours::NONE };
         let mut refused = None;
         for name in &link.names {
             match neighbours.find(name) {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 pub use tar::{Member, members};
 
 use crate::layer::{Image, Layer, Place, Run};
-use crate::open::{Neighbours, parse};
-use crate::source::{FileSource, PartSource, Source};
-use crate::{Disk, Error, Format, ImageInfo, Result, SECTOR_SIZE};
+use crate::open::{Neighbours, Parsed, parse};
+use crate::source::{HttpSource, PartSource, Source};
+use crate::{Disk, Error, Format, ImageInfo, ImageOptions, Result, SECTOR_SIZE};
 
 /// Opens the image that a source holds, for reading; other files that it names are not found. The format is found out by
 /// content unless it is given.
@@ -23,34 +23,72 @@ pub fn open_source(
     source: Arc<dyn Source>,
     format: Option<Format>,
 ) -> Result<(Arc<dyn Disk>, ImageInfo)> {
-    let format = match format {
+    let options = ImageOptions { format, ..ImageOptions::default() };
+    let (parsed, info) = read_image(source, &options, None)?;
+    if parsed.parent.is_some() {
+        let what = "its parent cannot be looked for from where it is".to_owned();
+        return Err(Error::Unsupported { format: info.format, what });
+    }
+    let disk = Image::new(info.format, parsed.layer, parsed.length, None, true);
+    Ok((Arc::new(disk), info))
+}
+
+/// Reads the structures of the image that a source holds, which need not be a file, and tells of it.
+pub(crate) fn read_image(
+    source: Arc<dyn Source>,
+    options: &ImageOptions,
+    remote: Option<&HttpSource>,
+) -> Result<(Parsed, ImageInfo)> {
+    let format = match options.format {
         Some(format) => format,
         None => Format::detect(&*source)?,
     };
-    let mut info = ImageInfo {
+    let file_length = source.len();
+    let parsed = if format == Format::Raw {
+        Parsed::new(Plain([source]), file_length / SECTOR_SIZE * SECTOR_SIZE)
+    } else {
+        let neighbours = Neighbours { remote, ..Neighbours::NONE };
+        parse(source, format, &neighbours, options.snapshot.as_deref())?
+    };
+    let info = ImageInfo {
         path: PathBuf::new(),
         format,
-        length: source.len() / SECTOR_SIZE * SECTOR_SIZE,
-        file_length: source.len(),
-        block_size: 1,
-        details: Vec::new(),
-        snapshots: Vec::new(),
+        length: parsed.length,
+        file_length,
+        block_size: parsed.layer.block_size(),
+        details: parsed.details.clone(),
+        snapshots: parsed.snapshots.clone(),
     };
-    let disk = if format == Format::Raw {
-        Image::new(format, Box::new(Plain([source])), info.length, None, true)
-    } else {
-        let parsed = parse(source, format, &Neighbours::NONE, None)?;
-        if parsed.parent.is_some() {
-            let what = "its parent cannot be looked for from where it is".to_owned();
-            return Err(Error::Unsupported { format, what });
+    Ok((parsed, info))
+}
+
+/// Where an archive is.
+#[derive(Clone, Copy)]
+pub(crate) enum Archive<'a> {
+    Path(&'a Path),
+    /// Of a server.
+    Url(&'a str),
+}
+
+impl Archive<'_> {
+    fn path(self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.to_owned(),
+            Self::Url(url) => PathBuf::from(url),
         }
-        info.length = parsed.length;
-        info.block_size = parsed.layer.block_size();
-        info.details = parsed.details;
-        info.snapshots = parsed.snapshots;
-        Image::new(format, parsed.layer, parsed.length, None, true)
-    };
-    Ok((Arc::new(disk), info))
+    }
+
+    /// What leads to a member of it.
+    fn join(self, name: &str) -> PathBuf {
+        match self {
+            Self::Path(path) => path.join(name),
+            Self::Url(url) => PathBuf::from(format!("{url}#{name}")),
+        }
+    }
+
+    fn failed(self, what: String) -> Error {
+        Error::Archive { path: self.path(), what }
+    }
 }
 
 /// The archive and the name within it, if a path leads into one: `web.ova/disk1.vmdk`.
@@ -74,22 +112,22 @@ pub(crate) fn is_archive(path: &Path) -> bool {
 /// Opens the disk that is called `name` in an archive, or the only one that is in it; nothing if the file is
 /// no archive.
 pub(crate) fn open_member(
-    archive: &Path,
-    name: Option<&Path>,
+    source: Arc<dyn Source>,
+    archive: Archive<'_>,
+    name: Option<String>,
     format: Option<Format>,
 ) -> Result<Option<(Arc<dyn Disk>, ImageInfo)>> {
-    let source: Arc<dyn Source> = Arc::new(FileSource::open(archive, true)?);
     let Some(members) = members(&*source)? else { return Ok(None) };
     let name = match name {
-        Some(name) => name.to_string_lossy().into_owned(),
+        Some(name) => name,
         None => match &disks(&source, &members)?[..] {
             [only] => only.clone(),
-            [] => return Err(failed(archive, "holds no disk".to_owned())),
+            [] => return Err(archive.failed("holds no disk".to_owned())),
             several => {
                 let names = several.join(", ");
                 let first = archive.join(&several[0]);
                 let what = format!("holds several disks, {names}: say {}", first.display());
-                return Err(failed(archive, what));
+                return Err(archive.failed(what));
             }
         },
     };
@@ -112,7 +150,7 @@ pub(crate) fn open_member(
         let disk = Image::new(Format::Raw, Box::new(blocks), length, None, true);
         (Arc::new(disk) as Arc<dyn Disk>, info)
     } else {
-        return Err(failed(archive, format!("holds no {name}")));
+        return Err(archive.failed(format!("holds no {name}")));
     };
     info.path = path;
     Ok(Some((disk, info)))
@@ -136,10 +174,6 @@ fn disks(source: &Arc<dyn Source>, members: &[Member]) -> Result<Vec<String>> {
     }
     names.dedup();
     Ok(names)
-}
-
-fn failed(archive: &Path, what: String) -> Error {
-    Error::Archive { path: archive.to_owned(), what }
 }
 
 /// A raw disk in a source that is no file.

@@ -28,13 +28,13 @@ pub fn members(source: &dyn Source) -> Result<Option<Vec<Member>>> {
     // An archive that was cut off ends with its last whole header.
     while source.len().saturating_sub(at) >= BLOCK {
         let header = read_vec(source, at, BLOCK as usize)?;
+        if at == 0 && !is_header(&header) {
+            return Ok(None);
+        }
         if header.iter().all(|&byte| byte == 0) {
             break;
         }
         if !is_header(&header) {
-            if at == 0 {
-                return Ok(None);
-            }
             return Err(damaged(format!("what should be a header at {at} is none")));
         }
         let stated = number(&header[124..136]).ok_or_else(|| damaged("a size is no number"))?;
@@ -78,7 +78,7 @@ pub fn members(source: &dyn Source) -> Result<Option<Vec<Member>>> {
         }
         at = end.next_multiple_of(BLOCK);
     }
-    Ok(Some(members))
+    Ok((at != 0).then_some(members))
 }
 
 /// Whether 512 bytes describe a member.

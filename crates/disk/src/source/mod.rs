@@ -1,6 +1,7 @@
-//! Bytes by offset beneath a format: a file, a block device, memory.
+//! Bytes by offset beneath a format: a file, a block device, a file of an HTTP server, memory.
 
 mod file;
+mod http;
 mod memory;
 mod part;
 
@@ -11,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use zerocopy::FromBytes;
 
 pub use file::FileSource;
+pub use http::{HttpError, HttpOptions, HttpSource, is_url};
 pub use memory::MemorySource;
 pub use part::PartSource;
 

@@ -116,9 +116,13 @@ pub fn remembered_format(path: &Path, state: &Path) -> Result<Option<Format>, Er
 }
 
 fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
-    let path = std::path::absolute(&spec.path).unwrap_or_else(|_| spec.path.clone());
-    // Links are followed, so that one disk has one overlay; what is not there fails when it is opened.
-    let path = std::fs::canonicalize(&path).unwrap_or(path);
+    let path = if disk::is_url(&spec.path) {
+        spec.path.clone()
+    } else {
+        let path = std::path::absolute(&spec.path).unwrap_or_else(|_| spec.path.clone());
+        // Links are followed, so that one disk has one overlay; what is not there fails when it is opened.
+        std::fs::canonicalize(&path).unwrap_or(path)
+    };
     let stated = spec.format.as_deref().map(str::parse).transpose()?;
     let raw_record = RawRecord::new(&state.folder, &path);
     let format = match stated {
@@ -181,7 +185,9 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
         None => {
             // First, so that there is no overlay without it.
             record.write(&found)?;
-            let named = path.to_str().map(|path| (path.to_owned(), found.format_or_raw()));
+            // Only a file can be named: others have the record alone.
+            let format = found.format().filter(|_| !disk::is_url(&path));
+            let named = format.and_then(|format| Some((path.to_str()?.to_owned(), format)));
             (disk::overlay(&overlay, base, named)?, true)
         }
     };

@@ -35,6 +35,9 @@ struct Image {
     length: u64,
     /// In nanoseconds since 1970; 0 for block devices, which do not tell.
     modified: u128,
+    /// What a server tells versions of the file apart by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
 }
 
 /// Remembers that a file is a raw disk.
@@ -82,16 +85,15 @@ impl Base {
             format: image.format.name().to_owned(),
             length: image.file_length,
             modified: holder(&image.path).map_or(0, |found| modified(&found)),
+            version: image.detail("version").map(str::to_owned),
         };
         Self { path: path.to_owned(), chain: chain.iter().map(image).collect() }
     }
 
+    /// The format of the file itself; nothing if the image is a part of it.
     pub fn format(&self) -> Option<Format> {
-        self.chain.first().and_then(|image| image.format.parse().ok())
-    }
-
-    pub fn format_or_raw(&self) -> Format {
-        self.format().unwrap_or(Format::Raw)
+        let image = self.chain.first().filter(|image| image.path == self.path);
+        image.and_then(|image| image.format.parse().ok())
     }
 
     /// A sentence on how what is there now differs.

@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
@@ -115,4 +116,71 @@ fn names_that_lead_elsewhere_are_no_folders() {
         let state = State { vm: vm.into(), ..state(folder.path()) };
         assert!(matches!(state.vm_folder(), Err(Error::Name(_))), "{vm}");
     }
+}
+
+/// Serves 1 MiB of ones, of which it says the version that is counted; returns its address.
+fn serve(version: Arc<AtomicU32>) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let range = head.iter().find_map(|line| {
+                let line = line.to_ascii_lowercase();
+                let (first, last) = line.strip_prefix("range: bytes=")?.split_once('-')?;
+                Some((first.parse::<usize>().ok()?, last.parse::<usize>().ok()?))
+            });
+            let (first, last) = range.unwrap();
+            let version = version.load(Ordering::Relaxed);
+            let head = format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/1048576\r\n\
+                 Content-Length: {}\r\nConnection: close\r\nETag: \"{version}\"\r\n\r\n",
+                last + 1 - first
+            );
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(&vec![1; last + 1 - first]);
+        }
+    });
+    format!("http://{address}/disk.raw")
+}
+
+#[test]
+fn an_overlay_lies_over_a_disk_of_a_server_until_that_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = Arc::new(AtomicU32::new(1));
+    let url = serve(version.clone());
+    let open = |options: &str| {
+        let disks = [disk(&format!("{url}{options}"))];
+        open_disks(&disks, &state(folder.path())).map(|mut disks| disks.remove(0))
+    };
+    let first = open("").unwrap();
+    assert_eq!(first_bytes(&first), [1; 4]);
+    first.disk.write_at(&[2; 512], 0).unwrap();
+    drop(first);
+    assert_eq!(first_bytes(&open("").unwrap()), [2; 4]);
+    assert!(matches!(open(",in-place"), Err(Error::NotInPlace { .. })));
+    assert_eq!(open(",readonly").unwrap().writes, Writes::Nowhere);
+    version.store(2, Ordering::Relaxed);
+    assert!(matches!(open(""), Err(Error::BaseChanged { .. })));
+}
+
+#[test]
+fn the_disk_of_an_archive_keeps_its_overlay() {
+    let folder = folder_with_disk();
+    let raw = ImageOptions { read_only: true, ..ImageOptions::default() };
+    let raw = disk::open(folder.path().join("disk"), &raw).unwrap();
+    let image = folder.path().join("web.vmdk");
+    disk::convert(&*raw, &image, &disk::ConvertOptions::new(Format::Vmdk), |_| {}).unwrap();
+    drop(raw);
+    let tar = ["-C", folder.path().to_str().unwrap(), "-cf"];
+    let path = folder.path().join("disk");
+    let done = std::process::Command::new("tar").args(tar).arg(&path).arg("web.vmdk").status();
+    assert!(done.unwrap().success());
+    let first = open(folder.path(), "").unwrap();
+    assert_eq!((first_bytes(&first), first.format), ([1; 4], Format::Vmdk));
+    first.disk.write_at(&[2; 512], 0).unwrap();
+    drop(first);
+    assert_eq!(first_bytes(&open(folder.path(), "").unwrap()), [2; 4]);
 }
