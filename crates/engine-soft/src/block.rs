@@ -215,7 +215,10 @@ impl Cache {
     #[inline(never)]
     fn find_slow(&mut self, c: &mut Cpu) -> Step<u32> {
         let linear = c.rip.wrapping_add(c.base_of_code()) & c.linear_mask;
-        let physical = c.translate(linear, Access::Fetch, c.user)?;
+        let physical = match c.fetches.number(linear, c.user) {
+            Some(physical) => physical,
+            None => c.translate(linear, Access::Fetch, c.user)?,
+        };
         let key = key(c);
         let place = (physical, c.rip, key);
         if let Some(&number) = self.by_place.get(&place) {
@@ -376,8 +379,7 @@ fn check_of_segment(i: &Instruction, mode: Mode, op: &Op) -> Option<Op> {
 
 /// Where code is in this process; from now on the page's changes are noticed.
 fn watched(c: &mut Cpu, physical: u64) -> Option<HostAddress> {
-    let ram = std::sync::Arc::clone(&c.ram);
-    let page = ram.page(physical)?;
+    let page = c.ram.page(physical)?;
     if !page.set_code(true) {
         c.writes.forget_host(page.host());
         c.vm.code_page_found(&c.shared);

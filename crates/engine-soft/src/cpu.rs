@@ -142,6 +142,8 @@ pub struct Cpu {
     pub base: [u64; 8],
     pub reads: Tlb,
     pub writes: Tlb,
+    /// Guest-physical pages of what was executed.
+    pub fetches: Box<Tlb>,
     pub translated: crate::translate::context::Context,
     /// Size of the largest pages seen in the lower and the upper half of the addresses, as a shift; 0 for
     /// small ones.
@@ -405,6 +407,7 @@ impl Cpu {
     pub fn flush_tlb(&mut self) {
         self.reads.clear();
         self.writes.clear();
+        self.fetches.clear();
         self.translated.pages.clear();
         self.large = [0; 2];
         self.generation += 1;
@@ -414,6 +417,7 @@ impl Cpu {
     pub fn flush_local(&mut self) {
         self.reads.clear_local();
         self.writes.clear_local();
+        self.fetches.clear_local();
         self.translated.pages.clear_local();
         self.large[0] = 0;
         self.generation += 1;
@@ -425,10 +429,12 @@ impl Cpu {
         if large == 0 {
             self.reads.forget(linear);
             self.writes.forget(linear);
+            self.fetches.forget(linear);
             self.translated.pages.forget(linear);
         } else {
             self.reads.forget_large(linear, large);
             self.writes.forget_large(linear, large);
+            self.fetches.forget_large(linear, large);
             self.translated.pages.clear();
         }
         self.generation += 1;

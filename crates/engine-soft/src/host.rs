@@ -341,10 +341,10 @@ impl RamPage<'_> {
 }
 
 /// Entries of each ring's TLB.
-const ENTRIES: usize = 1024;
+const ENTRIES: usize = 4096;
 
 /// Local entries that are remembered one by one.
-const LOCAL: usize = 512;
+const LOCAL: usize = 2048;
 
 /// Which linear pages are where in this process, for one kind of access: for rings 0 to 2 and for ring 3.
 #[repr(C)]
@@ -364,7 +364,7 @@ struct TlbEntry {
     host: usize,
 }
 
-const EMPTY: [TlbEntry; ENTRIES] = {
+static EMPTY: [TlbEntry; ENTRIES] = {
     let mut entries = [TlbEntry { page: 0, host: 0 }; ENTRIES];
     let mut index = 0;
     while index < ENTRIES {
@@ -409,8 +409,23 @@ impl Tlb {
 
     /// Remembers a page; a global one survives a change of CR3.
     pub fn insert(&mut self, linear: u64, user: u64, host: HostAddress, global: bool) {
+        self.note(linear, user, host.0, global);
+    }
+
+    /// The number that was noted for the page of `linear`, with the offset in the page.
+    #[inline(always)]
+    pub fn number(&self, linear: u64, user: u64) -> Option<u64> {
+        self.find::<u8>(linear, user).map(HostAddress::number)
+    }
+
+    /// Like [`Tlb::insert`], for what is no address of this process: see [`Tlb::number`].
+    pub fn insert_number(&mut self, linear: u64, user: u64, page: u64, global: bool) {
+        self.note(linear, user, page as usize, global);
+    }
+
+    fn note(&mut self, linear: u64, user: u64, host: usize, global: bool) {
         let (ring, index) = (user as usize & 1, Self::index(linear));
-        self.entries[ring][index] = TlbEntry { page: linear & !(PAGE - 1), host: host.0 };
+        self.entries[ring][index] = TlbEntry { page: linear & !(PAGE - 1), host };
         if !global {
             if let Some(local) = self.local.get_mut(self.locals) {
                 *local = (ring * ENTRIES + index) as u16;

@@ -1,7 +1,5 @@
 //! Page tables (Intel SDM volume 3, chapter 4).
 
-use std::sync::Arc;
-
 use crate::cpu::{
     Access, CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CR4_SMEP, Cpu, EFER_LMA, EFER_NXE, PF, Step,
 };
@@ -49,11 +47,14 @@ impl Cpu {
         } else {
             self.walk(linear, access, user)?
         };
-        let ram = Arc::clone(&self.ram);
-        let Some(page) = ram.page(mapping.physical) else { return Ok(mapping.physical) };
+        let Some(page) = self.ram.page(mapping.physical) else { return Ok(mapping.physical) };
         match access {
             Access::Read => self.reads.insert(linear, user, page.host(), mapping.global),
-            Access::Fetch => self.fetched_global = mapping.global,
+            Access::Fetch => {
+                self.fetched_global = mapping.global;
+                let page = mapping.physical & !(PAGE - 1);
+                self.fetches.insert_number(linear, user, page, mapping.global);
+            }
             Access::Write => {
                 if mapping.writable && !page.read_only() {
                     page.set_dirty();

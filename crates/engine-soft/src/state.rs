@@ -58,6 +58,7 @@ impl Cpu {
             base: [0; 8],
             reads: Tlb::default(),
             writes: Tlb::default(),
+            fetches: Box::default(),
             translated: Default::default(),
             large: [0; 2],
             fetched_global: false,

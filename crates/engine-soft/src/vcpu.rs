@@ -46,21 +46,22 @@ impl SoftVcpu {
         shared: Arc<CpuShared>,
         config: &VcpuConfig,
         msrs: Vec<u32>,
-    ) -> Self {
+    ) -> Result<Self> {
         let activity = if config.index == 0 { Activity::Running } else { Activity::Uninitialized };
         let translation = vm.translation();
-        let mut cpu = Cpu::new(vm, shared, config.cpuid.clone());
+        let mut cpu = Frame::new(|| Cpu::new(vm, shared, config.cpuid.clone()))
+            .map_err(Error::backend("allocate a processor"))?;
         cpu.activity = activity;
         cpu.tsc_offset = crate::host::host_tsc().wrapping_neg();
-        Self {
-            cpu: Frame::new(cpu),
+        Ok(Self {
+            cpu,
             cache: Cache::new(translation),
             exception: None,
             interrupt: None,
             nmi_injected: false,
             nmi_pending: false,
             msrs,
-        }
+        })
     }
 
     fn execute(&mut self) -> Exit {

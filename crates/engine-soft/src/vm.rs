@@ -485,7 +485,7 @@ impl Vm for SoftVm {
             }
             cpus.push(Arc::clone(&cpu));
         }
-        let vcpu = SoftVcpu::new(Arc::clone(&self.shared), cpu, config, self.msrs.clone());
+        let vcpu = SoftVcpu::new(Arc::clone(&self.shared), cpu, config, self.msrs.clone())?;
         Ok(Box::new(vcpu))
     }
 

@@ -12,7 +12,7 @@ pub const TARGETS: usize = 8192;
 /// Distance of the bits that are mixed to find an entry.
 pub const MIX: u8 = 13;
 /// Pages whose code was compared with memory, each ring's.
-const PAGES: usize = 1024;
+const PAGES: usize = 4096;
 
 /// Bytes below the processor: more than the frame of a signal and its handler.
 const BELOW: usize = 48 << 10;
@@ -25,9 +25,15 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// At its final place.
-    pub fn new(cpu: Cpu) -> Box<Self> {
-        Box::new(Self { below: [0; BELOW / 8], cpu })
+    /// At its final place, which a stack of its own fills: a processor's tables do not fit often into a
+    /// thread's.
+    pub fn new(cpu: impl FnOnce() -> Cpu + Send) -> std::io::Result<Box<Self>> {
+        std::thread::scope(|scope| {
+            let build = || Box::new(Self { below: [0; BELOW / 8], cpu: cpu() });
+            let thread = std::thread::Builder::new().stack_size(16 * size_of::<Self>());
+            let built = thread.spawn_scoped(scope, build)?;
+            built.join().map_err(|_| std::io::Error::other("No processor could be built"))
+        })
     }
 }
 

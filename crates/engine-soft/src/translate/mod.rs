@@ -19,6 +19,7 @@ mod lower;
 mod memory;
 mod parts;
 mod registers;
+mod residents;
 #[allow(unsafe_code)]
 mod stubs;
 mod trace;
@@ -30,6 +31,7 @@ use block::{Builder, Entries, Entry, Exit, Flags, Guest};
 use classify::Kind;
 use context::LINK;
 use emit::Assembler;
+use residents::Residents;
 use trace::Trace;
 use verify::Rehearsal;
 
@@ -102,8 +104,7 @@ pub struct Translator {
     exits: Vec<Exit>,
     /// Numbers of pages by linear page, host page and ring.
     pages: HashMap<(u64, HostAddress, u64), u32>,
-    /// Blocks of each page.
-    residents: Vec<Vec<u32>>,
+    residents: Vec<Residents>,
     /// Blocks that were entered last, by RIP.
     quick: Box<[u32; QUICK]>,
     pending: Pending,
@@ -143,7 +144,7 @@ impl Translator {
             blocks: Vec::new(),
             exits: Vec::new(),
             pages: HashMap::new(),
-            residents: vec![Vec::new()],
+            residents: vec![Residents::default()],
             quick: Box::new([u32::MAX; QUICK]),
             pending: Pending::Nothing,
             interpret: false,
@@ -226,6 +227,10 @@ impl Translator {
             trace.keep_flags();
         }
         let number = self.page_number(cpu, page);
+        if !self.residents[number as usize].agree(&code, &trace.ranges) {
+            self.compare(cpu, number, page);
+            return None;
+        }
         let base = self.arena.next();
         let ops: Box<[Op]> = trace.ops.clone().into();
         let mut builder = Builder {
@@ -268,7 +273,7 @@ impl Translator {
             incoming: Vec::new(),
             _ops: ops,
         });
-        self.residents[number as usize].push(id);
+        self.residents[number as usize].add(id, &code, &trace.ranges);
         Some(id)
     }
 
@@ -276,7 +281,7 @@ impl Translator {
         let fresh = self.residents.len() as u32;
         let number = *self.pages.entry((cpu.rip >> 12, page, cpu.user)).or_insert(fresh);
         if number == fresh {
-            self.residents.push(Vec::new());
+            self.residents.push(Residents::default());
         }
         number
     }
@@ -400,10 +405,16 @@ impl Translator {
     /// Compares a page's blocks with memory; those that differ die.
     fn compare(&mut self, cpu: &mut Cpu, number: u32, page: HostAddress) {
         self.counts.compared += 1;
+        if self.residents[number as usize].unchanged(page) {
+            return;
+        }
+        // Others may write meanwhile: the copy is to be of what was compared.
+        let mut code = vec![0; PAGE as usize];
+        page.read(&mut code);
         let mut residents = std::mem::take(&mut self.residents[number as usize]);
-        residents.retain(|&id| {
+        residents.blocks.retain(|&id| {
             let block = &mut self.blocks[id as usize];
-            let same = |(start, bytes): &(usize, Box<[u8]>)| page.plus(*start as u64).holds(bytes);
+            let same = |(start, bytes): &(usize, Box<[u8]>)| code[*start..].starts_with(bytes);
             if block.bytes.iter().all(same) {
                 return true;
             }
@@ -422,6 +433,7 @@ impl Translator {
             cpu.translated.forget_targets();
             false
         });
+        residents.refresh(&code);
         self.residents[number as usize] = residents;
     }
 }

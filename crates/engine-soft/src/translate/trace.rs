@@ -185,6 +185,8 @@ fn stops(i: &Instruction) -> bool {
                 | M::Iret
                 | M::Iretd
                 | M::Iretq
+                | M::Sysret
+                | M::Sysretq
                 | M::Retf
                 | M::Lgdt
                 | M::Lidt
