@@ -51,8 +51,8 @@ const BLOCK_ROOM: usize = 256 << 10;
 
 /// Where blocks are compared with the interpreter, so many of their first executions are, and then one in
 /// so many.
-const FIRST: u32 = 64;
-const SAMPLE: u32 = 128;
+const FIRST: u32 = 16;
+const SAMPLE: u32 = 256;
 
 /// Whether hot blocks are translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -163,8 +163,10 @@ fn stops(i: &Instruction) -> bool {
     let control = i.op_count() > 0
         && (0..i.op_count()).any(|n| i.op_register(n).is_cr() || i.op_register(n).is_dr())
         || i.op_count() > 0 && i.op0_register().is_segment_register();
+    let far = i.is_jmp_far_indirect() || i.is_call_far_indirect();
     !jump
         || control
+        || far
         || matches!(
             i.mnemonic(),
             M::Sti
@@ -188,6 +190,12 @@ fn stops(i: &Instruction) -> bool {
                 | M::Sysret
                 | M::Sysretq
                 | M::Retf
+                | M::Syscall
+                | M::Sysret
+                | M::Sysretq
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
                 | M::Lgdt
                 | M::Lidt
                 | M::Ltr
