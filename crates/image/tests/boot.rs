@@ -28,9 +28,9 @@ fn missing() -> bool {
     absent.is_some()
 }
 
-/// Kept between runs, so that packages are fetched once.
+/// Kept between runs, so that packages are fetched once; the program's tests have the same.
 fn cache() -> Cache {
-    Cache::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("image-cache")).unwrap()
+    Cache::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache/omnivisor")).unwrap()
 }
 
 fn prepared(image: &str, features: Features) -> Prepared {

@@ -1,40 +1,57 @@
 //! The program from end to end, on a real KVM: in the lab of tests/labs.
 
-mod errors;
-mod harness;
-mod network;
-mod storage;
+#[path = "../scenarios/mod.rs"]
+mod scenarios;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use harness::Lab;
+use scenarios::harness::{Place, Scenarios, cache};
+use scenarios::{console, errors, network, storage};
+
+/// Seconds that a whole lab may take on a machine that is busy with much else.
+const DEADLINE: u32 = 480;
+
+/// A lab that is still to be booted.
+struct Lab {
+    /// In MiB.
+    memory: u32,
+    cpus: u32,
+    /// A variable more for the scripts.
+    variable: Option<(&'static str, String)>,
+}
+
+impl Place for Lab {
+    fn engine(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &["qemu-system-x86_64"]
+    }
+
+    fn driver(&self, folder: &Path, variables: &[(&'static str, String)]) -> Command {
+        let mut command = Command::new(repository().join("tests/labs/kvm-lab"));
+        command
+            .args(["-v", "-m", &self.memory.to_string(), "-s", &self.cpus.to_string()])
+            .args(["-t", &DEADLINE.to_string(), "-C", "/", "-w"])
+            .arg(folder)
+            .env("KVM_LAB_CACHE", cache().join("kvm-lab"));
+        for (name, value) in variables.iter().chain(&self.variable) {
+            command.args(["-e", &format!("{name}={value}")]);
+        }
+        command.arg("--");
+        command
+    }
+}
+
+fn lab(memory: u32) -> Lab {
+    Lab { memory, cpus: 1, variable: None }
+}
 
 #[test]
 fn commands_stream_and_their_exit_codes_become_ours() {
-    Lab::new(900)
-        .prepare(&["--net", "none", "debian", "--", "true"])
-        .scenario(
-            "a command prints its output alone, and 0 is 0",
-            r#"code 0 run debian -- uname -r >output
-               grep -qE '^[0-9.]+-.*cloud-amd64$' output; same "$(wc -l <output)" 1
-               [ ! -s err ] || fail 'something is on stderr'"#,
-        )
-        .scenario("false is 1", "code 1 run debian -- false")
-        .scenario(
-            "a command that a signal ends has the shell's exit code",
-            "code 137 run debian -- sh -c 'kill -9 $$'",
-        )
-        .scenario("a command that is not there is 127", "code 127 run debian -- no-such-program")
-        .scenario(
-            "a script on standard input is read by the guest's shell",
-            "echo 'echo $((6 * 7)); exit 5' | code 5 run debian >output; same \"$(cat output)\" 42",
-        )
-        .scenario(
-            "input, output and errors stream",
-            r#"head -c 300000 /dev/urandom >input
-               code 3 run debian -- sh -c 'tee /dev/stderr; exit 3' <input >output
-               cmp input output; cmp input err"#,
-        )
+    console::commands()
         .scenario(
             "the lab's own kernel and files, which the guest cannot change",
             r#"echo original >/etc/mark
@@ -42,102 +59,79 @@ fn commands_stream_and_their_exit_codes_become_ours() {
                same "$(cat output)" "$(uname -r; echo original; echo changed)"
                same "$(cat /etc/mark)" original"#,
         )
-        .run();
+        .run(&lab(900));
 }
 
 #[test]
 fn debians_kernels_boot_with_one_and_two_processors() {
-    Lab::new(1300)
-        .cpus(2)
-        .prepare(&["--net", "none", "debian", "--", "true"])
-        .prepare(&["--net", "none", "debian"])
-        .prepare(&["--net", "none", "debian:6.12", "--", "true"])
-        .prepare(&["--net", "none", "debian:6.12"])
-        .scenario(
-            "6.1 on two processors",
-            r#"code 0 run --cpus 2 --memory 256M debian -- sh -c 'uname -r; nproc' >output
-               grep -q '^6\.1\.' output; same "$(tail -n 1 output)" 2"#,
-        )
-        .scenario(
-            "6.12 on two processors",
-            r#"code 0 run --cpus 2 --memory 256M debian:6.12 -- sh -c 'uname -r; nproc' >output
-               grep -q '^6\.12\.' output; same "$(tail -n 1 output)" 2"#,
-        )
-        .scenario(
-            "a bzImage of 6.1 described in a file, with a shell on its console",
-            r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.1.*/vmlinuz | head -n 1)
-               description debian | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
-               says '/vmlinuz"' vm.toml
-               echo 'uname -r; exit' | omnivisor run --config vm.toml >output
-               grep -q '^6\.1\.' output"#,
-        )
-        .scenario(
-            "a bzImage of 6.12 described in a file, with a shell on its console",
-            r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.12.*/vmlinuz | head -n 1)
-               description debian:6.12 | sed "s|^kernel = .*|kernel = \"$kernel\"|" >vm.toml
-               says '/vmlinuz"' vm.toml
-               echo 'uname -r; exit' | omnivisor run --config vm.toml >output
-               grep -q '^6\.12\.' output"#,
-        )
-        .run();
+    console::kernels().run(&Lab { cpus: 2, ..lab(1300) });
 }
 
 #[test]
 fn a_console_reboots_powers_off_and_gives_the_terminal_back() {
-    Lab::new(900)
-        .prepare(&["--net", "none", "debian"])
+    console::console().run(&lab(900));
+}
+
+#[test]
+fn disks_are_read_written_discarded_and_locked() {
+    storage::disks().run(&lab(1100));
+}
+
+#[test]
+fn disks_of_every_format_run_with_overlays() {
+    storage::overlays().run(&lab(1100));
+}
+
+#[test]
+fn folders_are_shared_and_sockets_reach_the_guest() {
+    storage::folders().run(&lab(1300));
+}
+
+#[test]
+fn networks_carry_data_both_ways() {
+    network::tap().run(&lab(1300));
+}
+
+#[test]
+fn passt_carries_data_both_ways_and_ends_with_the_machine() {
+    network::passt().run(&lab(1300));
+}
+
+#[test]
+fn mistakes_are_told_in_a_sentence_and_have_their_exit_codes() {
+    errors::mistakes()
         .scenario(
-            "a reboot starts the guest again, and power-off ends it",
-            r#"description debian >vm.toml
-               mkfifo in; omnivisor run --config vm.toml <in >output 2>err & exec 4>in
-               echo 'echo first-$((1 + 1)); reboot -f' >&4
-               within 120 grep -q first-2 output
-               i=0
-               until grep -q second-4 output; do
-                   i=$((i + 1)); [ $i -lt 120 ] || fail "$(cat output err)"
-                   echo 'echo second-$((2 + 2))' >&4; sleep 1
-               done
-               echo 'poweroff -f' >&4
-               wait $! || fail "exit code $?: $(cat output err)""#,
-        )
-        .scenario(
-            "with --no-reboot, a reboot ends it",
-            "description debian >vm.toml
-             echo 'reboot -f' | omnivisor run --no-reboot --config vm.toml >output",
-        )
-        .scenario(
-            "leaving by keys and by signals restores the terminal",
-            r#"cat >job <<'EOF'
-stty -a >before
-"$OMNIVISOR" run --net none debian; echo "code $?" >code
-stty -a >after
-EOF
-               # leaves NAME: what follows on stdin is typed; the machine runs under a terminal.
-               leaves() {
-                   rm -f in before after code; mkfifo in
-                   script -qfec 'sh job' typescript <in >/dev/null 2>&1 & terminal=$!
-                   exec 4>in
-                   within 120 grep -qF 'leave with Ctrl-]' typescript
-                   echo 'echo shell-$((5 + 5))' >&4
-                   within 120 grep -q shell-10 typescript
-                   stty=$(stty -F /proc/$(pgrep -n -f "^$OMNIVISOR run")/fd/0 -a)
-                   case $stty in *' -icanon '*) ;; *) fail "not raw: $stty" ;; esac
-                   "$@"
-                   within 60 test -s code; within 60 test -s after
-                   exec 4>&-; wait $terminal || true
-                   diff before after >&3 || fail "$1: the terminal is not restored"
-                   cat code >&3
+            "no permission for /dev/kvm",
+            r#"chmod 600 /dev/kvm; chmod 755 .
+               as_nobody() {
+                   setpriv --reuid 65534 --regid 65534 --clear-groups timeout 60 "$OMNIVISOR" "$@"
                }
-               bracket() { printf '\035' >&4; }
-               prefix() { printf '\001x' >&4; }
-               # The first asks the guest to switch itself off, which this one does not do.
-               signal() {
-                   vmm=$(pgrep -n -f "^$OMNIVISOR run")
-                   kill -TERM $vmm; sleep 1; kill -TERM $vmm 2>/dev/null || true
-               }
-               leaves bracket; leaves prefix; leaves signal"#,
+               run debian --dry-run | sed '/^\[\[nics/,$d' >vm.toml; chmod 644 vm.toml
+               code 126 as_nobody run --engine kvm --net none --config vm.toml
+               says 'may open /dev/kvm' err; says usermod err
+               chmod 666 /dev/kvm"#,
         )
-        .run();
+        .scenario(
+            "no KVM at all",
+            r#"mv /dev/kvm /dev/hidden
+               code 126 run debian; says 'There is no /dev/kvm' err
+               mv /dev/hidden /dev/kvm"#,
+        )
+        .run(&lab(700));
+}
+
+#[test]
+fn network_cards_pass_their_tests_where_the_kernel_carries_frames() {
+    Scenarios::default()
+        .scenario(
+            "on real taps with vhost-net, and with passt",
+            r#"busybox modprobe veth
+               "$TESTS" --nocapture --test-threads 1 virtio::net::tests::host >output 2>&1 || fail "$(cat output)"
+               says 'the_kernel_carries_the_frames_of_a_tap ... ok' output
+               ! grep 'skipped: this kernel has no vhost-net' output || fail 'vhost-net is not there'
+               grep 'test result' output"#,
+        )
+        .run(&Lab { memory: 700, cpus: 2, variable: Some(("TESTS", unit_tests("devices"))) });
 }
 
 #[test]
@@ -147,9 +141,7 @@ fn the_kvm_engine_passes_the_conformance_tests() {
     assert!(program.exists(), "cargo build -p omnivisor-engine-kvm --example conformance");
     let program = program.to_str().unwrap();
     // The processor that QEMU emulates goes on with code that it has translated already.
-    Lab::new(700)
-        .cpus(2)
-        .variable("CONFORMANCE", program)
+    Scenarios::default()
         .scenario(
             "every test passes that QEMU's processor can",
             r#""$CONFORMANCE" --but 'changed right before' >output 2>&1 || fail "$(cat output)"
@@ -160,5 +152,23 @@ fn the_kvm_engine_passes_the_conformance_tests() {
             r#""$CONFORMANCE" --both move survive 'keep their' >output 2>&1 || fail "$(cat output)"
                tail -n 1 output"#,
         )
-        .run();
+        .run(&Lab { memory: 700, cpus: 2, variable: Some(("CONFORMANCE", program.to_owned())) });
+}
+
+/// The program of the unit tests of a library: the newest, since cargo keeps those of earlier builds.
+pub fn unit_tests(library: &str) -> String {
+    let folder = Path::new(env!("CARGO_BIN_EXE_omnivisor")).with_file_name("deps");
+    let programs = std::fs::read_dir(folder).unwrap().flatten().filter(|entry| {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let hash = name.strip_prefix(library).and_then(|rest| rest.strip_prefix('-'));
+        hash.is_some_and(|hash| hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    });
+    let newest = programs.max_by_key(|entry| entry.metadata().unwrap().modified().unwrap());
+    let newest = newest.unwrap_or_else(|| panic!("cargo test --no-run -p omnivisor-{library}"));
+    newest.path().into_os_string().into_string().unwrap()
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }

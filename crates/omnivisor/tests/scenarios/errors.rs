@@ -1,10 +1,10 @@
 //! What the program says, and with which code it ends, when something is wrong.
 
-use crate::harness::Lab;
+use super::harness::Scenarios;
 
-#[test]
-fn mistakes_are_told_in_a_sentence_and_have_their_exit_codes() {
-    Lab::new(700)
+/// Mistakes that are told in a sentence, whatever the engine.
+pub fn mistakes() -> Scenarios {
+    Scenarios::default()
         .prepare(&["--net", "none", "debian"])
         .scenario(
             "a kernel that is not one, or is not there",
@@ -37,22 +37,4 @@ fn mistakes_are_told_in_a_sentence_and_have_their_exit_codes() {
         )
         .scenario("an unknown image", "code 127 run debain; says 'Unknown image' err")
         .scenario("nothing to boot", "code 2 omnivisor run; says 'There is nothing to boot' err")
-        .scenario(
-            "no permission for /dev/kvm",
-            r#"chmod 600 /dev/kvm; chmod 755 .
-               as_nobody() {
-                   setpriv --reuid 65534 --regid 65534 --clear-groups timeout 60 "$OMNIVISOR" "$@"
-               }
-               run debian --dry-run | sed '/^\[\[nics/,$d' >vm.toml; chmod 644 vm.toml
-               code 126 as_nobody run --engine kvm --net none --config vm.toml
-               says 'may open /dev/kvm' err; says usermod err
-               chmod 666 /dev/kvm"#,
-        )
-        .scenario(
-            "no KVM at all",
-            r#"mv /dev/kvm /dev/hidden
-               code 126 run --engine kvm debian; says 'There is no /dev/kvm' err
-               mv /dev/hidden /dev/kvm"#,
-        )
-        .run();
 }

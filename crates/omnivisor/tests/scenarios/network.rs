@@ -1,18 +1,16 @@
 //! Networks of a guest.
 
-use crate::harness::{Lab, unit_tests};
+use super::harness::Scenarios;
 
-#[test]
-fn networks_carry_data_both_ways() {
-    Lab::new(1300)
-        .prepare(&["--net", "tap=omni0", "debian", "--", "true"])
-        .scenario(
-            "through a tap interface",
-            r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
+/// A tap interface.
+pub fn tap() -> Scenarios {
+    Scenarios::default().prepare(&["--net", "tap=omni0", "debian", "--", "true"]).scenario(
+        "through a tap interface",
+        r#"ip tuntap add mode tap omni0; ip addr add 10.9.0.1/24 dev omni0; ip link set omni0 up
                mkdir web; head -c 100M /dev/urandom >web/blob
                busybox httpd -f -p 10.9.0.1:8000 -h web & web=$!
                socat -u TCP-LISTEN:9000,reuseaddr CREATE:got & sink=$!
-               "$OMNIVISOR" run --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
+               machine --net tap=omni0 --cmdline omnivisor.ip=10.9.0.2/24 debian -- sh -c '
                    set -e
                    ping -c 3 10.9.0.1 >&2
                    wget -q -O - http://10.9.0.1:8000/blob | sha256sum
@@ -30,20 +28,19 @@ fn networks_carry_data_both_ways() {
                same "$(sed -n 2p output)" "$(sha256sum <got)"
                same "$(tail -n 1 output)" "$(sha256sum <part)"
                ip link del omni0"#,
-        )
-        .run();
+    )
 }
 
-#[test]
-fn passt_carries_data_both_ways_and_ends_with_the_machine() {
-    Lab::new(1300)
+/// The user's network, by passt.
+pub fn passt() -> Scenarios {
+    Scenarios::default()
         .prepare(&["--net", "user", "debian", "--", "true"])
         .scenario(
             "of a host without a network",
             r#"mkdir web; head -c 100M /dev/urandom >web/blob
                busybox httpd -f -p 127.0.0.1:8000 -h web &
                socat -u TCP-LISTEN:9000,reuseaddr CREATE:got & sink=$!
-               "$OMNIVISOR" run --net user,forward=7001:7000 debian -- sh -c '
+               machine --net user,forward=7001:7000 debian -- sh -c '
                    set -e
                    wget -q -O - http://10.0.2.2:8000/blob | sha256sum
                    dd if=/dev/urandom of=/sent bs=1M count=4 2>/dev/null
@@ -64,7 +61,7 @@ fn passt_carries_data_both_ways_and_ends_with_the_machine() {
         )
         .scenario(
             "to another computer",
-            r#"busybox modprobe veth; echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
+            r#"busybox modprobe veth || true; echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
                ip netns add outside; ip link add wan type veth peer name eth0 netns outside
                ip addr add 192.0.2.2/24 dev wan; ip link set wan up; ip route add default via 192.0.2.1
                ip -n outside addr add 192.0.2.1/24 dev eth0; ip -n outside addr add 192.0.2.3/24 dev eth0; ip -n outside link set eth0 up
@@ -81,7 +78,7 @@ fn passt_carries_data_both_ways_and_ends_with_the_machine() {
             "of a machine that is killed",
             r#"leftovers() { ss -Hltuxn; ip -o link; pgrep passt || true; }
                leftovers >before
-               "$OMNIVISOR" run --net user,forward=7001:7000 debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
+               machine --net user,forward=7001:7000 debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
                machine=$!
                within 240 grep -q up output
                pgrep passt; ss -Hltn | grep 7001
@@ -89,21 +86,4 @@ fn passt_carries_data_both_ways_and_ends_with_the_machine() {
                nothing_left() { leftovers >after; cmp before after; }
                within 20 nothing_left"#,
         )
-        .run();
-}
-
-#[test]
-fn network_cards_pass_their_tests_where_the_kernel_carries_frames() {
-    Lab::new(700)
-        .cpus(2)
-        .variable("TESTS", unit_tests("devices"))
-        .scenario(
-            "on real taps with vhost-net, and with passt",
-            r#"busybox modprobe veth
-               "$TESTS" --nocapture --test-threads 1 virtio::net::tests::host >output 2>&1 || fail "$(cat output)"
-               says 'the_kernel_carries_the_frames_of_a_tap ... ok' output
-               ! grep 'skipped: this kernel has no vhost-net' output || fail 'vhost-net is not there'
-               grep 'test result' output"#,
-        )
-        .run();
 }

@@ -1,10 +1,10 @@
 //! Disks, shared folders, sockets and memory of a guest.
 
-use crate::harness::Lab;
+use super::harness::Scenarios;
 
-#[test]
-fn disks_are_read_written_discarded_and_locked() {
-    Lab::new(1100)
+/// Raw disks: content, sizes, discards, locks.
+pub fn disks() -> Scenarios {
+    Scenarios::default()
         .prepare(&["--net", "none", "--disk", "/dev/null", "debian", "--", "true"])
         .scenario(
             "what the guest has flushed is in the file, and what it discards is not",
@@ -43,19 +43,18 @@ fn disks_are_read_written_discarded_and_locked() {
         .scenario(
             "a disk that another machine writes to is busy; the machine killed, it is not",
             r#"truncate -s 4M disk
-               "$OMNIVISOR" run --net none --disk disk,in-place --vsock vsock debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
+               machine --net none --disk disk,in-place --vsock vsock debian -- sh -c 'echo up; sleep 1000' >output 2>&1 &
                first=$!
                within 120 grep -q up output
                code 126 run --disk disk,in-place debian -- true; says 'disk is in use by process' err
                kill -9 $first; wait $first || true
                code 0 run --disk disk,in-place --vsock vsock debian -- true"#,
         )
-        .run();
 }
 
-#[test]
-fn disks_of_every_format_run_with_overlays() {
-    Lab::new(1100)
+/// Disks of every format, and what is written to them.
+pub fn overlays() -> Scenarios {
+    Scenarios::default()
         .prepare(&["--net", "none", "--disk", "/dev/null", "debian", "--", "true"])
         .scenario(
             "formats are told by content, written through overlays, and images stay as they are",
@@ -81,7 +80,7 @@ fn disks_of_every_format_run_with_overlays() {
         .scenario(
             "a large write and a file system survive a killed machine",
             r#"truncate -s 64M content; mke2fs -q -F -t ext4 content; qemu-img convert -f raw -O vmdk content image
-               "$OMNIVISOR" run --net none --disk image debian -- sh -c '
+               machine --net none --disk image debian -- sh -c '
                    set -e; mount -t ext4 /dev/vda /mnt; dd if=/dev/urandom of=/mnt/file bs=1M count=8 2>/dev/null
                    sha256sum </mnt/file; sync; echo kept >/mnt/mark; sync; echo synced; sleep 1000' >output 2>&1 &
                first=$!; within 200 grep -q synced output
@@ -91,12 +90,11 @@ fn disks_of_every_format_run_with_overlays() {
                same "$(sed -n 1p again)" kept
                says "$(sed -n 2p again)" output"#,
         )
-        .run();
 }
 
-#[test]
-fn folders_are_shared_and_sockets_reach_the_guest() {
-    Lab::new(1300)
+/// Shared folders, vsock, the balloon.
+pub fn folders() -> Scenarios {
+    Scenarios::default()
         .prepare(&["--net", "none", "--share", "/usr", "debian", "--", "true"])
         .scenario(
             "a shared folder is read and written",
@@ -117,7 +115,7 @@ fn folders_are_shared_and_sockets_reach_the_guest() {
             "bytes come back through vsock in both directions",
             r#"head -c 1M /dev/urandom >input
                socat UNIX-LISTEN:vsock_6000 EXEC:cat &
-               "$OMNIVISOR" run --net none --vsock vsock --share /:root,readonly debian -- sh -c '
+               machine --net none --vsock vsock --share /:root,readonly debian -- sh -c '
                    cd /mnt/root
                    dd if=/dev/urandom of=/sent bs=1k count=1024 2>/dev/null
                    chroot /mnt/root socat -t 20 - VSOCK-CONNECT:2:6000 </sent >/back
@@ -133,7 +131,7 @@ fn folders_are_shared_and_sockets_reach_the_guest() {
         )
         .scenario(
             "memory that the guest no longer uses goes back to the host",
-            r#""$OMNIVISOR" run --net none --memory 400M --share /usr debian -- sh -c '
+            r#"machine --net none --memory 400M --share /usr debian -- sh -c '
                    mkdir /fill; mount -t tmpfs -o size=100% none /fill
                    dd if=/dev/urandom of=/fill/file bs=1M count=150 2>/dev/null; echo filled; read line
                    umount /fill; echo freed; read line' < <(
@@ -146,5 +144,4 @@ fn folders_are_shared_and_sockets_reach_the_guest() {
                within 60 less
                touch end; wait $machine"#,
         )
-        .run();
 }
