@@ -9,7 +9,7 @@ pub(crate) use devices::letters_to_index;
 use std::path::Path;
 
 use super::description::{
-    Architecture, Description, Firmware, FirmwareKind, Level, Platform, Virtualization,
+    Architecture, Description, Firmware, FirmwareKind, Level, Platform, Snapshot, Virtualization,
 };
 use super::folder::Folder;
 use super::xml::Element;
@@ -51,8 +51,26 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
     for name in ["on_poweroff", "on_reboot", "on_crash", "on_lockfailure", "genid"] {
         domain.skip_children(&[name]);
     }
+    if root.name == "domainsnapshot" {
+        vm.snapshots.push(snapshot(root));
+    }
     vm.unread = domain.unread();
     vm.checked()
+}
+
+/// What a `domainsnapshot` says of itself; libvirt knows it by its name.
+fn snapshot(root: &Element) -> Snapshot {
+    let text =
+        |name: &str| root.child_text(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let name = text("name").unwrap_or_default();
+    Snapshot {
+        id: name.clone(),
+        name,
+        description: text("description"),
+        created: text("creationTime"),
+        parent: root.at(&["parent", "name"]).map(|parent| parent.text().to_owned()),
+        current: false,
+    }
 }
 
 fn domain_in(root: &Element) -> Result<&Element> {
