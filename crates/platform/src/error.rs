@@ -174,7 +174,10 @@ impl Error {
             Self::Lacks { .. } => {
                 Some("omnivisor platforms tells what each platform can do".into())
             }
-            Self::NotFound { place, .. } => Some(format!("omnivisor list {place}")),
+            Self::NotFound { place, what: "VM", .. } => Some(format!("omnivisor list {place}")),
+            Self::NotFound { what: "snapshot", .. } => {
+                Some("omnivisor snapshot list [URI/]NAME".into())
+            }
             Self::Ambiguous { .. } => Some("name it by its id".into()),
             Self::TimedOut { .. } => Some("give it more time with --timeout SECONDS".into()),
             _ => None,

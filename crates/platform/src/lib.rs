@@ -11,21 +11,27 @@
 
 mod connection;
 mod credentials;
+mod describe;
 mod error;
 mod esx;
+mod fuzz;
+mod libvirt;
 mod name;
 mod registry;
 mod runner;
 mod traits;
 mod verb;
+mod virtualbox;
 mod vm;
 
 pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};
 pub use esx::fuzz as fuzz_soap;
+pub use fuzz::fuzz;
 pub use name::{Uri, VmName};
 pub use registry::{DRIVERS, Driver, Met, driver};
 pub use runner::{Output, Runner};
+pub use spec::foreign::Snapshot;
 pub use traits::{AskPassword, ConsoleLog, Options, Platform, RemoteDisks, Secret, Watch};
 pub use verb::{Ability, Action, Verb};
-pub use vm::{Change, Snapshot, State, VmDetails, VmSummary};
+pub use vm::{Change, State, VmDetails, VmSummary};

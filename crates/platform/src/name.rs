@@ -248,3 +248,68 @@ fn encode(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_vms_are_split_from_their_platforms() {
+        for (text, uri, name) in [
+            ("vbox:///web", "vbox:///", "web"),
+            ("vbox:///prod/web 1", "vbox:///", "prod/web 1"),
+            ("vbox:///a%2Fb%25", "vbox:///", "a/b%"),
+            ("qemu:///system/web", "qemu:///system", "web"),
+            (
+                "libvirt+ssh://root@host:2222/session/web",
+                "libvirt+ssh://root@host:2222/session",
+                "web",
+            ),
+            ("VBOX+SSH://[::1]/web", "vbox+ssh://[::1]", "web"),
+        ] {
+            let parsed = VmName::parse(text).unwrap();
+            assert_eq!(parsed.uri.as_ref().unwrap().to_string(), uri, "{text}");
+            assert_eq!(parsed.name, name, "{text}");
+            assert_eq!(VmName::parse(&parsed.to_string()).unwrap(), parsed, "{text}");
+        }
+        let own = VmName::parse("web").unwrap();
+        assert_eq!((own.uri, &own.name[..]), (None, "web"));
+    }
+
+    #[test]
+    fn what_names_nothing_is_refused() {
+        for (text, part) in [
+            ("nobody:///x", "known are"),
+            ("vbox:///", "the name of a VM is missing"),
+            ("qemu:///system", "the name of a VM is missing"),
+            ("vbox+ssh:///x", "the host is missing"),
+            ("vbox://host/x", "vbox+ssh://[USER@]HOST"),
+            ("vbox+ssh://-oProxyCommand=id/x", "no host"),
+            ("vbox+ssh://-l@host/x", "no name"),
+            ("vbox+ssh://host:99999/x", "no port"),
+            ("vbox+ssh://[::1/x", "bracket"),
+            ("vbox:///%zz", "percent"),
+            ("", "empty"),
+        ] {
+            let error = VmName::parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let error = Uri::parse("vbox+ssh://root:secret@host/").unwrap_err().to_string();
+        assert!(error.contains("password") && !error.contains("secret"), "{error}");
+        assert!(Uri::parse("vbox:///web").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_name_comes_back(name in "[^\\x00]{1,40}", user in "[a-z][a-z0-9.@+-]{0,8}") {
+            let uri = Uri::parse("qemu+ssh://host/system").unwrap();
+            let given = VmName { uri: Some(Uri { user: Some(user), ..uri }), name };
+            proptest::prop_assert_eq!(VmName::parse(&given.to_string()).unwrap(), given);
+        }
+
+        #[test]
+        fn nothing_that_is_read_stops_the_program(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            crate::fuzz(&bytes);
+        }
+    }
+}

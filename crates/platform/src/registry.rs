@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Ability, Options, Platform, Result, Uri, Verb, esx};
+use crate::{Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, virtualbox};
 
 /// How a kind of platform is reached.
 #[derive(Clone, Copy)]
@@ -36,7 +36,8 @@ pub enum Met {
 }
 
 /// All drivers: one line for each platform.
-pub const DRIVERS: &[Driver] = &[esx::HOST, esx::VCENTER];
+pub const DRIVERS: &[Driver] =
+    &[esx::HOST, esx::VCENTER, libvirt::DRIVER, virtualbox::DRIVER];
 
 /// The driver of a scheme.
 pub fn driver(scheme: &str) -> Option<&'static Driver> {

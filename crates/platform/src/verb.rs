@@ -161,22 +161,20 @@ impl Action {
         }
     }
 
-    /// What will be lost, as the rest of a sentence about the VM; `None` if nothing.
+    /// What will be lost without asking anyone, as the rest of a sentence about the VM; `None` if nothing.
     pub fn destroys(&self) -> Option<String> {
         match self {
             Self::Stop { force: true } => {
                 Some("its power is cut; what the guest has not written to its disks is lost".into())
             }
-            Self::Stop { force: false } => Some("its guest is asked to shut down".into()),
             Self::Reset { force: true } => {
                 Some("it is reset; what the guest has not written to its disks is lost".into())
             }
-            Self::Reset { force: false } => Some("its guest is asked to restart".into()),
             Self::RevertSnapshot { name } => {
                 Some(format!("it goes back to snapshot {name:?}; its present state is lost"))
             }
             Self::DeleteSnapshot { name } => Some(format!("its snapshot {name:?} is deleted")),
-            Self::Start | Self::Pause | Self::Resume | Self::CreateSnapshot { .. } => None,
+            _ => None,
         }
     }
 }

@@ -77,23 +77,6 @@ pub struct VmDetails {
     pub description: Description,
 }
 
-/// A kept state of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Its name.
-    pub name: String,
-    /// What identifies it.
-    pub id: Option<String>,
-    /// What identifies the one that it came from, or its name.
-    pub parent: Option<String>,
-    /// What its owner wrote about it.
-    pub description: Option<String>,
-    /// When it was made, in the platform's words.
-    pub created: Option<String>,
-    /// Whether the VM's present state came from it.
-    pub current: bool,
-}
-
 /// What happened on a platform.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "change")]

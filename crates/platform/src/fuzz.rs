@@ -1,0 +1,16 @@
+//! What the fuzzer gives.
+
+use crate::{Uri, VmName, libvirt, virtualbox};
+
+/// Reads any bytes as what platforms say, and as names.
+pub fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    libvirt::fuzz(&text);
+    virtualbox::fuzz(&text);
+    if let Ok(uri) = Uri::parse(&text) {
+        assert_eq!(Uri::parse(&uri.to_string()).ok(), Some(uri));
+    }
+    if let Ok(name) = VmName::parse(&text) {
+        assert_eq!(VmName::parse(&name.to_string()).ok(), Some(name));
+    }
+}
