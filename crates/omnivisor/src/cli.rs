@@ -9,6 +9,10 @@ use crate::convert::ConvertArgs;
 use crate::disk::DiskVerb;
 use crate::export::ExportArgs;
 use crate::inspect::InspectArgs;
+use crate::platforms::{
+    ConsoleLogArgs, ListArgs, PlatformsArgs, ResetArgs, ShowArgs, SnapshotVerb, StopArgs, VmArgs,
+    WatchArgs,
+};
 use crate::probe::ProbeArgs;
 
 /// Runs any hypervisor's virtual machine on the fastest hypervisor the machine has
@@ -43,6 +47,32 @@ pub enum Verb {
         #[command(subcommand)]
         verb: DiskVerb,
     },
+    /// List the VMs of platforms, here and on other computers
+    List(ListArgs),
+    /// Tell all that a platform knows of a VM
+    Show(ShowArgs),
+    /// Start a VM where it lives
+    Start(VmArgs),
+    /// Ask a VM's guest to shut down, or cut its power
+    Stop(StopArgs),
+    /// Stop a VM's processors
+    Pause(VmArgs),
+    /// Let a paused VM's processors go on
+    Resume(VmArgs),
+    /// Ask a VM's guest to restart, or reset it
+    Reset(ResetArgs),
+    /// List, create, delete and go back to snapshots of a VM
+    Snapshot {
+        /// What to do
+        #[command(subcommand)]
+        verb: SnapshotVerb,
+    },
+    /// Print what a VM's guest wrote to its console
+    ConsoleLog(ConsoleLogArgs),
+    /// Print changes of VMs as they happen
+    Watch(WatchArgs),
+    /// Tell what can be done with which platform
+    Platforms(PlatformsArgs),
     /// Print the JSON Schema of --config files
     Schema,
     /// Print a script that completes this command line in a shell

@@ -25,6 +25,14 @@ pub struct Vm {
     pub guest: Option<Report>,
 }
 
+impl Vm {
+    /// A VM whose disks nobody looked at.
+    pub fn unopened(description: Description) -> Self {
+        let disks = description.drives.iter().map(|_| None).collect();
+        Self { description, disks, guest: None }
+    }
+}
+
 /// A disk with the images of its chain, or why it cannot be opened.
 type Opened = Result<(Arc<dyn Disk>, Vec<ImageInfo>), String>;
 

@@ -45,6 +45,15 @@ impl Failure {
         self
     }
 
+    /// As a VM that could not be started, if no more is known.
+    #[must_use]
+    pub fn not_started(mut self) -> Self {
+        if self.code == FAILED {
+            self.code = NOT_STARTED;
+        }
+        self
+    }
+
     /// Prints it and returns the exit code.
     pub fn report(self) -> ExitCode {
         let mut text = String::new();

@@ -11,6 +11,7 @@ mod export;
 mod failure;
 mod guest_page;
 mod inspect;
+mod platforms;
 mod probe;
 mod run;
 
@@ -39,6 +40,17 @@ fn main() -> ExitCode {
         Verb::Export(args) => export::run(&args),
         Verb::Convert(args) => convert::run(&args),
         Verb::Disk { verb } => disk::run(&verb),
+        Verb::List(args) => platforms::list(&args),
+        Verb::Show(args) => platforms::show(&args),
+        Verb::Start(args) => platforms::start(&args),
+        Verb::Stop(args) => platforms::stop(&args),
+        Verb::Pause(args) => platforms::pause(&args),
+        Verb::Resume(args) => platforms::resume(&args),
+        Verb::Reset(args) => platforms::reset(&args),
+        Verb::Snapshot { verb } => platforms::snapshot(&verb),
+        Verb::ConsoleLog(args) => platforms::console_log(&args),
+        Verb::Watch(args) => platforms::watch(&args),
+        Verb::Platforms(args) => platforms::platforms(&args),
         Verb::Schema => documents::schema(),
         Verb::Completions { shell } => documents::completions(shell),
         Verb::Man { folder } => documents::man(&folder),

@@ -36,8 +36,7 @@ pub enum Met {
 }
 
 /// All drivers: one line for each platform.
-pub const DRIVERS: &[Driver] =
-    &[esx::HOST, esx::VCENTER, libvirt::DRIVER, virtualbox::DRIVER];
+pub const DRIVERS: &[Driver] = &[esx::HOST, esx::VCENTER, libvirt::DRIVER, virtualbox::DRIVER];
 
 /// The driver of a scheme.
 pub fn driver(scheme: &str) -> Option<&'static Driver> {

@@ -19,7 +19,7 @@ pub(super) fn find(session: &Session, vm: &Reference, name: &str) -> Result<Refe
     let tree = tree(session, vm)?;
     let mut found: Vec<_> = tree.iter().filter(|(_, one)| one.name == name).collect();
     if found.is_empty() {
-        found = tree.iter().filter(|(_, one)| one.id.as_deref() == Some(name)).collect();
+        found = tree.iter().filter(|(_, one)| one.id == name).collect();
     }
     let place = session.http.place.clone();
     match found[..] {
@@ -29,7 +29,7 @@ pub(super) fn find(session: &Session, vm: &Reference, name: &str) -> Result<Refe
             place,
             what: "snapshot",
             name: name.into(),
-            ids: found.iter().filter_map(|(_, one)| one.id.clone()).collect(),
+            ids: found.iter().map(|(_, one)| one.id.clone()).collect(),
         }),
     }
 }
@@ -78,7 +78,7 @@ fn add(
     }
     let snapshot = Snapshot {
         name: element.value("name").map(inventory::plain_name).unwrap_or_default(),
-        id: Some(reference.id.clone()),
+        id: reference.id.clone(),
         parent: parent.map(str::to_owned),
         description: element
             .value("description")

@@ -71,7 +71,7 @@ fn snapshots_are_made_listed_reverted_and_deleted() {
         ("first", None, false)
     );
     assert_eq!(kept[1].name, "second / 100%");
-    assert_eq!((kept[1].parent.as_ref(), kept[1].current), (kept[0].id.as_ref(), true));
+    assert_eq!((kept[1].parent.as_ref(), kept[1].current), (Some(&kept[0].id), true));
     assert_eq!(kept[1].description.as_deref(), Some("before <the> update"));
     host.perform(vm, &Action::RevertSnapshot { name: "first".into() }).unwrap();
     assert!(host.snapshots(vm).unwrap()[0].current);
