@@ -191,8 +191,6 @@ fn stops(i: &Instruction) -> bool {
                 | M::Sysretq
                 | M::Retf
                 | M::Syscall
-                | M::Sysret
-                | M::Sysretq
                 | M::Sysenter
                 | M::Sysexit
                 | M::Sysexitq
