@@ -8,8 +8,8 @@ use disk::Disk;
 
 use crate::registry::{Driver, driver};
 use crate::{
-    Ability, Action, Change, Error, Options, Platform, Result, Snapshot, Uri, Verb, VmDetails,
-    VmSummary,
+    Ability, Action, Change, Error, Options, Platform, Pullable, Result, Snapshot, Uri, Verb,
+    VmDetails, VmSummary,
 };
 
 /// A platform that was reached. What it cannot do is refused by name, before anything happens.
@@ -102,6 +102,13 @@ impl Connection {
         self.check(Verb::ReadDisks)?;
         let disks = self.platform.disks();
         disks.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.open_disk(vm, drive)
+    }
+
+    /// Makes a VM ready to be copied; `tell` is told what is done to it for that.
+    pub fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.check(Verb::ReadDisks)?;
+        let pull = self.platform.pull();
+        pull.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.pullable(vm, tell)
     }
 
     /// Calls `tell` with each change until it returns `false`, beginning with all VMs. A platform that does not tell

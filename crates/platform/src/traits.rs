@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use disk::Disk;
 
-use crate::{Ability, Action, Change, Result, Snapshot, Uri, Verb, VmDetails, VmSummary};
+use crate::{Ability, Action, Change, Pullable, Result, Snapshot, Uri, Verb, VmDetails, VmSummary};
 
 /// A platform that was reached. A [`Connection`](crate::Connection) calls only what [`ability`](Self::ability) promises.
 ///
@@ -41,6 +41,11 @@ pub trait Platform: Send + Sync {
         None
     }
 
+    /// For platforms whose VMs' files can be copied.
+    fn pull(&self) -> Option<&dyn Pull> {
+        None
+    }
+
     /// For platforms that tell of changes themselves; others are asked again and again.
     fn watch(&self) -> Option<&dyn Watch> {
         None
@@ -57,6 +62,12 @@ pub trait ConsoleLog {
 pub trait RemoteDisks {
     /// Opens a drive of the VM for reading: its place in the drives of [`Platform::show`]'s description.
     fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>>;
+}
+
+/// Copies VMs.
+pub trait Pull {
+    /// Makes a VM ready to be copied; `tell` is told, in sentences, what is done to it for that.
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable>;
 }
 
 /// Tells of changes.

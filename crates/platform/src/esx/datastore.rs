@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::sync::Arc;
 
 use ureq::http::StatusCode;
 
@@ -18,8 +19,8 @@ pub(super) struct DatastorePath {
 
 /// The datastores of one data center.
 #[derive(Clone, Debug)]
-pub(super) struct Datastore<'a> {
-    pub session: &'a Session,
+pub(super) struct Datastore {
+    pub session: Arc<Session>,
     /// The data center's path in the inventory.
     pub datacenter: String,
 }
@@ -32,6 +33,25 @@ impl DatastorePath {
         let is_plain = !datastore.is_empty() && !path.is_empty();
         is_plain.then(|| Self { datastore: datastore.into(), path: path.into() })
     }
+
+    /// The file of this name in the same folder, or the one that an absolute name of ESXi means.
+    pub fn beside(&self, name: &str) -> Option<Self> {
+        if let Some(rest) = name.strip_prefix("/vmfs/volumes/") {
+            let (datastore, path) = rest.split_once('/')?;
+            return Self::parse(&format!("[{datastore}] {path}"));
+        }
+        let is_plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        if !name.split('/').all(is_plain) || name.contains('\0') {
+            return None;
+        }
+        let folder = self.path.rfind('/').map_or("", |slash| &self.path[..=slash]);
+        Some(Self { datastore: self.datastore.clone(), path: format!("{folder}{name}") })
+    }
+
+    /// Its own name.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
 }
 
 impl fmt::Display for DatastorePath {
@@ -40,7 +60,7 @@ impl fmt::Display for DatastorePath {
     }
 }
 
-impl Datastore<'_> {
+impl Datastore {
     /// Its path and query on the server.
     pub fn address(&self, file: &DatastorePath) -> String {
         format!(
@@ -96,6 +116,11 @@ impl Datastore<'_> {
     fn refused(&self, file: &DatastorePath, status: StatusCode) -> Error {
         let place = self.session.http.place.clone();
         match status {
+            StatusCode::RANGE_NOT_SATISFIABLE => Error::Failed {
+                what: format!("copying {file}"),
+                message: "the file is changed while it is copied: it became shorter".into(),
+                repair: None,
+            },
             StatusCode::NOT_FOUND => {
                 Error::NotFound { place, what: "file", name: file.to_string() }
             }
@@ -132,8 +157,19 @@ mod tests {
         let file = DatastorePath::parse("[ds 1] a b/c.vmdk").unwrap();
         assert_eq!((file.datastore.as_str(), file.path.as_str()), ("ds 1", "a b/c.vmdk"));
         assert_eq!(file.to_string(), "[ds 1] a b/c.vmdk");
+        assert_eq!(file.name(), "c.vmdk");
         for wrong in ["", "a/b", "[ds]", "[] a", "[ds"] {
             assert_eq!(DatastorePath::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn neighbours_stay_in_the_folder() {
+        let file = DatastorePath::parse("[ds] a/c.vmdk").unwrap();
+        assert_eq!(file.beside("c-flat.vmdk").unwrap().to_string(), "[ds] a/c-flat.vmdk");
+        assert_eq!(file.beside("/vmfs/volumes/x/y/z.vmdk").unwrap().to_string(), "[x] y/z.vmdk");
+        for wrong in ["", "../x", "/etc/passwd", "a//b", "a/../b", "a\0"] {
+            assert_eq!(file.beside(wrong), None, "{wrong}");
         }
     }
 

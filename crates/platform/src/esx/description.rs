@@ -31,11 +31,7 @@ pub(super) struct DiskFile {
 }
 
 /// The VM's description: its `.vmx` if the server gives it, what the server says of it otherwise.
-pub(super) fn describe(
-    session: &Session,
-    vm: &Object,
-    files: &Datastore<'_>,
-) -> Result<Description> {
+pub(super) fn describe(session: &Session, vm: &Object, files: &Datastore) -> Result<Description> {
     let config = vm.property("config");
     let config =
         config.ok_or_else(|| session.wrong("RetrievePropertiesEx", "the VM has no config"))?;
@@ -138,7 +134,7 @@ fn controllers<'a>(devices: &[&'a Element]) -> BTreeMap<&'a str, (Bus, u32, &'st
 }
 
 /// A `VirtualMachineConfigInfo` as a `.vmx`.
-fn vmx(config: &Element) -> String {
+pub(super) fn vmx(config: &Element) -> String {
     let mut keys = Keys::default();
     let said = |name: &str| config.value(name).filter(|value| !value.is_empty());
     let set = |keys: &mut Keys, key: &str, value: Option<&str>| {

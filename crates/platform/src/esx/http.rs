@@ -146,6 +146,10 @@ impl Http {
                 total,
                 stamp: stamp(&response),
             }),
+            // An empty file has no range.
+            StatusCode::RANGE_NOT_SATISFIABLE if start == 0 => {
+                Some(Part { stamp: stamp(&response), ..Part::default() })
+            }
             _ => return Ok((status, None)),
         };
         let Some(part) = part else {

@@ -2,6 +2,7 @@
 
 mod datastore;
 mod description;
+mod files;
 mod fuzz;
 mod http;
 mod inventory;
@@ -19,8 +20,8 @@ use soap::Reference;
 
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, Change, Options, Platform, Result, Snapshot, Uri, Verb, VmDetails, VmSummary,
-    Watch,
+    Ability, Action, Change, Options, Platform, Pull, Pullable, Result, Snapshot, Uri, Verb,
+    VmDetails, VmSummary, Watch,
 };
 use datastore::Datastore;
 
@@ -58,7 +59,6 @@ fn ability(verb: Verb) -> Ability {
             Ability::partly("the guest is asked through VMware Tools, or --force")
         }
         Verb::ConsoleLog => Ability::no("vSphere keeps no console"),
-        Verb::ReadDisks => Ability::no("it is not built yet"),
         _ => Ability::Yes,
     }
 }
@@ -77,9 +77,9 @@ impl Esx {
         inventory::find(&self.session, &self.container, vm, properties)
     }
 
-    fn datastore(&self, vm: &Reference) -> Result<Datastore<'_>> {
+    fn datastore(&self, vm: &Reference) -> Result<Datastore> {
         let datacenter = inventory::datacenter_path(&self.session, vm)?;
-        Ok(Datastore { session: &self.session, datacenter })
+        Ok(Datastore { session: self.session.clone(), datacenter })
     }
 }
 
@@ -113,8 +113,22 @@ impl Platform for Esx {
         power::perform(&self.session, &self.find(vm, &["name"])?.reference, action)
     }
 
+    fn pull(&self) -> Option<&dyn Pull> {
+        Some(self)
+    }
+
     fn watch(&self) -> Option<&dyn Watch> {
         Some(self)
+    }
+}
+
+impl Pull for Esx {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        let properties: Vec<_> =
+            inventory::SUMMARY.iter().chain(description::PROPERTIES).copied().collect();
+        let found = self.find(vm, &properties)?;
+        let datastore = self.datastore(&found.reference)?;
+        files::hold(&self.session, &found, datastore, tell)?.pullable()
     }
 }
 

@@ -50,6 +50,30 @@ impl Simulator {
         Options { tls_thumbprint: Some(self.thumbprint.clone()), ..asked("secret") }
     }
 
+    /// Writes a file of the datastore.
+    pub fn upload(&self, path: &str, content: &[u8]) {
+        let folder = tempfile::tempdir().unwrap();
+        let (jar, file) = (folder.path().join("jar"), folder.path().join("file"));
+        std::fs::write(&file, content).unwrap();
+        let login = "<Envelope xmlns=\"http://schemas.xmlsoap.org/soap/envelope/\"><Body><Login xmlns=\"urn:vim25\">\
+            <_this type=\"SessionManager\">ha-sessionmgr</_this><userName>root</userName>\
+            <password>secret</password></Login></Body></Envelope>";
+        let base = format!("https://127.0.0.1:{}", self.port);
+        let target = format!("{base}/folder/{path}?dcPath=ha-datacenter&dsName=LocalDS_0");
+        let mut log_in = Command::new("curl");
+        log_in.args(["-d", login, &format!("{base}/sdk")]);
+        let mut send = Command::new("curl");
+        send.arg("-T").arg(&file).arg(&target);
+        for command in [&mut log_in, &mut send] {
+            command
+                .args(["-ksf", "-H", "Expect:", "-o", "/dev/null", "-b"])
+                .arg(&jar)
+                .arg("-c")
+                .arg(&jar);
+            assert!(command.status().unwrap().success(), "{path}");
+        }
+    }
+
     /// Stops its processes without a word.
     pub fn kill(&mut self) {
         let _ = self.process.kill();

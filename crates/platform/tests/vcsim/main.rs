@@ -1,6 +1,8 @@
 //! The vSphere driver against VMware's own simulator.
 
 mod lab;
+mod proxy;
+mod pull;
 
 use lab::{Simulator, asked, uri};
 use platform::{Action, Change, Connection, Error, Options, State, Verb, connect};

@@ -1,0 +1,123 @@
+//! Copying VMs from the simulator over lines that break.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use platform::{Action, Connection, Error, PullOptions, PullReport, connect};
+
+use crate::lab::{Simulator, uri};
+use crate::proxy::Proxy;
+
+const VM: &str = "ha-host_VM0";
+const LENGTH: usize = 20 << 20;
+
+/// A disk of a VM: a descriptor and an extent.
+struct Content {
+    descriptor: String,
+    extent: Vec<u8>,
+}
+
+impl Content {
+    fn upload(simulator: &Simulator) -> Self {
+        let descriptor = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\n\
+             RW {} VMFS \"disk1-flat.vmdk\"\n\nddb.adapterType = \"lsilogic\"\n",
+            LENGTH / 512
+        );
+        let mut extent: Vec<u8> = (0..LENGTH).map(|at| (at >> 9) as u8 ^ at as u8).collect();
+        extent[5 << 20..9 << 20].fill(0);
+        simulator.upload(&format!("{VM}/disk1.vmdk"), descriptor.as_bytes());
+        simulator.upload(&format!("{VM}/disk1-flat.vmdk"), &extent);
+        Self { descriptor, extent }
+    }
+
+    fn assert_in(&self, folder: &Path) {
+        assert_eq!(fs::read_to_string(folder.join("disk1.vmdk")).unwrap(), self.descriptor);
+        assert!(fs::read(folder.join("disk1-flat.vmdk")).unwrap() == self.extent);
+    }
+}
+
+fn options(connections: usize) -> PullOptions {
+    let pause = Duration::from_millis(1);
+    PullOptions { connections, attempts: 2, pause, ..PullOptions::default() }
+}
+
+fn pull(host: &Connection, folder: &Path) -> Result<(PullReport, Vec<String>), Error> {
+    let mut told = Vec::new();
+    let vm = host.pullable(VM, &mut |sentence| told.push(sentence))?;
+    Ok((vm.pull(folder, &options(4), &mut |_| {})?, told))
+}
+
+#[test]
+fn a_vm_is_copied_over_a_line_that_breaks_and_sessions_that_end() {
+    let simulator = Simulator::start(&["--esx", "--session-requests", "7"]);
+    let content = Content::upload(&simulator);
+    simulator.connect("esx", "").perform(VM, &Action::Stop { force: true }).unwrap();
+    // Whole requests do not fit into one connection.
+    let proxy = Proxy::start(simulator.port, 3 << 20, u64::MAX);
+    let host = connect(&uri("esx", proxy.port, ""), &simulator.options()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (report, told) = pull(&host, folder.path()).unwrap();
+    assert_eq!(told, [""; 0]);
+    assert_eq!(report.copied, (LENGTH + content.descriptor.len()) as u64);
+    content.assert_in(folder.path());
+
+    // What was copied is a VM that can be read here.
+    let vmx = folder.path().join(format!("{VM}.vmx"));
+    let vm = spec::foreign::read(&vmx, &spec::foreign::ReadOptions::default()).unwrap().remove(0);
+    assert_eq!(vm.memory.size, Some(32 << 20));
+    let path = vm.drives.iter().find_map(|drive| drive.file.as_ref()?.disk_path()).unwrap();
+    let options = disk::ImageOptions { read_only: true, ..disk::ImageOptions::default() };
+    let disk = disk::open(path, &options).unwrap();
+    let mut read = vec![0; LENGTH];
+    disk.read_at(&mut read, 0).unwrap();
+    assert!(read == content.extent);
+}
+
+#[test]
+fn a_pull_whose_line_was_cut_goes_on() {
+    let simulator = Simulator::start(&["--esx"]);
+    let content = Content::upload(&simulator);
+    simulator.connect("esx", "").perform(VM, &Action::Stop { force: true }).unwrap();
+    let proxy = Proxy::start(simulator.port, u64::MAX, 18 << 20);
+    let host = connect(&uri("esx", proxy.port, ""), &simulator.options()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let vm = host.pullable(VM, &mut |_| {}).unwrap();
+    let error = vm.pull(folder.path(), &options(1), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    proxy.repair();
+    let (report, _) = pull(&host, folder.path()).unwrap();
+    assert!(report.kept >= 16 << 20, "{report:?}");
+    content.assert_in(folder.path());
+}
+
+#[test]
+fn a_running_vm_is_copied_below_a_snapshot() {
+    let simulator = Simulator::start(&["--esx"]);
+    let content = Content::upload(&simulator);
+    let host = simulator.connect("esx", "");
+    // The simulator cannot delete the only snapshot.
+    let first = Action::CreateSnapshot { name: "first".into(), description: None };
+    host.perform(VM, &first).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (_, told) = pull(&host, folder.path()).unwrap();
+    assert!(told.len() == 1 && told[0].contains("snapshot"), "{told:?}");
+    content.assert_in(folder.path());
+    let left: Vec<_> = host.snapshots(VM).unwrap().into_iter().map(|one| one.name).collect();
+    assert_eq!(left, ["first"]);
+}
+
+#[test]
+fn a_disk_that_changes_meanwhile_is_not_taken() {
+    let simulator = Simulator::start(&["--esx"]);
+    Content::upload(&simulator);
+    let host = simulator.connect("esx", "");
+    host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let vm = host.pullable(VM, &mut |_| {}).unwrap();
+    simulator.upload(&format!("{VM}/disk1-flat.vmdk"), &[1; 1 << 20]);
+    let folder = tempfile::tempdir().unwrap();
+    let error = vm.pull(folder.path(), &PullOptions::default(), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("changed while it is copied"), "{error}");
+    assert!(!folder.path().join("disk1-flat.vmdk").exists());
+}
