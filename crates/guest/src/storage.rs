@@ -8,7 +8,7 @@ use disk::Disk;
 use serde::Serialize;
 
 use crate::fs::{self, Content, FileSystem};
-use crate::layers::{Pieces, lvm, md};
+use crate::layers::{lvm, md};
 use crate::loader::Device;
 use crate::partition::{self, TableKind};
 use crate::tree::Tree;
@@ -242,7 +242,7 @@ impl Layers {
 fn add(
     name: String,
     grub: String,
-    volume: Result<Pieces, String>,
+    volume: Result<Arc<dyn Volume>, String>,
     pending: &mut VecDeque<Pending>,
     storage: &mut Storage,
 ) {
@@ -250,7 +250,7 @@ fn add(
     match volume {
         Ok(volume) => {
             report.length = volume.len();
-            pending.push_back(Pending { volume: Arc::new(volume), report, grub });
+            pending.push_back(Pending { volume, report, grub });
         }
         Err(why) => {
             report.notes.push(why);

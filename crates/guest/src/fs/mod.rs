@@ -3,7 +3,9 @@
 mod btrfs;
 mod ext;
 mod fat;
+mod iso9660;
 mod ntfs;
+mod squashfs;
 mod walk;
 mod xfs;
 
@@ -144,6 +146,8 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
         "xfs" => Some(xfs::open(volume)),
         "btrfs" => Some(btrfs::open(volume)),
         "vfat" => Some(fat::open(volume)),
+        "iso9660" => Some(iso9660::open(volume)),
+        "squashfs" => Some(squashfs::open(volume)),
         "ntfs" => Some(ntfs::open(volume).map(|fs| Rc::new(fs) as Rc<_>)),
         _ => None,
     };
@@ -163,10 +167,14 @@ pub(crate) fn open_as_any(volume: &Arc<dyn Volume>) -> Vec<Rc<dyn FileSystem>> {
     let volume = || Arc::clone(volume);
     let ext = ext::Ext::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
     let ntfs = ntfs::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
-    [ext, ntfs, xfs::open(volume()), btrfs::open(volume()), fat::open(volume())]
-        .into_iter()
-        .flatten()
-        .collect()
+    let others = [
+        xfs::open(volume()),
+        btrfs::open(volume()),
+        fat::open(volume()),
+        iso9660::open(volume()),
+        squashfs::open(volume()),
+    ];
+    [ext, ntfs].into_iter().chain(others).flatten().collect()
 }
 
 /// An error with its causes.

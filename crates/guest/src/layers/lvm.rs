@@ -1,9 +1,12 @@
-//! LVM2: linear, striped and mirrored volumes. Its metadata is a text (lvm2's `man lvm.conf` describes the syntax).
+//! LVM2: linear, striped, mirrored and thin volumes, and snapshots. Its metadata is a text (lvm2's `man lvm.conf` describes the syntax).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::snapshot::Snapshot;
+use super::thin::Thin;
 use super::{Piece, Pieces, Place};
+use crate::fs::error_text;
 use crate::volume::{Volume, at, read, text_of};
 use crate::{Error, Result};
 
@@ -28,8 +31,11 @@ pub struct Logical {
     pub group: String,
     pub name: String,
     /// It, or why it cannot be read.
-    pub volume: std::result::Result<Pieces, String>,
+    pub volume: Opened,
 }
+
+/// A volume, or why it cannot be read.
+type Opened = std::result::Result<Arc<dyn Volume>, String>;
 
 /// Reads the label and the metadata of a physical volume.
 pub fn physical(volume: &Arc<dyn Volume>) -> Result<Physical> {
@@ -95,7 +101,16 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
             // Parts of others, such as the halves of a mirror, are not visible.
             let is_visible = section.texts("status").any(|status| status == "VISIBLE");
             if is_visible {
-                let volume_of = reader.volume(volumes, section, 4);
+                // A pool of thin volumes is not a volume itself.
+                let kind =
+                    section.sections.get("segment1").and_then(|first| first.texts("type").next());
+                if kind == Some("thin-pool") {
+                    continue;
+                }
+                let volume_of = match reader.origin_of(volumes, volume) {
+                    Some(origin) => reader.snapshot(volumes, section, origin),
+                    None => reader.volume(volumes, section, 4),
+                };
                 found.push(Logical {
                     group: name.to_owned(),
                     name: volume.clone(),
@@ -113,12 +128,7 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn volume(
-        &self,
-        volumes: &Section,
-        section: &Section,
-        depth: u32,
-    ) -> std::result::Result<Pieces, String> {
+    fn volume(&self, volumes: &Section, section: &Section, depth: u32) -> Opened {
         let bad = || "its metadata is damaged".to_owned();
         let extent =
             self.group.number("extent_size").and_then(|sectors| sectors.checked_mul(SECTOR));
@@ -140,14 +150,25 @@ impl Group<'_> {
                     )
                 }
                 // Any half of a mirror is as good as the other.
+                "thin" if depth > 0 => {
+                    let thin = self.thin(volumes, segment, length, depth - 1)?;
+                    (vec![(thin, 0)], length.max(1))
+                }
+                "raid0" | "raid0_meta" if depth > 0 => {
+                    let stripe = segment.number("stripe_size").unwrap_or(0).checked_mul(SECTOR);
+                    let images = segment.texts("raids").chain(segment.texts("raid0_lvs"));
+                    let images = images.filter(|name| !name.contains("_rmeta_"));
+                    let images = images.map(|name| Ok((self.named(volumes, name, depth - 1)?, 0)));
+                    let images = images.collect::<std::result::Result<Vec<_>, String>>()?;
+                    (images, stripe.filter(|&stripe| stripe > 0).ok_or_else(bad)?)
+                }
                 "raid1" | "mirror" if depth > 0 => {
                     let list = if kind == "raid1" { "raids" } else { "mirrors" };
                     let images = segment.texts(list).filter(|name| !name.contains("_rmeta_"));
                     let mut why = "none of its mirrors is there".to_owned();
                     let mut whole = None;
                     for image in images {
-                        let image = volumes.sections.get(image).ok_or_else(bad)?;
-                        match self.volume(volumes, image, depth - 1) {
+                        match self.named(volumes, image, depth - 1) {
                             Ok(volume) => {
                                 whole = Some(volume);
                                 break;
@@ -155,13 +176,52 @@ impl Group<'_> {
                             Err(error) => why = error,
                         }
                     }
-                    (vec![(Arc::new(whole.ok_or(why)?) as Arc<dyn Volume>, 0)], length.max(1))
+                    (vec![(whole.ok_or(why)?, 0)], length.max(1))
                 }
                 other => return Err(format!("volumes of the type {other:?} are not read")),
             };
             pieces.push(Piece { start, length, stripe, on });
         }
-        Pieces::new(pieces).ok_or_else(bad)
+        Pieces::new(pieces).map(|pieces| Arc::new(pieces) as Arc<dyn Volume>).ok_or_else(bad)
+    }
+
+    /// The volume with this name.
+    fn named(&self, volumes: &Section, name: &str, depth: u32) -> Opened {
+        let section = volumes.sections.get(name);
+        self.volume(volumes, section.ok_or_else(|| format!("there is no volume {name}"))?, depth)
+    }
+
+    /// A thin volume in its pool.
+    fn thin(&self, volumes: &Section, segment: &Section, length: u64, depth: u32) -> Opened {
+        let bad = || "its metadata is damaged".to_owned();
+        let text = |section: &Section, name| section.texts(name).next().map(str::to_owned);
+        let name = text(segment, "thin_pool").ok_or_else(bad)?;
+        let pool = volumes.sections.get(&name).and_then(|pool| pool.sections.get("segment1"));
+        let pool = pool.ok_or_else(bad)?;
+        let part = |name| self.named(volumes, &text(pool, name).ok_or_else(bad)?, depth);
+        let (metadata, data) = (part("metadata")?, part("pool")?);
+        let origin = text(segment, "external_origin");
+        let origin = origin.map(|name| self.named(volumes, &name, depth)).transpose()?;
+        let device = segment.number("device_id").ok_or_else(bad)?;
+        let thin = Thin::open(metadata, data, device, length, origin);
+        Ok(Arc::new(thin.map_err(|error| error_text(&error))?))
+    }
+
+    /// The volume of which the one with this name keeps a snapshot.
+    fn origin_of<'b>(&self, volumes: &'b Section, name: &str) -> Option<&'b str> {
+        volumes.sections.values().find_map(|section| {
+            let segment = section.sections.get("segment1")?;
+            let stores = segment.texts("cow_store").chain(segment.texts("merging_store"));
+            let is_it = segment.texts("type").next() == Some("snapshot")
+                && stores.into_iter().any(|store| store == name);
+            is_it.then(|| segment.texts("origin").next())?
+        })
+    }
+
+    fn snapshot(&self, volumes: &Section, store: &Section, origin: &str) -> Opened {
+        let (origin, store) = (self.named(volumes, origin, 4)?, self.volume(volumes, store, 4)?);
+        let snapshot = Snapshot::open(origin, store);
+        Ok(Arc::new(snapshot.map_err(|error| error_text(&error))?))
     }
 
     /// Where the stripes of a segment begin.

@@ -57,7 +57,7 @@ fn superblock(volume: &Arc<dyn Volume>, place: u64) -> Option<Member> {
 }
 
 /// Puts an array together, or says why that is not possible.
-pub fn assemble(members: &[Member]) -> Result<Pieces, String> {
+pub fn assemble(members: &[Member]) -> Result<Arc<dyn Volume>, String> {
     let newest = members.iter().map(|member| member.events).max().unwrap_or(0);
     // One that fell out of the array has old data.
     let mut active: Vec<&Member> = members
@@ -93,5 +93,5 @@ pub fn assemble(members: &[Member]) -> Result<Pieces, String> {
         }
         level => return Err(format!("RAID {level} is not read")),
     };
-    Pieces::new(vec![piece]).ok_or_else(bad)
+    Pieces::new(vec![piece]).map(|pieces| Arc::new(pieces) as Arc<dyn Volume>).ok_or_else(bad)
 }

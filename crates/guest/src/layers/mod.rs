@@ -2,6 +2,8 @@
 
 pub mod lvm;
 pub mod md;
+mod snapshot;
+mod thin;
 
 use std::sync::Arc;
 
