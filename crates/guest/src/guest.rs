@@ -70,6 +70,11 @@ impl Guest {
         self.root.as_ref().map(|root| &root.tree)
     }
 
+    /// What is installed, if anything was found.
+    pub fn os(&self) -> Option<&Os> {
+        self.os.as_ref()
+    }
+
     /// The file systems that were opened, with the names of their volumes.
     pub fn file_systems(&self) -> impl Iterator<Item = (&str, &dyn FileSystem)> {
         let volumes = self.storage.volumes.iter();

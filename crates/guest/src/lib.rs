@@ -32,6 +32,7 @@ mod windows;
 pub use error::{Error, Result};
 pub use guest::{Guest, Report};
 pub use initrd::{Contents, fuzz_initrd};
+pub use names::on_virtio;
 pub use os::{Fstab, Os};
 pub use plan::{BootPlan, Firmware, LinuxBoot, NicName, PlanOptions};
 pub use storage::{DiskReport, VolumeReport, fuzz_storage};

@@ -60,6 +60,8 @@ pub struct LinuxBoot {
     pub initrd: Option<Vec<u8>>,
     /// The command line.
     pub cmdline: String,
+    /// Drivers that its initial RAM disk lacks and that were appended.
+    pub added_modules: Vec<String>,
     /// What differs from how the guest was started elsewhere, in sentences.
     pub notes: Vec<String>,
 }
@@ -175,7 +177,11 @@ impl Guest {
             id: None,
             kernel: place(kernel),
             initrds: initrd.and_then(|name| place(&format!("/boot/{name}"))).into_iter().collect(),
-            cmdline: format!("root={device} ro"),
+            cmdline: match root.folder.trim_matches('/') {
+                "" => format!("root={device} ro"),
+                // The default subvolume may be another one.
+                subvolume => format!("root={device} ro rootflags=subvol={subvolume}"),
+            },
             note: None,
         })
     }
@@ -201,6 +207,7 @@ impl Guest {
             kernel,
             initrd: None,
             cmdline: entry.cmdline.clone(),
+            added_modules: Vec::new(),
             notes: Vec::new(),
         };
         self.rewrite_root(&mut boot);
@@ -306,6 +313,7 @@ impl Guest {
             "The guest's initial RAM disk lacks drivers, which are added in memory: {}.",
             names.join(", ")
         ));
+        boot.added_modules = names;
         Ok(true)
     }
 

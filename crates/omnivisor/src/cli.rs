@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use crate::convert::ConvertArgs;
 use crate::disk::DiskVerb;
 use crate::export::ExportArgs;
+use crate::import::ImportArgs;
 use crate::inspect::InspectArgs;
 use crate::platforms::{
     ConsoleLogArgs, ListArgs, PlatformsArgs, ResetArgs, ShowArgs, SnapshotVerb, StopArgs, VmArgs,
@@ -39,6 +40,8 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Print a VM's description of any platform in another form
     Export(ExportArgs),
+    /// Bring a VM of any platform home: its disks, its description, and a guest that is at home on virtio
+    Import(Box<ImportArgs>),
     /// Make a new image out of a disk of any format
     Convert(Box<ConvertArgs>),
     /// Compare, map, check, create and commit disks

@@ -10,6 +10,7 @@ mod documents;
 mod export;
 mod failure;
 mod guest_page;
+mod import;
 mod inspect;
 mod platforms;
 mod probe;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Probe(args) => Ok(probe::run(&args, &probe::kvm_proof)),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Export(args) => export::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Convert(args) => convert::run(&args),
         Verb::Disk { verb } => disk::run(&verb),
         Verb::List(args) => platforms::list(&args),

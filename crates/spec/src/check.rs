@@ -217,6 +217,15 @@ impl Check {
                 }
                 (NicKind::User, None) => {}
             }
+            if let Some(name) = &nic.name {
+                // What Linux takes as an interface's name, less what other programs mean something by.
+                let is_name = (1..16).contains(&name.len())
+                    && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+                    && !name.starts_with('.');
+                self.require(is_name, &key("name"), || {
+                    format!("{name:?} cannot be the name of a network card")
+                });
+            }
             if let Some(mac) = nic.mac {
                 self.require(!mac.is_multicast(), &key("mac"), || {
                     format!(

@@ -65,6 +65,9 @@ pub struct Nic {
     /// Its hardware address; made from the VM's name if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
+    /// What the guest calls it, such as `ens192`, if it had that name elsewhere and is to keep it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// How many pairs of queues it has; one if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]

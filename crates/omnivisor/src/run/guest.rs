@@ -7,10 +7,11 @@ use guest::{BootPlan, Firmware, Guest, LinuxBoot, PlanOptions};
 use image::Cache;
 use machine::boot;
 use machine::disks::OpenDisk;
+use spec::VmSpec;
 
 use crate::failure::{FAILED, Failure, NOT_STARTED};
-use crate::run::kernel;
 use crate::run::scratch::Scratch;
+use crate::run::{kernel, names};
 
 /// What a machine boots, with the folder of the files that it needs for that.
 pub struct Prepared {
@@ -23,13 +24,18 @@ pub struct Prepared {
     _folder: Scratch,
 }
 
-/// Looks into `disks` for what to boot; `words` are added to the command line.
-pub fn prepare(disks: &[OpenDisk], console: &str, words: &str) -> Result<Prepared, Failure> {
+/// Looks into the disks of `spec` for what to boot; `words` are added to the command line.
+pub fn prepare(
+    spec: &VmSpec,
+    disks: &[OpenDisk],
+    console: &str,
+    words: &str,
+) -> Result<Prepared, Failure> {
     let disks: Vec<_> = disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
-    let options = PlanOptions { console: Some(console.to_owned()), ..PlanOptions::default() };
-    let plan = Guest::open(&disks)
-        .plan(&options)
-        .map_err(|error| Failure::from_error(NOT_STARTED, error))?;
+    let guest = Guest::open(&disks);
+    let nics = names::of_nics(spec, guest.os());
+    let options = PlanOptions { console: Some(console.to_owned()), nics, ..PlanOptions::default() };
+    let plan = guest.plan(&options).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
     let linux = match plan {
         BootPlan::Linux(linux) => *linux,
         BootPlan::Firmware { kind, reason } => return Err(needs_firmware(kind, &reason)),

@@ -3,14 +3,16 @@
 mod command;
 mod console;
 mod disks;
-mod engine;
-mod guest;
+pub mod engine;
+pub mod guest;
 mod kernel;
-mod plan;
-mod scratch;
+mod names;
+pub mod plan;
+pub mod scratch;
 mod seed;
 mod state;
 mod terminal;
+pub mod unattended;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ use crate::cli::RunArgs;
 use crate::failure::{FAILED, Failure};
 use crate::run::command::Command;
 use crate::run::console::Attachment;
+pub use crate::run::names::of_nics;
 use crate::run::plan::Plan;
 pub use crate::run::state::folder as state_folder;
 

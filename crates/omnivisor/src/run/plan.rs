@@ -46,7 +46,10 @@ pub struct AgentSocket {
 
 /// What Linux need not do on this board. `noearly`: scan PCI for quirks by ports; `nr_uarts`: look for three more
 /// serial ports; `notests`: test its cryptography, which is more than half of a boot.
-const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
+pub const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
+
+/// Our own description in the folder of a VM, as `import` makes it.
+pub const OWN_DESCRIPTION: &str = "vm.toml";
 
 impl Plan {
     /// Reads the file, lays the command line over it, and fetches what is missing.
@@ -109,7 +112,7 @@ impl Plan {
             Some(words) => format!("{BOARD_WORDS} {words}"),
             None => BOARD_WORDS.to_owned(),
         };
-        let prepared = guest::prepare(disks, console_device(&self.spec), &words)?;
+        let prepared = guest::prepare(&self.spec, disks, console_device(&self.spec), &words)?;
         tracing::info!(
             entry = prepared.title,
             cmdline = prepared.boot.cmdline,
@@ -175,12 +178,25 @@ fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
         return Ok(vm.merge(over));
     }
     let Some(path) = &args.config else { return Ok(over) };
+    Ok(from_file(path)?.merge(over))
+}
+
+/// Reads our own description.
+pub fn from_file(path: &Path) -> Result<VmSpec, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::new(NOT_FOUND, format!("Cannot read {}: {error}", path.display()))
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    let file = VmSpec::from_toml(&text, &path.display().to_string())?.relative_to(folder);
-    Ok(file.merge(over))
+    Ok(VmSpec::from_toml(&text, &path.display().to_string())?.relative_to(folder))
+}
+
+/// Our own description, if `path` is it or a folder with it.
+fn own_file(path: &Path) -> Option<PathBuf> {
+    let inside = path.join(OWN_DESCRIPTION);
+    if inside.is_file() {
+        return Some(inside);
+    }
+    (path.is_file() && path.extension().is_some_and(|end| end == "toml")).then(|| path.to_owned())
 }
 
 /// The VM of another platform, if that is what is to be run.
@@ -189,6 +205,9 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
         return Ok(None);
     };
     let path = Path::new(name);
+    if let Some(own) = own_file(path) {
+        return from_file(&own).map(Some);
+    }
     if !spec::foreign::is_description(path) {
         return Ok(None);
     }
@@ -310,7 +329,7 @@ fn console_device(spec: &VmSpec) -> &'static str {
     }
 }
 
-fn passt_is_installed() -> bool {
+pub fn passt_is_installed() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join("passt").is_file())
 }

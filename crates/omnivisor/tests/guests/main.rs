@@ -2,5 +2,6 @@
 //! the VM may change.
 
 mod harness;
+mod importing;
 mod platforms;
 mod systems;

@@ -46,7 +46,9 @@ fn vmx(to: &str) {
          scsi0:0.fileName = \"web.vmdk\"\nethernet0.present = \"TRUE\"\nethernet0.virtualDev = \"vmxnet3\"\n\
          ethernet0.addressType = \"static\"\nethernet0.address = \"00:50:56:00:00:01\"\nethernet0.pciSlotNumber = \"192\"\n",
     );
-    boots(&workshop, &workshop.vm());
+    // With its card, which keeps the name that its slot had given it.
+    let console = workshop.boots(&[path(&workshop.vm())]);
+    assert!(console.contains("this is start 1; cards: ens192 lo"), "{console}");
 }
 
 #[test]

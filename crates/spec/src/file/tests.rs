@@ -198,6 +198,7 @@ prop_compose! {
         kind in prop::option::of(prop_oneof![Just(NicKind::User), Just(NicKind::Tap)]),
         tap in prop::option::of(text()),
         mac: Option<[u8; 6]>,
+        name in prop::option::of(text()),
         (queues, mtu) in any::<(Option<u16>, Option<u16>)>(),
         ports in prop::collection::vec((1..=u16::MAX, 1..=u16::MAX, any::<bool>()), 0..3),
         rate in rate(),
@@ -207,7 +208,7 @@ prop_compose! {
             .map(|(host, guest, udp)| format!("[::1]:{host}:{guest}/{}", if udp { "udp" } else { "tcp" }))
             .map(|text| text.parse().unwrap())
             .collect();
-        Nic { kind, tap, mac: mac.map(MacAddress), queues, mtu, forwards, rate }
+        Nic { kind, tap, mac: mac.map(MacAddress), name, queues, mtu, forwards, rate }
     }
 }
 

@@ -130,6 +130,8 @@ impl Description {
         let cards = self.nics.iter().filter(|nic| nic.connected).map(|nic| Nic {
             kind: Some(NicKind::User),
             mac: nic.mac.filter(|mac| !mac.is_multicast()),
+            // By the slot that VMware's ACPI tells (systemd.net-naming-scheme).
+            name: nic.slot.map(|slot| format!("ens{slot}")),
             forwards: nic.forwards.clone(),
             mtu: nic.mtu.filter(|mtu| *mtu >= 68),
             ..Nic::default()

@@ -23,6 +23,8 @@ const MAX_ENTRIES: usize = 1000;
 /// Where the configuration lies in the file systems of different distributions.
 const CONFIGURATIONS: [&str; 4] =
     ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg"];
+/// The subvolumes of btrfs that distributions put their root into; GRUB sees them as folders.
+const SUBVOLUMES: [&str; 4] = ["", "/@", "/@rootfs", "/root"];
 
 /// The menu of the GRUB on these devices; `None` if there is none.
 pub fn menu(devices: &[Device], is_efi: bool) -> Option<Menu> {
@@ -51,9 +53,10 @@ pub fn run(devices: &[Device], device: usize, path: &str, is_efi: bool) -> Menu 
 /// On the disk that is started from first; an EFI system partition's own file only leads to the real one.
 fn configuration(devices: &[Device]) -> Option<(usize, String)> {
     for (index, device) in devices.iter().enumerate() {
-        for path in CONFIGURATIONS {
-            if device.tree.is_file(path) {
-                return Some((index, path.to_owned()));
+        for subvolume in SUBVOLUMES {
+            let paths = CONFIGURATIONS.iter().map(|path| format!("{subvolume}{path}"));
+            if let Some(path) = paths.into_iter().find(|path| device.tree.is_file(path)) {
+                return Some((index, path));
             }
         }
     }
