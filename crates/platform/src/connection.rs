@@ -8,8 +8,8 @@ use disk::Disk;
 
 use crate::registry::{Driver, driver};
 use crate::{
-    Ability, Action, Change, Error, Options, Platform, Pullable, Result, Snapshot, Uri, Verb,
-    VmDetails, VmSummary,
+    Ability, Action, Change, Error, Options, Platform, Pullable, Result, Snapshot, Still, Uri,
+    Verb, VmDetails, VmSummary,
 };
 
 /// A platform that was reached. What it cannot do is refused by name, before anything happens.
@@ -109,6 +109,13 @@ impl Connection {
         self.check(Verb::ReadDisks)?;
         let pull = self.platform.pull();
         pull.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.pullable(vm, tell)
+    }
+
+    /// Holds the disks of a VM still and opens them; `tell` is told what is done to it for that.
+    pub fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.check(Verb::ReadDisks)?;
+        let pull = self.platform.pull();
+        pull.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.still(vm, tell)
     }
 
     /// Calls `tell` with each change until it returns `false`, beginning with all VMs. A platform that does not tell

@@ -16,6 +16,7 @@ mod error;
 mod esx;
 mod fuzz;
 mod libvirt;
+mod mirror;
 mod name;
 mod pull;
 mod registry;
@@ -29,11 +30,14 @@ pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};
 pub use esx::fuzz as fuzz_soap;
 pub use fuzz::fuzz;
+pub use mirror::{Mirror, Whole};
 pub use name::{Uri, VmName};
 pub use pull::{Progress, PullOptions, PullReport, Pullable, PulledFile, RemoteFile, Undo};
 pub use registry::{DRIVERS, Driver, Met, driver};
 pub use runner::{Output, Runner};
 pub use spec::foreign::Snapshot;
-pub use traits::{AskPassword, ConsoleLog, Options, Platform, Pull, RemoteDisks, Secret, Watch};
+pub use traits::{
+    AskPassword, ConsoleLog, Options, Platform, Pull, RemoteDisks, Secret, Still, StillDisk, Watch,
+};
 pub use verb::{Ability, Action, Verb};
 pub use vm::{Change, State, VmDetails, VmSummary};

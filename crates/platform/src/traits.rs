@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disk::Disk;
+use spec::foreign::Description;
 
-use crate::{Ability, Action, Change, Pullable, Result, Snapshot, Uri, Verb, VmDetails, VmSummary};
+use crate::{
+    Ability, Action, Change, Pullable, Result, Snapshot, Undo, Uri, Verb, VmDetails, VmSummary,
+};
 
 /// A platform that was reached. A [`Connection`](crate::Connection) calls only what [`ability`](Self::ability) promises.
 ///
@@ -68,6 +71,29 @@ pub trait RemoteDisks {
 pub trait Pull {
     /// Makes a VM ready to be copied; `tell` is told, in sentences, what is done to it for that.
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable>;
+
+    /// Holds the disks of a VM still and opens them, so that it can be run here.
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still>;
+}
+
+/// A VM whose disks nobody changes.
+pub struct Still {
+    /// What it is made of.
+    pub description: Description,
+    /// Its disks.
+    pub disks: Vec<StillDisk>,
+    /// Undoes what was done to the VM, told whether all is copied.
+    pub undo: Undo,
+}
+
+/// A disk that nobody changes.
+pub struct StillDisk {
+    /// Its place in the drives of the description.
+    pub drive: usize,
+    /// What it holds.
+    pub disk: Arc<dyn Disk>,
+    /// What tells this state of it from every other one.
+    pub stamp: String,
 }
 
 /// Tells of changes.

@@ -5,13 +5,17 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+use spec::foreign::{Description, DriveKind};
+
 use super::datastore::{Datastore, DatastorePath};
 use super::description::{self, DiskFile};
 use super::inventory::{self, Object};
 use super::session::Session;
-use super::snapshots;
 use super::soap::{Element, Reference};
-use crate::{Error, Pullable, RemoteFile, Result, State};
+use super::{remote, snapshots};
+use crate::pull::hexadecimal;
+use crate::{Error, Pullable, RemoteFile, Result, State, Still, StillDisk};
 
 /// The snapshot that holds a running VM's disks still while they are copied.
 pub(super) const SNAPSHOT: &str = "omnivisor pull";
@@ -85,7 +89,7 @@ impl RemoteFile for Remote {
 }
 
 /// A VM whose disks are held still.
-pub(super) struct Still {
+pub(super) struct Held {
     pub datastore: Datastore,
     pub disks: Vec<DiskFile>,
     /// The configuration that has these disks.
@@ -99,7 +103,7 @@ pub(super) fn hold(
     vm: &Object,
     datastore: Datastore,
     tell: &mut dyn FnMut(String),
-) -> Result<Still> {
+) -> Result<Held> {
     let config = |object: &Object| {
         let config = object.property("config").cloned();
         config.ok_or_else(|| session.wrong("RetrievePropertiesEx", "the VM has no config"))
@@ -107,7 +111,7 @@ pub(super) fn hold(
     let before = config(vm)?;
     if matches!(vm.summary().state, State::Stopped | State::Suspended) {
         let disks = description::disks(&before);
-        return Ok(Still { datastore, disks, config: before, snapshot: None });
+        return Ok(Held { datastore, disks, config: before, snapshot: None });
     }
     let name = vm.summary().name;
     let kept = snapshots::list(session, &vm.reference)?;
@@ -127,23 +131,62 @@ pub(super) fn hold(
     let then = inventory::get(session, &snapshot, &["config"])?;
     let config = config(&then)?;
     let disks = description::disks(&config);
-    Ok(Still { datastore, disks, config, snapshot: Some(snapshot) })
+    Ok(Held { datastore, disks, config, snapshot: Some(snapshot) })
 }
 
-impl Still {
-    /// Lets go of the disks.
-    pub fn release(snapshot: Option<Reference>, session: &Session) -> Result<()> {
-        snapshot.map_or(Ok(()), |snapshot| snapshots::delete(session, &snapshot))
+impl Held {
+    /// The VM with its disks opened.
+    pub fn open(mut self, description: Description) -> Result<Still> {
+        let snapshot = self.snapshot.take();
+        let session = self.datastore.session.clone();
+        match self.open_disks(&description) {
+            Ok(disks) => {
+                let undo = move |is_complete: bool| match is_complete {
+                    true => Self::release(snapshot, &session),
+                    false => Ok(()),
+                };
+                Ok(Still { description, disks, undo: Box::new(undo) })
+            }
+            Err(error) => {
+                let _ = Self::release(snapshot, &session);
+                Err(error)
+            }
+        }
     }
 
-    /// Takes what is to be released.
-    pub fn take_snapshot(&mut self) -> Option<Reference> {
-        self.snapshot.take()
+    fn open_disks(&self, description: &Description) -> Result<Vec<StillDisk>> {
+        let mut opened = Vec::new();
+        for (drive, found) in description.drives.iter().enumerate() {
+            let place = (found.bus, found.controller, found.unit);
+            let same = |disk: &&DiskFile| (disk.bus, disk.controller, disk.unit) == place;
+            let is_disk = found.kind == DriveKind::Disk;
+            let Some(file) = self.disks.iter().find(same).filter(|_| is_disk) else { continue };
+            let disk = remote::open(&self.datastore, &file.file)?;
+            opened.push(StillDisk { drive, disk, stamp: self.stamp(file)? });
+        }
+        Ok(opened)
+    }
+
+    /// The state of all files of a disk.
+    fn stamp(&self, disk: &DiskFile) -> Result<String> {
+        let mut stamp = String::new();
+        for image in disk.chain.iter().take(MOST_IMAGES) {
+            for path in self.image_files(image)? {
+                let (part, _) = self.datastore.get(&path, 0, 1)?;
+                stamp.push_str(&format!("{path} {} {};", part.total, part.stamp));
+            }
+        }
+        Ok(hexadecimal(&Sha256::digest(stamp)))
+    }
+
+    /// Lets go of the disks.
+    fn release(snapshot: Option<Reference>, session: &Session) -> Result<()> {
+        snapshot.map_or(Ok(()), |snapshot| snapshots::delete(session, &snapshot))
     }
 
     /// All that is to be copied.
     pub fn pullable(mut self) -> Result<Pullable> {
-        let snapshot = self.take_snapshot();
+        let snapshot = self.snapshot.take();
         let session = self.datastore.session.clone();
         match self.collect() {
             Ok((files, documents)) => {

@@ -24,7 +24,6 @@ const CONNECTIONS: usize = 16;
 pub(super) struct Http {
     agent: Agent,
     verifier: Arc<Verifier>,
-    /// `https://HOST:PORT`.
     base: String,
     /// The server's name for people.
     pub place: String,
@@ -87,6 +86,16 @@ impl Http {
             .build();
         let agent = Agent::with_parts(config, connector, DefaultResolver::default());
         Ok(Self { agent, verifier, base: format!("https://{place}"), place, limit })
+    }
+
+    /// `https://HOST:PORT`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// What connects to it, and to it alone.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
     }
 
     /// Sends `body` and reads the answer within `limit`.

@@ -7,6 +7,7 @@ mod fuzz;
 mod http;
 mod inventory;
 mod power;
+mod remote;
 mod session;
 mod snapshots;
 mod soap;
@@ -14,16 +15,17 @@ mod tls;
 
 use std::sync::Arc;
 
+use disk::Disk;
 pub use fuzz::fuzz;
 use session::Session;
 use soap::Reference;
 
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, Change, Options, Platform, Pull, Pullable, Result, Snapshot, Uri, Verb,
-    VmDetails, VmSummary, Watch,
+    Ability, Action, Change, Error, Options, Platform, Pull, Pullable, RemoteDisks, Result,
+    Snapshot, Still, Uri, Verb, VmDetails, VmSummary, Watch,
 };
-use datastore::Datastore;
+use datastore::{Datastore, DatastorePath};
 
 /// Hosts: `esx://root@host`.
 pub(crate) const HOST: Driver = Driver {
@@ -77,6 +79,11 @@ impl Esx {
         inventory::find(&self.session, &self.container, vm, properties)
     }
 
+    /// What a description and a line of a list are made of.
+    fn properties(&self) -> Vec<&'static str> {
+        inventory::SUMMARY.iter().chain(description::PROPERTIES).copied().collect()
+    }
+
     fn datastore(&self, vm: &Reference) -> Result<Datastore> {
         let datacenter = inventory::datacenter_path(&self.session, vm)?;
         Ok(Datastore { session: self.session.clone(), datacenter })
@@ -97,9 +104,7 @@ impl Platform for Esx {
     }
 
     fn show(&self, vm: &str) -> Result<VmDetails> {
-        let properties: Vec<_> =
-            inventory::SUMMARY.iter().chain(description::PROPERTIES).copied().collect();
-        let found = self.find(vm, &properties)?;
+        let found = self.find(vm, &self.properties())?;
         let files = self.datastore(&found.reference)?;
         let description = description::describe(&self.session, &found, &files)?;
         Ok(VmDetails { summary: found.summary(), description })
@@ -113,6 +118,10 @@ impl Platform for Esx {
         power::perform(&self.session, &self.find(vm, &["name"])?.reference, action)
     }
 
+    fn disks(&self) -> Option<&dyn RemoteDisks> {
+        Some(self)
+    }
+
     fn pull(&self) -> Option<&dyn Pull> {
         Some(self)
     }
@@ -122,13 +131,37 @@ impl Platform for Esx {
     }
 }
 
+impl RemoteDisks for Esx {
+    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
+        let found = self.find(vm, &self.properties())?;
+        let datastore = self.datastore(&found.reference)?;
+        let description = description::describe(&self.session, &found, &datastore)?;
+        let file = description
+            .drives
+            .get(drive)
+            .and_then(|drive| DatastorePath::parse(&drive.file.as_ref()?.written));
+        let file = file.ok_or_else(|| Error::NotFound {
+            place: self.session.http.place.clone(),
+            what: "disk",
+            name: format!("{vm}, drive {drive}"),
+        })?;
+        remote::open(&datastore, &file)
+    }
+}
+
 impl Pull for Esx {
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        let properties: Vec<_> =
-            inventory::SUMMARY.iter().chain(description::PROPERTIES).copied().collect();
-        let found = self.find(vm, &properties)?;
+        let found = self.find(vm, &self.properties())?;
         let datastore = self.datastore(&found.reference)?;
         files::hold(&self.session, &found, datastore, tell)?.pullable()
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        let found = self.find(vm, &self.properties())?;
+        let datastore = self.datastore(&found.reference)?;
+        // Before there is a snapshot, which would show in it.
+        let description = description::describe(&self.session, &found, &datastore)?;
+        files::hold(&self.session, &found, datastore, tell)?.open(description)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
+pub(crate) use piece::Pace;
 use piece::{Fetch, PIECE};
 use state::Kept;
 
@@ -271,7 +272,7 @@ fn local(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Writes a file at once or not at all.
-fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let new = with_suffix(path, "new");
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&new)?;
@@ -290,7 +291,7 @@ fn failed(path: &Path, source: std::io::Error) -> Error {
     Error::File { path: path.into(), source }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -241,18 +241,20 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 /// Lets so many bytes pass in a second.
-struct Pace {
+pub(crate) struct Pace {
     rate: u64,
     /// When what has passed would have passed at that rate.
     due: Mutex<Instant>,
 }
 
 impl Pace {
-    fn new(rate: u64) -> Self {
+    /// At most `rate` bytes in a second.
+    pub fn new(rate: u64) -> Self {
         Self { rate: rate.max(1), due: Mutex::new(Instant::now()) }
     }
 
-    fn wait(&self, bytes: usize) {
+    /// Waits until so many bytes may pass.
+    pub fn wait(&self, bytes: usize) {
         let cost = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
         let now = Instant::now();
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);

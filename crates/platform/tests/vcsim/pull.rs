@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use platform::{Action, Connection, Error, PullOptions, PullReport, connect};
+use disk::Disk;
+use platform::{Action, Connection, Error, Mirror, PullOptions, PullReport, connect};
 
 use crate::lab::{Simulator, uri};
 use crate::proxy::Proxy;
@@ -120,4 +121,48 @@ fn a_disk_that_changes_meanwhile_is_not_taken() {
     let error = vm.pull(folder.path(), &PullOptions::default(), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("changed while it is copied"), "{error}");
     assert!(!folder.path().join("disk1-flat.vmdk").exists());
+}
+
+#[test]
+fn a_disk_is_read_where_it_is_and_copied_behind() {
+    let simulator = Simulator::start(&["--esx", "--session-requests", "9"]);
+    let content = Content::upload(&simulator);
+    simulator.connect("esx", "").perform(VM, &Action::Stop { force: true }).unwrap();
+    let proxy = Proxy::start(simulator.port, 2 << 20, u64::MAX);
+    let host = connect(&uri("esx", proxy.port, ""), &simulator.options()).unwrap();
+    let still = host.still(VM, &mut |_| {}).unwrap();
+    let [found] = &still.disks[..] else { panic!("{} disks", still.disks.len()) };
+    let drive = &still.description.drives[found.drive];
+    assert_eq!(drive.capacity, Some(1 << 20), "what the simulator says, whatever is in the file");
+    assert_eq!(found.disk.len(), LENGTH as u64);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let mirror = Mirror::open(&path, found.disk.clone(), &found.stamp, &options(2)).unwrap();
+    let mut read = vec![0; 5000];
+    mirror.read_at(&mut read, 12_345_678).unwrap();
+    assert!(read == content.extent[12_345_678..12_350_678]);
+    assert!(mirror.here() < LENGTH as u64 / 2);
+    let (tell, told) = std::sync::mpsc::channel();
+    mirror.copy_behind(Box::new(move || tell.send(()).unwrap()));
+    told.recv_timeout(Duration::from_secs(120)).unwrap();
+    drop((still, host, simulator));
+    let mirror = Mirror::open_whole(&path).unwrap().unwrap();
+    let mut read = vec![0; LENGTH];
+    mirror.read_at(&mut read, 0).unwrap();
+    assert!(read == content.extent);
+}
+
+#[test]
+fn a_disk_is_opened_by_its_place() {
+    let simulator = Simulator::start(&["--esx"]);
+    let content = Content::upload(&simulator);
+    let host = simulator.connect("esx", "");
+    let drives = host.show(VM).unwrap().description.drives;
+    let at = drives.iter().position(|drive| drive.kind == spec::foreign::DriveKind::Disk).unwrap();
+    let disk = host.open_disk(VM, at).unwrap();
+    let mut read = vec![0; 700];
+    disk.read_at(&mut read, 4096).unwrap();
+    assert!(read == content.extent[4096..4796]);
+    assert!(host.open_disk(VM, 99).is_err());
 }
