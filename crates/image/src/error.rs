@@ -23,6 +23,9 @@ pub enum Error {
     /// The package is not a kernel.
     #[error("Package {0} has no kernel in it; name a linux-image package")]
     NotAKernel(String),
+    /// A file is no kernel that says which one it is.
+    #[error("{} does not say its release, so no initramfs can be built for it", .0.display())]
+    NoRelease(PathBuf),
     /// A download failed.
     #[error(
         "apt could not fetch {package}: {reason}; check the network, then run `sudo apt-get update`"

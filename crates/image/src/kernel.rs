@@ -8,6 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Longest release: the length of `struct utsname`'s field.
+const MAX_RELEASE: usize = 65;
+
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -59,6 +62,21 @@ impl Kernel {
         Self::from_files(release, image, modules)
     }
 
+    /// A kernel of the user's own: `file` as it is distributed, and `elf` as it is unpacked. Its modules are looked for
+    /// in `modules` beside it and where packages and `make modules_install` put them.
+    pub fn of_file(file: &Path, elf: &Path) -> Result<Self, Error> {
+        let release = release_of(&fs::read(elf).about("read", elf)?);
+        let release = release.ok_or_else(|| Error::NoRelease(file.to_owned()))?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let places = [
+            folder.join("modules"),
+            folder.join("../lib/modules").join(&release),
+            Path::new("/lib/modules").join(&release),
+        ];
+        let modules = places.into_iter().find(|place| place.is_dir());
+        Self::from_files(release, file.to_owned(), modules.unwrap_or_default())
+    }
+
     /// A kernel that is somewhere on the host.
     pub fn from_files(release: String, image: PathBuf, modules: PathBuf) -> Result<Self, Error> {
         let data = match fs::File::open(&image).and_then(|file| file.metadata()) {
@@ -90,6 +108,20 @@ fn find_release(folder: &Path) -> Option<String> {
     names
         .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
         .find(|release| !release.is_empty())
+}
+
+/// The release that a kernel says of itself in its banner.
+fn release_of(elf: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    // The first may be a format, as in `Linux version %s`.
+    memchr::memmem::find_iter(elf, BANNER).find_map(|at| {
+        let rest = &elf[at + BANNER.len()..];
+        let word = rest.iter().take(MAX_RELEASE).position(|&byte| byte == b' ')?;
+        let release = std::str::from_utf8(&rest[..word]).ok()?;
+        let is_release = release.starts_with(|c: char| c.is_ascii_digit())
+            && release.chars().all(|c| c.is_ascii_alphanumeric() || "-+._~".contains(c));
+        is_release.then(|| release.to_owned())
+    })
 }
 
 /// Whether the kernel's configuration says that it refuses modules without a signature.
@@ -132,6 +164,16 @@ fn tidy(folder: &Path, release: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_says_its_release_in_its_banner() {
+        let found = |text: &str| release_of(text.as_bytes());
+        let banner = "x\0Linux version %s (b)\0Linux version 6.1.0-51-cloud-amd64 (debian) \0";
+        assert_eq!(found(banner).as_deref(), Some("6.1.0-51-cloud-amd64"));
+        for wrong in ["", "Linux version ", "Linux version 6.1", "Linux version ../../etc x"] {
+            assert_eq!(found(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn a_package_without_a_kernel_is_not_one() {

@@ -106,6 +106,25 @@ pub fn prepare_in(
     Ok(Prepared { kernel: kernel.image, initrd, cmdline_extra, disk, version: kernel.release })
 }
 
+/// The files for a kernel of the user's own, with an initramfs for its release. Where the root comes from elsewhere
+/// (`has_root`), that does without busybox if there is none.
+pub fn prepare_kernel(
+    kernel: Kernel,
+    features: Features,
+    has_root: bool,
+    progress: &dyn Fn(&str),
+) -> Result<Prepared, Error> {
+    let initrd = initramfs(&Cache::open()?, &kernel, features, has_root, progress)?;
+    let cmdline_extra = String::new();
+    Ok(Prepared {
+        kernel: kernel.image,
+        initrd,
+        cmdline_extra,
+        disk: None,
+        version: kernel.release,
+    })
+}
+
 /// The name of an image is not one we know.
 #[derive(Debug, thiserror::Error)]
 #[error("Unknown image {0:?}; say debian, debian:6.12, debian:PACKAGE, or host")]

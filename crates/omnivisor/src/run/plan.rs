@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use image::{Features, ImageRef, Options};
+use image::{Features, ImageRef, Kernel, Options};
 use machine::Config;
 use machine::boot::BootPlan;
 use machine::disks::OpenDisk;
@@ -34,6 +34,8 @@ pub struct Plan {
     pub is_script: bool,
     /// What to boot is on the disks, and is filled in by [`look_into`](Plan::look_into).
     boots_from_disks: bool,
+    /// Files that were made for the boot.
+    _folder: Option<Scratch>,
 }
 
 /// The Unix socket at which the guest's agent arrives.
@@ -57,12 +59,12 @@ impl Plan {
         let mut spec = describe(args)?;
         spec.disks.extend(seed::disk(args)?);
         let image = image_of(&spec)?;
-        if !args.command.is_empty() && image.is_none() {
+        if !args.command.is_empty() && image.is_none() && spec.boot.kernel.is_none() {
             return Err(Failure::new(
                 USAGE,
-                "A command needs the guest agent, which only images have",
+                "A command needs the guest agent, which a guest's own disk does not have",
             )
-            .help("say `omnivisor run debian -- COMMAND`, or `--kernel host`"));
+            .help("say `omnivisor run debian -- COMMAND`, or name a kernel with --kernel"));
         }
         if spec.nics.is_none() {
             let user = Nic { kind: Some(NicKind::User), ..Nic::default() };
@@ -83,8 +85,34 @@ impl Plan {
         }
         spec.validate()?;
         let boots_from_disks = image.is_none() && spec.boot.kernel.is_none();
+        let mut folder = None;
         let boot = match &image {
-            Some(image) => boot_image(image, &mut spec, args, agent.is_some())?,
+            Some(image) => {
+                let options =
+                    Options { features: features(&spec), full_root: args.disk_size.is_some() };
+                let prepared = image::prepare(image, &options, &progress)?;
+                let kept = kernel::keep(&prepared.kernel)?;
+                boot_image(prepared, kept, &mut spec, args, agent.is_some())?
+            }
+            None if !command.is_empty() => {
+                let file = spec.boot.kernel.clone().unwrap_or_default();
+                let kept = kernel::keep(&file)?;
+                let kernel = Kernel::of_file(&file, &kept.0)?;
+                if kernel.modules.as_os_str().is_empty() {
+                    let release = &kernel.release;
+                    eprintln!("No modules of {release} are here: it needs virtio-vsock built in.");
+                }
+                let own = spec.boot.initrd.clone();
+                let features = features(&spec);
+                let mut prepared =
+                    image::prepare_kernel(kernel, features, own.is_some(), &progress)?;
+                if let Some(own) = own {
+                    let made = Scratch::new().map_err(|e| Failure::from_error(FAILED, e))?;
+                    prepared.initrd = join(&[&own, &prepared.initrd], made.path())?;
+                    folder = Some(made);
+                }
+                boot_image(prepared, kept, &mut spec, args, true)?
+            }
             None if boots_from_disks => BootPlan {
                 kernel: PathBuf::new(),
                 kernel_is_immutable: false,
@@ -100,7 +128,7 @@ impl Plan {
             shared: spec.memory.shared(),
         };
         let config = Config { cpus: spec.cpus.count(), memory, boot };
-        Ok(Self { spec, config, agent, command, is_script, boots_from_disks })
+        Ok(Self { spec, config, agent, command, is_script, boots_from_disks, _folder: folder })
     }
 
     /// Finds what to boot on the disks, if it is there. What is returned must outlast the machine.
@@ -254,13 +282,9 @@ fn boot_files(spec: &VmSpec) -> Result<BootPlan, Failure> {
     Ok(BootPlan { kernel, kernel_is_immutable, initrd: spec.boot.initrd.clone(), cmdline })
 }
 
-fn boot_image(
-    image: &ImageRef,
-    spec: &mut VmSpec,
-    args: &RunArgs,
-    agent: bool,
-) -> Result<BootPlan, Failure> {
-    let features = Features {
+/// What the initramfs needs drivers for.
+fn features(spec: &VmSpec) -> Features {
+    Features {
         net: spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()),
         blk: !spec.disks.is_empty(),
         vsock: spec.vsock.is_some(),
@@ -269,10 +293,35 @@ fn boot_image(
         rng: spec.rng.unwrap_or(true),
         console: spec.console == Some(Console::Virtio),
         overlay: false,
-    };
-    let options = Options { features, full_root: args.disk_size.is_some() };
-    let prepared = image::prepare(image, &options, &progress)?;
-    let (kernel, kernel_is_immutable) = kernel::keep(&prepared.kernel)?;
+    }
+}
+
+/// A file in `folder` of several initial RAM disks, of which later ones replace files of earlier ones.
+fn join(parts: &[&Path], folder: &Path) -> Result<PathBuf, Failure> {
+    let mut whole = Vec::new();
+    for part in parts {
+        let bytes = std::fs::read(part).map_err(|error| {
+            Failure::new(NOT_FOUND, format!("Cannot read {}: {error}", part.display()))
+        })?;
+        // Each begins at a multiple of four bytes.
+        whole.resize(whole.len().next_multiple_of(4), 0);
+        whole.extend(bytes);
+    }
+    let path = folder.join("initrd");
+    std::fs::write(&path, whole).map_err(|error| {
+        Failure::new(FAILED, format!("Cannot write {}: {error}", path.display()))
+    })?;
+    Ok(path)
+}
+
+/// Boots an initramfs of ours with `kernel`, which is kept, and may be immutable.
+fn boot_image(
+    prepared: image::Prepared,
+    (kernel, kernel_is_immutable): (PathBuf, bool),
+    spec: &mut VmSpec,
+    args: &RunArgs,
+    agent: bool,
+) -> Result<BootPlan, Failure> {
     if let (Some(base), Some(size)) = (&prepared.disk, args.disk_size) {
         let name = spec.name.as_deref().unwrap_or("debian");
         let path = state::root_disk(name, base, size)?;
