@@ -63,6 +63,13 @@ pub fn kernels() -> Scenarios {
                echo 'uname -r; exit' | omnivisor run --config vm.toml >output
                grep -q '^6\.12\.' output"#,
         )
+        .scenario(
+            "a command with a kernel and files of one's own",
+            r#"kernel=$(ls -t $XDG_CACHE_HOME/omnivisor/v1/kernel-linux-image-6.1.*/vmlinuz | head -n 1)
+               echo mine >note; echo note | cpio --quiet -o -H newc >own.cpio
+               code 7 run --kernel "$kernel" --initrd own.cpio -- sh -c 'cat /note; exit 7' >output
+               same "$(cat output)" mine"#,
+        )
 }
 
 /// The console: reboot, power-off, and how it is left.
