@@ -5,6 +5,9 @@ pub struct Arena {
     writable: *mut u8,
     executable: *const u8,
     used: usize,
+    /// Where the part for code that is seldom executed begins, and what of it is used.
+    seldom: usize,
+    used_seldom: usize,
     size: usize,
 }
 
@@ -14,6 +17,12 @@ unsafe impl Send for Arena {}
 impl Arena {
     /// `None` where the host forbids to execute what was written.
     pub fn new(size: usize) -> Option<Self> {
+        Self::divided(size, 0)
+    }
+
+    /// The same with a part for code that is seldom executed.
+    pub fn divided(often: usize, seldom: usize) -> Option<Self> {
+        let size = often + seldom;
         // SAFETY: plain system calls; the results are checked, and the descriptor is closed.
         unsafe {
             let file = libc::memfd_create(c"code".as_ptr(), libc::MFD_CLOEXEC);
@@ -38,7 +47,14 @@ impl Arena {
                 }
                 return None;
             }
-            Some(Self { writable: writable.cast(), executable: executable.cast(), used: 0, size })
+            Some(Self {
+                writable: writable.cast(),
+                executable: executable.cast(),
+                used: 0,
+                seldom: often,
+                used_seldom: often,
+                size,
+            })
         }
     }
 
@@ -47,24 +63,40 @@ impl Arena {
         self.executable as u64 + self.used as u64
     }
 
+    /// Where the next code will be that is seldom executed.
+    pub fn next_seldom(&self) -> u64 {
+        self.executable as u64 + self.used_seldom as u64
+    }
+
     /// Appends code that was made for [`Arena::next`]; `false` where there is no room.
     pub fn append(&mut self, code: &[u8]) -> bool {
-        let Some(end) = self.used.checked_add(code.len()).filter(|&end| end <= self.size) else {
-            return false;
-        };
+        let end = self.place(code, self.used, self.seldom);
+        self.used = end.map_or(self.used, |end| end.next_multiple_of(16).min(self.seldom));
+        end.is_some()
+    }
+
+    /// Appends code that was made for [`Arena::next_seldom`]; `false` where there is no room.
+    pub fn append_seldom(&mut self, code: &[u8]) -> bool {
+        let end = self.place(code, self.used_seldom, self.size);
+        self.used_seldom = end.unwrap_or(self.used_seldom);
+        end.is_some()
+    }
+
+    /// Copies code to `start`; tells its end, if that is not beyond `limit`.
+    fn place(&mut self, code: &[u8], start: usize, limit: usize) -> Option<usize> {
+        let end = start.checked_add(code.len()).filter(|&end| end <= limit)?;
         // SAFETY: the range was just checked; nobody executes it yet.
         unsafe {
-            self.writable.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
+            self.writable.add(start).copy_from_nonoverlapping(code.as_ptr(), code.len());
         }
-        self.used = end.next_multiple_of(16).min(self.size);
-        true
+        Some(end)
     }
 
     /// Replaces code at an address that [`Arena::next`] told. Only the thread that executes the code does
     /// this, and it is then not in it.
     pub fn patch(&mut self, address: u64, code: &[u8]) {
         let offset = (address as usize).wrapping_sub(self.executable as usize);
-        if offset.checked_add(code.len()).is_none_or(|end| end > self.used) {
+        if offset.checked_add(code.len()).is_none_or(|end| end > self.size) {
             return;
         }
         // SAFETY: the range was just checked.
@@ -73,14 +105,19 @@ impl Arena {
         }
     }
 
-    /// Room that is left.
+    /// Room that is left for code that is seldom executed.
+    pub fn left_seldom(&self) -> usize {
+        self.size - self.used_seldom
+    }
+
+    /// Room that is left for other code.
     pub fn left(&self) -> usize {
-        self.size - self.used
+        self.seldom - self.used
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.used = 0;
+        (self.used, self.used_seldom) = (0, self.seldom);
     }
 }
 

@@ -7,6 +7,7 @@ use super::emit::{Assembler, EQUAL, Hole, Mem, NOT_EQUAL, RSP, Rm};
 use super::liveness::Effect;
 use super::registers::{A, B, STACK};
 use super::stubs::{Stubs, restore_flags, save_flags};
+use crate::host::PAGE;
 use crate::op::Op;
 
 /// An instruction that is to be translated.
@@ -87,6 +88,8 @@ pub enum Flags {
 /// See the module.
 pub struct Builder<'a> {
     pub a: Assembler,
+    /// What is seldom executed.
+    pub seldom: Assembler,
     pub stubs: &'a Stubs,
     pub user: u64,
     pub flags: Flags,
@@ -237,10 +240,9 @@ impl Builder<'_> {
         }
     }
 
-    /// Leaves with a reason; RIP is stored.
+    /// Leaves with a reason; RIP is stored. Changes B.
     pub fn leave_with(&mut self, reason: u32, flags: bool) {
-        self.a.narrow(0xc7, 0, Rm::Mem(Mem::at(RSP, context::exit())));
-        self.a.bytes(&reason.to_le_bytes());
+        self.a.constant(B, reason.into());
         self.a.jump_to(if flags { self.stubs.leave_flags } else { self.stubs.leave });
     }
 
@@ -248,41 +250,52 @@ impl Builder<'_> {
         self.a.store_constant(Mem::at(RSP, context::rip()), rip, B);
     }
 
-    /// Emits what stands behind the block; tells where it leaves at its first instruction.
+    /// Emits what is seldom executed; tells where the block leaves at its first instruction.
     pub fn finish(&mut self) -> u64 {
-        let mut miss = 0;
+        // From here on `a` is the other code.
+        std::mem::swap(&mut self.a, &mut self.seldom);
+        let (mut miss, mut find) = (0, 0);
         for cold in std::mem::take(&mut self.cold) {
-            match cold {
-                Cold::Interpret { hole, rip: u64::MAX } => {
-                    self.a.bind(hole);
-                    if miss == 0 {
-                        miss = self.a.here();
-                        self.set_rip(self.start);
-                        self.leave_with(context::NOTHING, false);
-                    } else {
-                        self.a.jump_to(miss);
-                    }
+            let hole = match cold {
+                Cold::Find { hole, .. } if find == 0 => {
+                    // All of the block's lookups come by here, since RIPs of one page differ little.
+                    find = self.a.here();
+                    self.a.bytes(&[0x41, 0x50 | A & 7]); // push A
+                    self.a.constant(A, self.start & !(PAGE - 1));
+                    self.a.store(Mem::at(RSP, 16 + context::rip()), A);
+                    self.a.bytes(&[0x41, 0x58 | A & 7]); // pop A
+                    self.a.jump_to(self.stubs.find);
+                    hole
                 }
-                Cold::Interpret { hole, rip } => {
-                    self.a.bind(hole);
+                Cold::Find { hole, .. }
+                | Cold::Interpret { hole, .. }
+                | Cold::Vectors { hole, .. }
+                | Cold::Exit { hole, .. } => hole,
+            };
+            self.seldom.bind_to(hole, self.a.here());
+            match cold {
+                Cold::Interpret { rip: u64::MAX, .. } if miss == 0 => {
+                    miss = self.a.here();
+                    self.set_rip(self.start);
+                    self.leave_with(context::NOTHING, false);
+                }
+                Cold::Interpret { rip: u64::MAX, .. } => self.a.jump_to(miss),
+                Cold::Interpret { rip, .. } => {
                     self.set_rip(rip);
                     self.leave_with(context::INTERPRET, false);
                 }
-                Cold::Vectors { hole, back, rip } => {
-                    self.a.bind(hole);
+                Cold::Vectors { back, rip, .. } => {
                     self.set_rip(rip);
                     self.a.call(self.stubs.vectors);
                     self.a.jump_to(back);
                 }
-                Cold::Exit { hole, rip, number, flags } => {
-                    self.a.bind(hole);
+                Cold::Exit { rip, number, flags, .. } => {
                     self.exits[number - self.first_exit].unlinked = self.a.here();
                     // MOV changes no flags.
                     self.set_rip(rip);
                     self.leave_with(LINK + number as u32, flags == Flags::Register);
                 }
-                Cold::Find { hole, back, rip, request, place } => {
-                    self.a.bind(hole);
+                Cold::Find { back, rip, request, place, .. } => {
                     match place {
                         Place::Entry(table) => {
                             let page =
@@ -291,9 +304,8 @@ impl Builder<'_> {
                         }
                         Place::Constant(linear) => self.a.constant(A, linear),
                     }
-                    self.set_rip(rip);
-                    self.a.constant(B, request.into());
-                    self.a.call(self.stubs.find);
+                    self.a.constant(B, (rip % PAGE) << 16 | u64::from(request));
+                    self.a.call(find);
                     if let Place::Constant(linear) = place {
                         self.a.lea(A, Mem::at(A, -((linear & 0xfff) as i32)));
                     }
@@ -301,6 +313,7 @@ impl Builder<'_> {
                 }
             }
         }
+        std::mem::swap(&mut self.a, &mut self.seldom);
         miss
     }
 }

@@ -220,6 +220,12 @@ impl Assembler {
         self.code[hole.0 - 4..hole.0].copy_from_slice(&distance.to_le_bytes());
     }
 
+    /// The same, where it is in other code.
+    pub fn bind_to(&mut self, hole: Hole, target: u64) {
+        let distance = target.wrapping_sub(self.address(hole)) as u32;
+        self.code[hole.0 - 4..hole.0].copy_from_slice(&distance.to_le_bytes());
+    }
+
     /// Address behind a jump, by which it is patched later.
     pub fn address(&self, hole: Hole) -> u64 {
         self.base + hole.0 as u64

@@ -40,8 +40,9 @@ use crate::cpu::{Cpu, Mode, Step, Stop};
 use crate::host::{HostAddress, PAGE};
 use crate::op::Op;
 
-/// Bytes of code before everything is forgotten.
-const ROOM: usize = 48 << 20;
+/// Bytes of code before everything is forgotten: of what is often executed, and of the rest.
+const ROOM: usize = 40 << 20;
+const ROOM_SELDOM: usize = 40 << 20;
 /// Blocks that are found without a look at the interpreter's.
 const QUICK: usize = 4096;
 /// See [`Translator::hot`].
@@ -139,7 +140,7 @@ impl Translator {
     /// `None` where the host forbids to execute what was written.
     pub fn new(translation: Translation) -> Option<Self> {
         let mut translator = Self {
-            arena: Arena::new(ROOM)?,
+            arena: Arena::divided(ROOM, ROOM_SELDOM)?,
             stubs: stubs::Stubs::default(),
             blocks: Vec::new(),
             exits: Vec::new(),
@@ -180,7 +181,7 @@ impl Translator {
 
     /// Whether there is room for one more block.
     pub fn has_room(&self) -> bool {
-        self.arena.left() > BLOCK_ROOM
+        self.arena.left().min(self.arena.left_seldom()) > BLOCK_ROOM
     }
 
     /// Whether this processor's code can be translated as it is now.
@@ -219,7 +220,7 @@ impl Translator {
         page: HostAddress,
         natives: &mut crate::stubs::Stubs,
     ) -> Option<u32> {
-        let mut code = vec![0; PAGE as usize];
+        let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let rip = cpu.rip;
         let mut trace = Trace::of(&code, rip, cpu.user, self.alone, natives)?;
@@ -235,6 +236,7 @@ impl Translator {
         let ops: Box<[Op]> = trace.ops.clone().into();
         let mut builder = Builder {
             a: Assembler::new(base),
+            seldom: Assembler::new(self.arena.next_seldom()),
             stubs: &self.stubs,
             user: cpu.user,
             flags: Flags::Register,
@@ -249,8 +251,8 @@ impl Translator {
         let mut entries = builder.head(live, number);
         build(&mut builder, &trace, &ops);
         entries.miss = builder.finish();
-        let (code_bytes, exits) = (builder.a.code, builder.exits);
-        if !self.arena.append(&code_bytes) {
+        let (often, seldom, exits) = (builder.a.code, builder.seldom.code, builder.exits);
+        if !self.arena.append_seldom(&seldom) || !self.arena.append(&often) {
             return None;
         }
         self.exits.extend(exits);
@@ -355,7 +357,7 @@ impl Translator {
         page: HostAddress,
         natives: &mut crate::stubs::Stubs,
     ) -> Result<Option<Rehearsal>, Step> {
-        let mut code = vec![0; PAGE as usize];
+        let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, natives) else {
             return Ok(None);
@@ -372,7 +374,7 @@ impl Translator {
         rehearsal: &Rehearsal,
         reason: u32,
     ) {
-        let mut code = vec![0; PAGE as usize];
+        let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let Some(trace) = Trace::of(&code, rip, cpu.user, true, natives) else { return };
         if let Some(difference) = rehearsal.compare(cpu, &trace, reason) {
@@ -409,7 +411,7 @@ impl Translator {
             return;
         }
         // Others may write meanwhile: the copy is to be of what was compared.
-        let mut code = vec![0; PAGE as usize];
+        let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let mut residents = std::mem::take(&mut self.residents[number as usize]);
         residents.blocks.retain(|&id| {

@@ -14,11 +14,12 @@ use crate::op::Op;
 pub struct Stubs {
     /// `fn(*mut Cpu, code)`: enters code, returns when it is left.
     pub enter: u64,
-    /// Jump here to leave; RIP and the reason are stored.
+    /// Jump here to leave; RIP is stored, the reason in B.
     pub leave: u64,
     /// The same, with the flags still in RFLAGS.
     pub leave_flags: u64,
-    /// Call: the linear address in A becomes the host's; what is wanted in B (see [`request`]).
+    /// Call: the linear address in A becomes the host's; what is wanted in B (see [`request`]),
+    /// from bit 16 up what is to be added to RIP.
     pub find: u64,
     /// Call: the function of the decoded instruction at A is executed.
     pub execute: u64,
@@ -112,6 +113,8 @@ pub fn emit(a: &mut Assembler) -> Stubs {
     stubs.leave_flags = a.here();
     save_flags(a);
     stubs.leave = a.here();
+    a.narrow(STORE, B, ctx(context::exit()));
+    let leave = a.here();
     move_registers(a, 0, STORE);
     let left = a.here();
     a.alu_narrow(7, ctx(context::vectors()), 0);
@@ -151,7 +154,7 @@ pub fn emit(a: &mut Assembler) -> Stubs {
     a.lea(RSP, Mem::at(RSP, 8));
     a.narrow(0xc7, 0, ctx(context::exit()));
     a.bytes(&INTERPRET.to_le_bytes());
-    a.jump_to(stubs.leave);
+    a.jump_to(leave);
     stubs
 }
 
@@ -189,7 +192,8 @@ extern "sysv64" fn find(cpu: *mut Cpu, linear: u64, request: u64) -> u64 {
     // SAFETY: translated code passes the processor that it was entered with; the caller of the code holds
     // the only reference, and does not use it until the code returns.
     let cpu = unsafe { &mut *cpu };
-    let (size, write) = (request & 0xff, request >> 8 != 0);
+    let (size, write) = (request & 0xff, request >> 8 & 1 != 0);
+    cpu.rip |= request >> 16;
     // What is not canonical is one of two exceptions.
     let canonical = ((linear << 16) as i64 >> 16) as u64 == linear;
     if canonical && linear % crate::host::PAGE + size <= crate::host::PAGE {
