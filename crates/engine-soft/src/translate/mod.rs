@@ -223,11 +223,13 @@ impl Translator {
         let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let rip = cpu.rip;
-        let mut trace = Trace::of(&code, rip, cpu.user, self.alone, natives)?;
+        let number = self.page_number(cpu, page);
+        let residents = &self.residents[number as usize];
+        let known = |rip| !self.alone && residents.begins(rip);
+        let mut trace = Trace::of(&code, rip, cpu.user, self.alone, &known, natives)?;
         if self.exact {
             trace.keep_flags();
         }
-        let number = self.page_number(cpu, page);
         if !self.residents[number as usize].agree(&code, &trace.ranges) {
             self.compare(cpu, number, page);
             return None;
@@ -275,7 +277,7 @@ impl Translator {
             incoming: Vec::new(),
             _ops: ops,
         });
-        self.residents[number as usize].add(id, &code, &trace.ranges);
+        self.residents[number as usize].add(id, rip, &code, &trace.ranges);
         Some(id)
     }
 
@@ -359,7 +361,7 @@ impl Translator {
     ) -> Result<Option<Rehearsal>, Step> {
         let mut code = [0; PAGE as usize];
         page.read(&mut code);
-        let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, natives) else {
+        let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, &|_| false, natives) else {
             return Ok(None);
         };
         Rehearsal::run(cpu, &trace, natives).map(Some)
@@ -376,7 +378,9 @@ impl Translator {
     ) {
         let mut code = [0; PAGE as usize];
         page.read(&mut code);
-        let Some(trace) = Trace::of(&code, rip, cpu.user, true, natives) else { return };
+        let Some(trace) = Trace::of(&code, rip, cpu.user, true, &|_| false, natives) else {
+            return;
+        };
         if let Some(difference) = rehearsal.compare(cpu, &trace, reason) {
             self.difference.get_or_insert(difference);
         }
@@ -414,6 +418,7 @@ impl Translator {
         let mut code = [0; PAGE as usize];
         page.read(&mut code);
         let mut residents = std::mem::take(&mut self.residents[number as usize]);
+        let mut dead = Vec::new();
         residents.blocks.retain(|&id| {
             let block = &mut self.blocks[id as usize];
             let same = |(start, bytes): &(usize, Box<[u8]>)| code[*start..].starts_with(bytes);
@@ -421,6 +426,7 @@ impl Translator {
                 return true;
             }
             block.dead = true;
+            dead.push(block.rip);
             self.counts.killed += 1;
             for exit in std::mem::take(&mut block.incoming) {
                 let exit = self.exits[exit as usize];
@@ -435,6 +441,9 @@ impl Translator {
             cpu.translated.forget_targets();
             false
         });
+        for head in dead {
+            residents.forget_head(head);
+        }
         residents.refresh(&code);
         self.residents[number as usize] = residents;
     }

@@ -14,6 +14,8 @@ pub struct Residents {
     lines: u64,
     /// The page, as far as `lines` goes.
     copy: Vec<u8>,
+    /// Where blocks begin, one bit for each byte of the page.
+    heads: Vec<u64>,
 }
 
 fn touched(ranges: &[(usize, usize)]) -> u64 {
@@ -32,12 +34,26 @@ impl Residents {
     }
 
     /// Adds a block that was made from `ranges` of the page's content `page`, with which the copy agrees.
-    pub fn add(&mut self, block: u32, page: &[u8], ranges: &[(usize, usize)]) {
+    pub fn add(&mut self, block: u32, rip: u64, page: &[u8], ranges: &[(usize, usize)]) {
         self.blocks.push(block);
+        self.heads.resize(PAGE as usize / 64, 0);
+        self.heads[(rip % PAGE / 64) as usize] |= 1 << (rip % 64);
         self.copy.resize(PAGE as usize, 0);
         let lines = touched(ranges);
         self.lines |= lines;
         each(lines).for_each(|line| self.copy[line.clone()].copy_from_slice(&page[line]));
+    }
+
+    /// Whether a block begins there.
+    pub fn begins(&self, rip: u64) -> bool {
+        self.heads.get((rip % PAGE / 64) as usize).is_some_and(|word| word >> (rip % 64) & 1 != 0)
+    }
+
+    /// The block that began there died.
+    pub fn forget_head(&mut self, rip: u64) {
+        if let Some(word) = self.heads.get_mut((rip % PAGE / 64) as usize) {
+            *word &= !(1 << (rip % 64));
+        }
     }
 
     /// Whether the page at `page` still holds the copy.

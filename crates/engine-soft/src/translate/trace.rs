@@ -44,8 +44,16 @@ pub struct Trace<'a> {
 }
 
 impl<'a> Trace<'a> {
-    /// The block at `rip`; `page` is the page that it is in. `blind` forbids to look beyond the block.
-    pub fn of(page: &'a [u8], rip: u64, user: u64, blind: bool, stubs: &mut Stubs) -> Option<Self> {
+    /// The block at `rip`; `page` is the page that it is in. `blind` forbids to look beyond the block, which
+    /// ends where another is `known`.
+    pub fn of(
+        page: &'a [u8],
+        rip: u64,
+        user: u64,
+        blind: bool,
+        known: &dyn Fn(u64) -> bool,
+        stubs: &mut Stubs,
+    ) -> Option<Self> {
         let offset = (rip & 0xfff) as usize;
         let mut decoder = Decoder::with_ip(64, &page[offset..], rip, OPTIONS);
         let mut trace = Self {
@@ -57,6 +65,9 @@ impl<'a> Trace<'a> {
         };
         let mut end = offset;
         while trace.items.len() < LONGEST && decoder.can_decode() && !trace.ends {
+            if !trace.items.is_empty() && known(decoder.ip()) {
+                break;
+            }
             let i = decoder.decode();
             if decoder.last_error() == DecoderError::NoMoreBytes {
                 break;
