@@ -101,19 +101,19 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
             // Parts of others, such as the halves of a mirror, are not visible.
             let is_visible = section.texts("status").any(|status| status == "VISIBLE");
             if is_visible {
-                // A pool of thin volumes is not a volume itself.
-                let kind =
-                    section.sections.get("segment1").and_then(|first| first.texts("type").next());
-                if kind == Some("thin-pool") {
-                    continue;
-                }
-                let volume_of = match reader.origin_of(volumes, volume) {
-                    Some(origin) => reader.snapshot(volumes, section, origin),
-                    None => reader.volume(volumes, section, 4),
+                let first = section.sections.get("segment1");
+                let text = |name| first.and_then(|first| first.texts(name).next());
+                let shown = match text("type") {
+                    // A pool of thin volumes is not a volume itself.
+                    Some("thin-pool") => continue,
+                    // A snapshot is known by the name of its store, which is hidden in turn.
+                    Some("snapshot") => text("cow_store").or_else(|| text("merging_store")),
+                    _ => None,
                 };
+                let volume_of = reader.volume(volumes, section, 4);
                 found.push(Logical {
                     group: name.to_owned(),
-                    name: volume.clone(),
+                    name: shown.unwrap_or(volume).to_owned(),
                     volume: volume_of,
                 });
             }
@@ -153,6 +153,10 @@ impl Group<'_> {
                 "thin" if depth > 0 => {
                     let thin = self.thin(volumes, segment, length, depth - 1)?;
                     (vec![(thin, 0)], length.max(1))
+                }
+                "snapshot" if depth > 0 => {
+                    let snapshot = self.snapshot(volumes, segment, depth - 1)?;
+                    (vec![(snapshot, 0)], length.max(1))
                 }
                 "raid0" | "raid0_meta" if depth > 0 => {
                     let stripe = segment.number("stripe_size").unwrap_or(0).checked_mul(SECTOR);
@@ -207,20 +211,12 @@ impl Group<'_> {
         Ok(Arc::new(thin.map_err(|error| error_text(&error))?))
     }
 
-    /// The volume of which the one with this name keeps a snapshot.
-    fn origin_of<'b>(&self, volumes: &'b Section, name: &str) -> Option<&'b str> {
-        volumes.sections.values().find_map(|section| {
-            let segment = section.sections.get("segment1")?;
-            let stores = segment.texts("cow_store").chain(segment.texts("merging_store"));
-            let is_it = segment.texts("type").next() == Some("snapshot")
-                && stores.into_iter().any(|store| store == name);
-            is_it.then(|| segment.texts("origin").next())?
-        })
-    }
-
-    fn snapshot(&self, volumes: &Section, store: &Section, origin: &str) -> Opened {
-        let (origin, store) = (self.named(volumes, origin, 4)?, self.volume(volumes, store, 4)?);
-        let snapshot = Snapshot::open(origin, store);
+    fn snapshot(&self, volumes: &Section, segment: &Section, depth: u32) -> Opened {
+        let mut stores = segment.texts("cow_store").chain(segment.texts("merging_store"));
+        let names = segment.texts("origin").next().zip(stores.next());
+        let (origin, store) = names.ok_or_else(|| "its metadata is damaged".to_owned())?;
+        let origin = self.named(volumes, origin, depth)?;
+        let snapshot = Snapshot::open(origin, self.named(volumes, store, depth)?);
         Ok(Arc::new(snapshot.map_err(|error| error_text(&error))?))
     }
 

@@ -32,3 +32,27 @@ fn what_hyper_v_wrote_is_read() {
     let error = read(&state, &ReadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("this is a VM's runtime state"), "{error}");
 }
+
+/// The log still has what Hyper-V wrote last, though it does not count any more: here, it does.
+#[test]
+fn the_log_that_hyper_v_wrote_is_replayed() {
+    const LOG: usize = 0xa000;
+    let Some(folder) = data::python_source("dissect.hypervisor", "3.13", "tests/data") else {
+        return;
+    };
+    let mut bytes = std::fs::read(folder.join("test.vmcx")).unwrap();
+    let name = |bytes: &[u8]| {
+        let vms = spec::foreign::parse(bytes, std::path::Path::new("test.vmcx"));
+        vms.map(|vms| vms[0].name.clone().unwrap())
+    };
+    assert_eq!(name(&bytes).unwrap(), "Other Location");
+    // The place that the first entry is about.
+    bytes[0x3000..0x3752].fill(0xff);
+    assert!(name(&bytes).is_err());
+    bytes[LOG + 8] = 1;
+    bytes[LOG + 4..LOG + 8].fill(0);
+    let mut sum = flate2::Crc::new();
+    sum.update(&bytes[LOG..LOG + 34]);
+    bytes[LOG + 4..LOG + 8].copy_from_slice(&sum.sum().to_le_bytes());
+    assert_eq!(name(&bytes).unwrap(), "Other Location");
+}

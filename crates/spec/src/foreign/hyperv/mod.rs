@@ -3,6 +3,7 @@
 //! Both hold the same tree of keys, which Microsoft does not document: names and meanings are those of files that
 //! Hyper-V wrote.
 
+mod log;
 mod storage;
 mod tree;
 

@@ -16,12 +16,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use flate2::Crc;
 
+use super::log;
 use super::tree::{Node, Value};
 use crate::{Error, Place, Result};
 
-const SIGNATURE: [u8; 4] = [0x14, 0x20, 0x28, 0x01];
-const HEADER_LENGTH: usize = 46;
-const SECOND_HEADER: usize = 0x1000;
+pub(super) const SIGNATURE: [u8; 4] = [0x14, 0x20, 0x28, 0x01];
+pub(super) const HEADER_LENGTH: usize = 46;
+pub(super) const SECOND_HEADER: usize = 0x1000;
 const OBJECT_TABLE: usize = 0x2000;
 const OBJECT_LENGTH: usize = 18;
 const KEY_TABLE: u16 = 2;
@@ -55,8 +56,9 @@ type Address = (u16, u32);
 
 /// Reads all keys: the node is the root.
 pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Node> {
-    let file = File { bytes, name: file, is_checked: true };
-    file.check_headers()?;
+    File { bytes, name: file, is_checked: true }.check_headers()?;
+    let bytes = log::replayed(bytes, file)?;
+    let file = File { bytes: &bytes, name: file, is_checked: true };
     let tables = file.tables()?;
     file.tree(tables)
 }
@@ -303,7 +305,7 @@ fn used(kind: u8, room: &[u8]) -> Option<&[u8]> {
 }
 
 /// The CRC-32 of bytes whose four at `own` are taken as zeros.
-fn crc(bytes: &[u8], own: usize) -> u32 {
+pub(super) fn crc(bytes: &[u8], own: usize) -> u32 {
     let mut crc = Crc::new();
     crc.update(&bytes[..own]);
     crc.update(&[0; 4]);
@@ -311,15 +313,15 @@ fn crc(bytes: &[u8], own: usize) -> u32 {
     crc.sum()
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
@@ -374,6 +376,35 @@ pub(crate) mod tests {
         file[OBJECT_TABLE + 8..OBJECT_TABLE + 8 + OBJECT_LENGTH].copy_from_slice(&object);
         file.extend(table);
         file
+    }
+
+    /// Gives a file a log with these changes: place and bytes.
+    pub(crate) fn add_log(file: &mut Vec<u8>, changes: &[(u64, &[u8])]) {
+        let start = file.len() as u64;
+        let mut log = vec![0; 0x1000];
+        log[..4].copy_from_slice(&0x0111_0003_u32.to_le_bytes());
+        log[8..12].copy_from_slice(&u32::try_from(changes.len()).unwrap().to_le_bytes());
+        let sum = crc(&log[..34], 4);
+        log[4..8].copy_from_slice(&sum.to_le_bytes());
+        for (index, (place, bytes)) in changes.iter().enumerate() {
+            let mut entry = place.to_le_bytes().to_vec();
+            entry.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
+            entry.extend(u32::try_from(log.len()).unwrap().to_le_bytes());
+            entry.extend([0; 8]);
+            let mut sum = Crc::new();
+            sum.update(bytes);
+            entry.extend(sum.sum().to_le_bytes());
+            let sum = crc(&entry, 20);
+            entry[20..24].copy_from_slice(&sum.to_le_bytes());
+            log[34 + index * 28..][..28].copy_from_slice(&entry);
+            log.extend_from_slice(bytes);
+        }
+        file.extend(log);
+        for at in [0, SECOND_HEADER] {
+            file[at + 26..at + 34].copy_from_slice(&start.to_le_bytes());
+            let sum = crc(&file[at..at + HEADER_LENGTH], 4);
+            file[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
+        }
     }
 
     /// A text as it is kept.
