@@ -11,6 +11,7 @@ mod board;
 mod both;
 mod guest;
 
+mod breakpoints;
 mod cpu;
 mod interrupts;
 mod io;
@@ -61,6 +62,7 @@ pub fn tests() -> Vec<Test> {
     [
         io::TESTS,
         cpu::TESTS,
+        breakpoints::TESTS,
         memory::TESTS,
         interrupts::TESTS,
         processors::TESTS,

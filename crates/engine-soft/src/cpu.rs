@@ -76,6 +76,7 @@ pub const CR0_ET: u64 = 1 << 4;
 pub const CR0_WP: u64 = 1 << 16;
 pub const CR0_PG: u64 = 1 << 31;
 pub const CR4_TSD: u64 = 1 << 2;
+pub const CR4_DE: u64 = 1 << 3;
 pub const CR4_PSE: u64 = 1 << 4;
 pub const CR4_PAE: u64 = 1 << 5;
 pub const CR4_PGE: u64 = 1 << 7;
@@ -170,6 +171,8 @@ pub struct Cpu {
     /// Which components XSAVE manages.
     pub xcr0: u64,
     pub debug: DebugRegisters,
+    /// Bits of DR6 for the breakpoints that the current instruction's data met.
+    pub breakpoints_met: u64,
     pub msrs: Msrs,
     pub fpu: Box<FpuState>,
     pub tsc_offset: u64,
@@ -323,6 +326,9 @@ impl Cpu {
 
     /// Loads any number of bytes.
     pub fn read_bytes(&mut self, linear: u64, bytes: &mut [u8], user: u64) -> Step {
+        if self.has_breakpoints() {
+            self.note_access(linear, bytes.len(), false);
+        }
         let first = (PAGE - linear % PAGE).min(bytes.len() as u64) as usize;
         let (low, high) = bytes.split_at_mut(first);
         let physical = self.translate(linear, Access::Read, user)?;
@@ -342,6 +348,9 @@ impl Cpu {
 
     /// Stores any number of bytes, or none if the first two pages cannot be written.
     pub fn write_bytes(&mut self, linear: u64, bytes: &[u8], user: u64) -> Step {
+        if self.has_breakpoints() {
+            self.note_access(linear, bytes.len(), true);
+        }
         let first = (PAGE - linear % PAGE).min(bytes.len() as u64) as usize;
         let (low, high) = bytes.split_at(first);
         let physical = self.translate(linear, Access::Write, user)?;

@@ -92,7 +92,8 @@ pub fn decode(i: &Instruction, mode: Mode, bytes: &[u8], stubs: &mut Stubs) -> (
                 | Mnemonic::Lgs
                 | Mnemonic::Lss
         )
-        || i.op_count() > 0 && (d.is_segment(0) || i.op0_register().is_cr());
+        || i.op_count() > 0
+            && (d.is_segment(0) || i.op0_register().is_cr() || i.op0_register().is_dr());
     (op, ends)
 }
 

@@ -13,6 +13,7 @@ mod apic;
 mod arena;
 mod block;
 mod branch;
+mod breakpoints;
 mod chips;
 mod clock;
 #[allow(unsafe_code)]

@@ -47,6 +47,9 @@ impl Cpu {
         } else {
             self.walk(linear, access, user)?
         };
+        if access != Access::Fetch && self.is_watched(linear) {
+            return Ok(mapping.physical);
+        }
         let Some(page) = self.ram.page(mapping.physical) else { return Ok(mapping.physical) };
         match access {
             Access::Read => self.reads.insert(linear, user, page.host(), mapping.global),

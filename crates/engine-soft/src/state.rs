@@ -78,6 +78,7 @@ impl Cpu {
             efer: 0,
             xcr0: 1,
             debug: DebugRegisters::default(),
+            breakpoints_met: 0,
             msrs: Msrs::default(),
             fpu: Box::default(),
             tsc_offset: 0,

@@ -3,8 +3,9 @@
 use engine::cpuid::CpuidLeaf;
 
 use crate::cpu::{
-    CR0_ET, CR0_PE, CR0_PG, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PAE, CR4_SMEP, CR4_TSD, Cpu, DB,
-    EFER_LMA, EFER_LME, FLAG_IF, FLAG_VM, GS, Mode, RAX, RBX, RCX, RDX, SS, Step, Stop, UD,
+    CR0_ET, CR0_PE, CR0_PG, CR4_DE, CR4_FSGSBASE, CR4_OSXSAVE, CR4_PAE, CR4_SMEP, CR4_TSD, Cpu, DB,
+    EFER_LMA, EFER_LME, FLAG_IF, FLAG_RF, FLAG_VM, GS, Mode, RAX, RBX, RCX, RDX, SS, Step, Stop,
+    UD,
 };
 use crate::host::Word;
 use crate::op::Op;
@@ -196,12 +197,21 @@ pub fn write_control(c: &mut Cpu, o: &Op) -> Step {
     done(c, o)
 }
 
+/// DR4 and DR5 are other names of DR6 and DR7 unless debugging extensions are on.
+fn debug_register(c: &mut Cpu, o: &Op) -> Step<u32> {
+    ring_0(c)?;
+    match o.extra {
+        4 | 5 if c.cr4 & CR4_DE != 0 => Err(c.raise(UD)),
+        number @ (4 | 5) => Ok(number + 2),
+        number => Ok(number),
+    }
+}
+
 /// MOV from DR`extra`.
 pub fn read_debug(c: &mut Cpu, o: &Op) -> Step {
-    ring_0(c)?;
-    let value = match o.extra {
-        0..=3 => c.debug.dr[o.extra as usize],
-        4 | 6 => c.debug.dr6,
+    let value = match debug_register(c, o)? {
+        number @ 0..=3 => c.debug.dr[number as usize],
+        6 => c.debug.dr6,
         _ => c.debug.dr7,
     };
     put_register(c, o.dst, value);
@@ -210,14 +220,16 @@ pub fn read_debug(c: &mut Cpu, o: &Op) -> Step {
 
 /// MOV to DR`extra`.
 pub fn write_debug(c: &mut Cpu, o: &Op) -> Step {
-    ring_0(c)?;
     let value = c.r.get::<u64>(o.src);
-    match o.extra {
-        0..=3 => c.debug.dr[o.extra as usize] = value,
-        4 | 6 => c.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
-        _ => c.debug.dr7 = value & 0xffff_23ff | 0x400,
+    match debug_register(c, o)? {
+        number @ 0..=3 => c.debug.dr[number as usize] = value,
+        6 => c.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
+        _ => c.debug.dr7 = value & 0xffff_03ff | 0x400,
     }
-    Ok(())
+    // Pages with watched data are not in the TLB; and the flag is that of the instruction before.
+    c.flush_tlb();
+    c.rflags &= !FLAG_RF;
+    done(c, o)
 }
 
 /// CLTS.
@@ -383,7 +395,7 @@ pub fn pushf(c: &mut Cpu, o: &Op) -> Step {
     if c.rflags & FLAG_VM != 0 && c.iopl() < 3 {
         return Err(c.gp());
     }
-    let value = c.get_rflags() & !(FLAG_VM | crate::cpu::FLAG_RF);
+    let value = c.get_rflags() & !(FLAG_VM | FLAG_RF);
     c.push_sized(o.dst, value)
 }
 

@@ -6,7 +6,9 @@ use engine::state::{Activity, Segment, VcpuState};
 use engine::{Bus, Error, Exit, Kicker, Result, Statistics, Vcpu, VcpuConfig};
 
 use crate::block::Cache;
-use crate::cpu::{CS, Cpu, DB, DF, FLAG_IF, FLAG_TF, Fault, GP, NP, PF, SS_FAULT, Stop, TS};
+use crate::cpu::{
+    CS, Cpu, DB, DF, FLAG_IF, FLAG_RF, FLAG_TF, Fault, GP, NP, PF, SS_FAULT, Stop, TS,
+};
 use crate::host::BusHandle;
 use crate::translate::Translation;
 use crate::translate::context::Frame;
@@ -71,7 +73,18 @@ impl SoftVcpu {
                 Next::Leave(exit) => return exit,
             }
             let stepping = self.cpu.rflags & FLAG_TF != 0;
-            let one = self.cpu.shadow != 0 || stepping;
+            let watching = self.cpu.has_breakpoints();
+            let one = self.cpu.shadow != 0 || stepping || watching;
+            let resumed = self.cpu.rflags & FLAG_RF != 0;
+            if watching && self.cpu.shadow & MOV_SS == 0 {
+                let met = self.cpu.execution_breakpoints();
+                if met != 0 {
+                    if let Some(exit) = self.debug_exception(met) {
+                        return exit;
+                    }
+                    continue;
+                }
+            }
             let mut shadow = MOV_SS;
             let mut last = None;
             loop {
@@ -103,10 +116,18 @@ impl SoftVcpu {
                 {
                     return exit;
                 }
-                if stepping && result != Err(Stop::Fault) && shadow & MOV_SS == 0 {
-                    self.cpu.debug.dr6 |= DR6_SINGLE_STEP;
-                    self.cpu.raise(DB);
-                    if let Some(exit) = self.exception_at_rip() {
+                if one {
+                    let mut met = std::mem::take(&mut self.cpu.breakpoints_met);
+                    if resumed && matches!(result, Ok(()) | Err(Stop::Branch)) {
+                        self.cpu.rflags &= !FLAG_RF;
+                    }
+                    if stepping && shadow & MOV_SS == 0 {
+                        met |= DR6_SINGLE_STEP;
+                    }
+                    if met != 0
+                        && result != Err(Stop::Fault)
+                        && let Some(exit) = self.debug_exception(met)
+                    {
                         return exit;
                     }
                 }
@@ -115,12 +136,20 @@ impl SoftVcpu {
                     || cpu.check_interrupts && cpu.rflags & FLAG_IF != 0
                     || cpu.shadow != 0
                     || cpu.rflags & FLAG_TF != 0
+                    || cpu.has_breakpoints()
                     || cpu.activity != Activity::Running;
                 if wanted || one {
                     break;
                 }
             }
         }
+    }
+
+    /// #DB for what these bits of DR6 say.
+    fn debug_exception(&mut self, met: u64) -> Option<Exit> {
+        self.cpu.debug.dr6 |= met;
+        self.cpu.raise(DB);
+        self.exception_at_rip()
     }
 
     /// Delivers `Cpu::fault`; an exit if that ends in a triple fault.
