@@ -54,6 +54,8 @@ pub mod selector {
     pub const USER_DATA: u16 = 0x20 | 3;
     pub const USER_CODE: u16 = 0x28 | 3;
     pub const TSS: u16 = 0x30;
+    /// A call gate, to be put here by tests.
+    pub const GATE: u16 = 0x40 | 3;
 }
 
 pub const CR0_PE: u64 = 1;
@@ -205,7 +207,7 @@ impl Guest {
     }
 
     fn write_tables(&self) -> Outcome {
-        let descriptors: [u64; 8] = [
+        let descriptors: [u64; 9] = [
             0,
             0x00af_9b00_0000_ffff, // 64-bit code, ring 0
             0x00cf_9300_0000_ffff, // data, ring 0
@@ -213,6 +215,7 @@ impl Guest {
             0x00cf_f300_0000_ffff, // data, ring 3
             0x00af_fb00_0000_ffff, // 64-bit code, ring 3
             0x0000_8b00_0000_0067 | place::TSS << 16,
+            0,
             0,
         ];
         for (index, descriptor) in (0..).zip(descriptors) {
@@ -299,7 +302,7 @@ pub fn enter_long_mode(state: &mut VcpuState, rip: u64) {
         access: 0x008b,
         unusable: false,
     };
-    system.gdt = DescriptorTable { base: place::GDT, limit: 8 * 8 - 1 };
+    system.gdt = DescriptorTable { base: place::GDT, limit: 10 * 8 - 1 };
     system.idt = DescriptorTable { base: place::IDT, limit: 0xfff };
     system.cr0 = CR0_PE | CR0_NE | CR0_WP | CR0_PG;
     system.cr3 = place::PML4;

@@ -6,7 +6,8 @@ use crate::cpu::{
     CR0_PE, CS, Cpu, DS, ES, FLAG_IF, FLAG_IOPL, FLAG_NT, FLAG_RF, FLAG_TF, FLAG_VM, FS, GP, GS,
     Mode, NP, RSP, SS, Step, Stop, TS,
 };
-use crate::segments::{BIG, CODE, CONFORMING, NOT_SYSTEM, PRESENT, READABLE_OR_WRITABLE, dpl};
+use crate::gates::no_stack;
+use crate::segments::{BIG, CODE, CONFORMING, NOT_SYSTEM, PRESENT, dpl};
 
 impl Cpu {
     /// IRET with an operand size of `bytes`.
@@ -197,43 +198,18 @@ impl Cpu {
         let stack_table = if long { (low >> 32 & 7) as u32 } else { 0 };
         let mut new_ss = self.segments[SS];
         if long {
-            let mut rsp = if stack_table != 0 {
-                self.task_field::<u64>(0x1c + 8 * stack_table)?
+            let mut rsp = old_rsp;
+            if stack_table != 0 {
+                rsp = self.task_field::<u64>(0x1c + 8 * stack_table)?;
+                new_ss = if inner { no_stack(cpl) } else { new_ss };
             } else if inner {
-                self.task_field::<u64>(4 + 8 * u32::from(cpl))?
-            } else {
-                old_rsp
-            };
-            rsp &= !15;
-            if inner {
-                new_ss = Segment {
-                    selector: cpl.into(),
-                    access: u16::from(cpl) << 5,
-                    unusable: true,
-                    ..Segment::default()
-                };
+                (new_ss, rsp) = self.inner_stack(cpl, external)?;
             }
-            self.r.set(RSP, rsp);
+            self.r.set(RSP, rsp & !15);
             self.stack_mask = u64::MAX;
         } else if inner {
-            let (rsp, ss) = if self.tr.access & 0xf == 0xb {
-                (
-                    self.task_field::<u32>(4 + 8 * u32::from(cpl))?,
-                    self.task_field::<u16>(8 + 8 * u32::from(cpl))?,
-                )
-            } else {
-                (
-                    self.task_field::<u16>(2 + 4 * u32::from(cpl))?,
-                    self.task_field::<u16>(4 + 4 * u32::from(cpl))?,
-                )
-            };
-            new_ss = self.descriptor(ss as u16)?;
-            if new_ss.access & (NOT_SYSTEM | CODE | READABLE_OR_WRITABLE)
-                != NOT_SYSTEM | READABLE_OR_WRITABLE
-                || dpl(new_ss.access) != cpl
-            {
-                return Err(self.raise_code(TS, ss as u32 & !3 | external));
-            }
+            let (ss, rsp) = self.inner_stack(cpl, external)?;
+            new_ss = ss;
             self.r.set(RSP, rsp);
         }
         self.segments[SS] = new_ss;
@@ -287,7 +263,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn task_field<W: crate::host::Word>(&mut self, offset: u32) -> Step<u64> {
+    pub(crate) fn task_field<W: crate::host::Word>(&mut self, offset: u32) -> Step<u64> {
         if offset.saturating_add(W::BYTES as u32 - 1) > self.tr.limit {
             let code = u32::from(self.tr.selector & !3);
             return Err(self.raise_code(TS, code));

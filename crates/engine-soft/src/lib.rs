@@ -26,6 +26,7 @@ mod decode_native;
 mod decode_system;
 mod devices;
 mod flags;
+mod gates;
 #[allow(unsafe_code)]
 mod host;
 mod integer;

@@ -14,7 +14,7 @@ pub const READABLE_OR_WRITABLE: u16 = 1 << 1;
 const ACCESSED: u16 = 1;
 pub const NOT_SYSTEM: u16 = 1 << 4;
 pub const PRESENT: u16 = 1 << 7;
-const LONG: u16 = 1 << 13;
+pub const LONG: u16 = 1 << 13;
 pub const BIG: u16 = 1 << 14;
 
 /// DPL of access rights.
@@ -210,6 +210,9 @@ impl Cpu {
     /// JMP to another segment.
     pub fn far_jump(&mut self, selector: u16, offset: u64) -> Step {
         let segment = if self.protected() {
+            if let Some(gate) = self.call_gate(selector)? {
+                return self.jump_through(gate);
+            }
             self.code_segment(selector, false)?
         } else {
             self.real_code(selector)
@@ -221,6 +224,9 @@ impl Cpu {
     /// CALL of another segment; `bytes` is the operand size.
     pub fn far_call(&mut self, selector: u16, offset: u64, next: u64, bytes: u8) -> Step {
         let segment = if self.protected() {
+            if let Some(gate) = self.call_gate(selector)? {
+                return self.call_through(gate, next);
+            }
             self.code_segment(selector, false)?
         } else {
             self.real_code(selector)
