@@ -1,6 +1,10 @@
 //! A deflate encoder (RFC 1951) for windows of 4 KiB, as QEMU reads qcow2's clusters with. General encoders gain little from
-//! so small a window and still search it as they do a large one; this one looks at two places for each match, and is three
-//! times as fast at the same size.
+//! so small a window and still search it as they do a large one; this one looks at one place for each match, and is five
+//! times as fast for a few per cent of size.
+
+use std::hint::select_unpredictable;
+
+use super::prefix::{Bits, Code, DISTANCES, LITERALS, MAX_CODES_BYTES, write_codes};
 
 /// What a match can reach back to.
 const WINDOW: usize = 4096;
@@ -10,33 +14,30 @@ const MAX_MATCH: usize = 258;
 const BLOCK: usize = 64 << 10;
 const HASH_BITS: u32 = 13;
 /// Matches of at least this length are taken without looking for a longer one at the next byte.
-const LONG: usize = 5;
+const LONG: usize = 6;
 /// Of a match's bytes, so many at its end are remembered as starts of others.
-const KEPT: usize = 3;
+const KEPT: usize = 2;
 /// After 2^N bytes without a match, one byte more is skipped each time.
-const SKIP_SHIFT: usize = 5;
+const SKIP_SHIFT: usize = 6;
+/// Four codes and the bits that wait for their byte fit into 64.
+const MAX_CODE_BITS: usize = 14;
 
 const END: usize = 256;
-const LITERALS: usize = 286;
-const DISTANCES: usize = 30;
-const LENGTH_CODES: usize = 19;
-/// Order in which the lengths of the codes of lengths are written (section 3.2.7).
-const ORDER: [usize; LENGTH_CODES] =
-    [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
 /// Compresses clusters one by one.
 pub(super) struct Deflater {
-    /// The last two positions of each hash, plus one.
-    recent: Box<[[u32; 2]]>,
-    /// A literal, or length and distance of a match.
-    tokens: Vec<Token>,
-    literals: Box<[u32; LITERALS]>,
-    distances: Box<[u32; DISTANCES]>,
+    /// The last position of each hash, without its high bits: what is found there is compared anyway.
+    recent: Box<[u16; 1 << HASH_BITS]>,
+    sequences: Vec<Sequence>,
+    literals: [u32; LITERALS],
+    distances: [u32; DISTANCES],
+    output: Vec<u8>,
 }
 
+/// Literals, then a match; none where the length is 0.
 #[derive(Clone, Copy)]
-struct Token {
-    /// The literal if there is no distance.
+struct Sequence {
+    literals: u32,
     length: u16,
     distance: u16,
 }
@@ -44,155 +45,224 @@ struct Token {
 impl Deflater {
     pub fn new() -> Self {
         Self {
-            recent: vec![[0; 2]; 1 << HASH_BITS].into(),
-            tokens: Vec::with_capacity(BLOCK),
-            literals: Box::new([0; LITERALS]),
-            distances: Box::new([0; DISTANCES]),
+            recent: Box::new([0; 1 << HASH_BITS]),
+            sequences: Vec::new(),
+            literals: [0; LITERALS],
+            distances: [0; DISTANCES],
+            output: Vec::new(),
         }
     }
 
     /// The stream, if it is shorter.
     pub fn compress(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        self.recent.fill([0; 2]);
-        let mut output = Bits::new(bytes.len());
+        self.recent.fill(0);
+        let mut room = std::mem::take(&mut self.output);
+        room.resize(bytes.len() + MAX_CODES_BYTES + size_of::<u64>(), 0);
+        let mut output = Bits::new(&mut room);
         let mut start = 0;
-        loop {
+        let written = loop {
             let end = self.parse(bytes, start, bytes.len().min(start + BLOCK));
-            self.write_block(&mut output, end == bytes.len(), bytes.len())?;
-            if end == bytes.len() {
-                let stream = output.finish();
-                return (stream.len() < bytes.len()).then_some(stream);
+            let is_last = end == bytes.len();
+            if self.write_block(&mut output, &bytes[start..end], is_last, bytes.len()).is_none() {
+                break None;
+            }
+            if is_last {
+                break Some(output.finish());
             }
             start = end;
-        }
+        };
+        let stream = written.filter(|length| *length < bytes.len());
+        let stream = stream.and_then(|length| room.get(..length)).map(<[u8]>::to_vec);
+        self.output = room;
+        stream
     }
 
     /// Finds matches from `start` up to `end` or a little farther; returns where it stopped.
     fn parse(&mut self, bytes: &[u8], start: usize, end: usize) -> usize {
-        self.tokens.clear();
+        self.sequences.clear();
         self.literals.fill(0);
         self.distances.fill(0);
-        let mut at = start;
-        // Bytes since the last match.
-        let mut misses = 0;
-        while at < end {
+        // Where eight bytes can be loaded.
+        let search_end = end.min(bytes.len().saturating_sub(size_of::<u64>() - 1));
+        // Where the literals begin that belong to the next match.
+        let (mut at, mut pending) = (start, start);
+        while at < search_end {
             let (mut length, mut distance) = self.find(bytes, at);
             if length < MIN_MATCH {
-                let step = (1 + (misses >> SKIP_SHIFT)).min(end - at);
-                bytes[at..at + step].iter().for_each(|&byte| self.literal(byte));
-                at += step;
-                misses += step;
+                at += 1 + ((at - pending) >> SKIP_SHIFT);
                 continue;
             }
-            misses = 0;
-            while length < LONG && at + 1 < end {
+            while length < LONG && at + 1 < search_end {
                 let next = self.find(bytes, at + 1);
                 if next.0 <= length {
                     break;
                 }
-                self.literal(bytes[at]);
                 at += 1;
                 (length, distance) = next;
             }
+            self.count_literals(&bytes[pending..at]);
             self.literals[length_symbol(length).0] += 1;
             self.distances[distance_symbol(distance).0] += 1;
-            self.tokens.push(Token { length: length as u16, distance: distance as u16 });
+            self.sequences.push(Sequence {
+                literals: (at - pending) as u32,
+                length: length as u16,
+                distance: distance as u16,
+            });
             let next = at + length;
             // What lies within a long match is rarely the start of another.
-            for inner in (at + 2).max(next.saturating_sub(KEPT))..next {
-                let Some(first) = bytes[inner..].first_chunk::<MIN_MATCH>() else { break };
-                let slot = &mut self.recent[hash(*first)];
-                *slot = [inner as u32 + 1, slot[0]];
+            for inner in (at + 2).max(next.saturating_sub(KEPT))..next.min(search_end) {
+                self.recent[hash(load(bytes, inner))] = inner as u16;
             }
-            at = next;
+            (at, pending) = (next, next);
         }
-        at
+        // A match may have passed the end.
+        let end = end.max(pending);
+        self.count_literals(&bytes[pending..end]);
+        let literals = (end - pending) as u32;
+        self.sequences.push(Sequence { literals, length: 0, distance: 0 });
+        end
     }
 
-    fn literal(&mut self, byte: u8) {
-        self.literals[usize::from(byte)] += 1;
-        self.tokens.push(Token { length: byte.into(), distance: 0 });
+    fn count_literals(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.literals[usize::from(byte)] += 1);
     }
 
-    /// Length and distance of the best match at `at`, which is remembered.
+    /// Length and distance of the match at `at`, which is remembered.
+    #[inline(always)]
     fn find(&mut self, bytes: &[u8], at: usize) -> (usize, usize) {
-        let Some(first) = bytes[at..].first_chunk::<MIN_MATCH>() else { return (0, 0) };
-        let slot = &mut self.recent[hash(*first)];
-        let candidates = *slot;
-        if candidates[0] as usize != at + 1 {
-            *slot = [at as u32 + 1, candidates[0]];
+        let here = load(bytes, at);
+        let slot = &mut self.recent[hash(here)];
+        let distance = usize::from((at as u16).wrapping_sub(*slot));
+        *slot = at as u16;
+        let is_near = (distance.wrapping_sub(1) < WINDOW) & (distance <= at);
+        // Whether a place is near is as good as random, and so would be the processor's guess.
+        let from = select_unpredictable(is_near, at.wrapping_sub(distance), 0);
+        let difference = here ^ load(bytes, from);
+        if !is_near | (difference as u32 != 0) {
+            return (0, 0);
         }
-        let most = MAX_MATCH.min(bytes.len() - at);
-        let mut best = (0, 0);
-        for candidate in candidates {
-            let candidate = candidate as usize;
-            if candidate == 0 || candidate > at || at + 1 - candidate > WINDOW {
-                continue;
-            }
-            let from = candidate - 1;
-            if bytes[from..].first_chunk() != Some(first) {
-                continue;
-            }
-            let length = common(&bytes[at..at + most], &bytes[from..from + most]);
-            if length > best.0 {
-                best = (length, at - from);
-            }
+        match difference {
+            0 => (common(bytes, at, from), distance),
+            _ => (difference.trailing_zeros() as usize / 8, distance),
         }
-        best
     }
 
-    /// Writes what was parsed; nothing if the stream would be longer than `limit`.
-    fn write_block(&mut self, output: &mut Bits, is_last: bool, limit: usize) -> Option<()> {
-        self.literals[END] = 1;
-        let literals = Code::<LITERALS>::new(&self.literals, 15);
-        let distances = Code::<DISTANCES>::new(&self.distances, 15);
-        let cost: u64 = (0..LITERALS)
-            .map(|symbol| u64::from(self.literals[symbol]) * u64::from(literals.lengths[symbol]))
-            .sum();
-        if output.bytes.len() + (cost / 8) as usize >= limit {
+    /// Writes what was parsed from `bytes`; nothing if the stream would be longer than `limit`.
+    fn write_block(
+        &self,
+        output: &mut Bits<'_>,
+        bytes: &[u8],
+        is_last: bool,
+        limit: usize,
+    ) -> Option<()> {
+        let mut counts = self.literals;
+        counts[END] = 1;
+        let literals = Code::<LITERALS>::new(&counts, MAX_CODE_BITS);
+        let distances = Code::<DISTANCES>::new(&self.distances, MAX_CODE_BITS);
+        let cost = cost(&counts, &literals, length_extra)
+            + cost(&self.distances, &distances, distance_extra);
+        if output.len() + (cost / 8) as usize >= limit {
             return None;
         }
         output.put(is_last.into(), 1);
         output.put(2, 2);
         write_codes(output, &literals, &distances);
-        for token in &self.tokens {
-            let length = usize::from(token.length);
-            if token.distance == 0 {
-                output.put(literals.codes[length].into(), literals.lengths[length].into());
-                continue;
+        let lengths = Lengths::new(&literals);
+        let literal = |byte: u8| {
+            let symbol = usize::from(byte);
+            (literals.codes[symbol].into(), literals.lengths[symbol].into())
+        };
+        let mut rest = bytes;
+        for sequence in &self.sequences {
+            let (run, after) = rest.split_at(sequence.literals as usize);
+            let (fours, single) = run.as_chunks::<4>();
+            for four in fours {
+                for &byte in four {
+                    let (code, bits) = literal(byte);
+                    output.add(code, bits);
+                }
+                output.flush();
             }
-            let (symbol, bits) = length_symbol(length);
-            let extra = (length - 3) & ((1 << bits) - 1);
-            output.put_both(literals.codes[symbol], literals.lengths[symbol], extra, bits);
-            let distance = usize::from(token.distance);
+            for &byte in single {
+                let (code, bits) = literal(byte);
+                output.add(code, bits);
+            }
+            output.flush();
+            let length = usize::from(sequence.length);
+            if length == 0 {
+                break;
+            }
+            let (code, bits) = lengths.0[length];
+            output.add(code.into(), bits.into());
+            let distance = usize::from(sequence.distance);
             let (symbol, bits) = distance_symbol(distance);
             let extra = (distance - 1) & ((1 << bits) - 1);
-            output.put_both(distances.codes[symbol], distances.lengths[symbol], extra, bits);
+            output.add(distances.codes[symbol].into(), distances.lengths[symbol].into());
+            output.add(extra as u64, bits);
+            output.flush();
+            rest = &after[length..];
         }
         output.put(literals.codes[END].into(), literals.lengths[END].into());
         Some(())
     }
 }
 
-fn hash(first: [u8; MIN_MATCH]) -> usize {
-    (u32::from_le_bytes(first).wrapping_mul(0x9e37_79b1) >> (32 - HASH_BITS)) as usize
+/// The codes of all lengths with their extra bits, and how many bits those are.
+struct Lengths([(u32, u8); MAX_MATCH + 1]);
+
+impl Lengths {
+    fn new(code: &Code<LITERALS>) -> Self {
+        let mut all = [(0, 0); MAX_MATCH + 1];
+        for (length, entry) in all.iter_mut().enumerate().skip(3) {
+            let (symbol, bits) = length_symbol(length);
+            let extra = ((length - 3) & ((1 << bits) - 1)) as u32;
+            let code_bits = code.lengths[symbol];
+            *entry = (u32::from(code.codes[symbol]) | extra << code_bits, code_bits + bits as u8);
+        }
+        Self(all)
+    }
 }
 
-/// How many bytes two slices of one length have in common at their start.
-fn common(a: &[u8], b: &[u8]) -> usize {
-    let (left, left_rest) = a.as_chunks::<8>();
-    let (right, right_rest) = b.as_chunks::<8>();
-    for (number, (left, right)) in left.iter().zip(right).enumerate() {
-        let difference = u64::from_le_bytes(*left) ^ u64::from_le_bytes(*right);
+/// Bits of all symbols and what follows them.
+fn cost<const N: usize>(counts: &[u32; N], code: &Code<N>, extra: fn(usize) -> u32) -> u64 {
+    (0..N)
+        .map(|symbol| {
+            u64::from(counts[symbol]) * u64::from(u32::from(code.lengths[symbol]) + extra(symbol))
+        })
+        .sum()
+}
+
+#[inline(always)]
+fn load(bytes: &[u8], at: usize) -> u64 {
+    // Every caller has checked that they are there.
+    bytes[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// Of five bytes: matches of four alone save little.
+#[inline(always)]
+fn hash(here: u64) -> usize {
+    ((here << 24).wrapping_mul(0x9e37_79b1_85eb_ca87) >> (64 - HASH_BITS)) as usize
+}
+
+/// How many bytes are the same at two places of which the first eight are.
+fn common(bytes: &[u8], at: usize, from: usize) -> usize {
+    let most = MAX_MATCH.min(bytes.len() - at);
+    let mut length = size_of::<u64>();
+    while length + size_of::<u64>() <= most {
+        let difference = load(bytes, at + length) ^ load(bytes, from + length);
         if difference != 0 {
-            return number * 8 + difference.trailing_zeros() as usize / 8;
+            return length + difference.trailing_zeros() as usize / 8;
         }
+        length += size_of::<u64>();
     }
-    let rest = left_rest.iter().zip(right_rest).take_while(|(left, right)| left == right).count();
-    left.len() * 8 + rest
+    while length < most && bytes[at + length] == bytes[from + length] {
+        length += 1;
+    }
+    length
 }
 
 /// Symbol and number of extra bits of a length (section 3.2.5).
+#[inline(always)]
 fn length_symbol(length: usize) -> (usize, u32) {
     let value = length - 3;
     match value {
@@ -205,7 +275,12 @@ fn length_symbol(length: usize) -> (usize, u32) {
     }
 }
 
+fn length_extra(symbol: usize) -> u32 {
+    if (265..285).contains(&symbol) { (symbol as u32 - 261) / 4 } else { 0 }
+}
+
 /// Symbol and number of extra bits of a distance.
+#[inline(always)]
 fn distance_symbol(distance: usize) -> (usize, u32) {
     let value = distance - 1;
     if value < 4 {
@@ -215,185 +290,8 @@ fn distance_symbol(distance: usize) -> (usize, u32) {
     (2 * log as usize + ((value >> (log - 1)) & 1), log - 1)
 }
 
-/// A prefix code of N symbols.
-struct Code<const N: usize> {
-    lengths: [u8; N],
-    /// With the first bit lowest.
-    codes: [u16; N],
-}
-
-impl<const N: usize> Code<N> {
-    /// The best code whose symbols have at most `limit` bits.
-    fn new(counts: &[u32; N], limit: usize) -> Self {
-        let mut code = Self { lengths: [0; N], codes: [0; N] };
-        let mut used: Vec<(u32, u16)> = (0..N as u16)
-            .map(|symbol| (counts[usize::from(symbol)], symbol))
-            .filter(|(count, _)| *count != 0)
-            .collect();
-        // A code of one symbol is not complete, which not every decoder takes.
-        for symbol in 0..2 {
-            if used.len() < 2 && used.iter().all(|(_, other)| *other != symbol) {
-                used.push((1, symbol));
-            }
-        }
-        used.sort_unstable();
-        let mut of_length = count_lengths(&used, limit);
-        // The rarest have the longest codes.
-        let mut length = limit;
-        for (_, symbol) in &used {
-            while of_length[length] == 0 {
-                length -= 1;
-            }
-            of_length[length] -= 1;
-            code.lengths[usize::from(*symbol)] = length as u8;
-        }
-        code.assign();
-        code
-    }
-
-    /// Codes in the order of lengths, then of symbols (section 3.2.2).
-    fn assign(&mut self) {
-        let mut next = 0_u16;
-        for length in 1..=15 {
-            for symbol in 0..N {
-                if self.lengths[symbol] == length {
-                    self.codes[symbol] = next.reverse_bits() >> (16 - length);
-                    next += 1;
-                }
-            }
-            next <<= 1;
-        }
-    }
-}
-
-/// How many codes there are of each length, for counts in rising order.
-fn count_lengths(used: &[(u32, u16)], limit: usize) -> [usize; 16] {
-    // Huffman's tree with two queues: leaves in the order of counts, and inner nodes in the order of their making.
-    let mut weights: Vec<u64> = used.iter().map(|(count, _)| u64::from(*count)).collect();
-    let leaves = weights.len();
-    let mut parents = vec![0; 2 * leaves - 1];
-    let (mut leaf, mut node) = (0, leaves);
-    while weights.len() < 2 * leaves - 1 {
-        let made = weights.len();
-        let mut weight = 0;
-        for _ in 0..2 {
-            let take_leaf = leaf < leaves && (node >= made || weights[leaf] <= weights[node]);
-            let taken = if take_leaf { &mut leaf } else { &mut node };
-            weight += weights[*taken];
-            parents[*taken] = made;
-            *taken += 1;
-        }
-        weights.push(weight);
-    }
-    let mut depths = vec![0; 2 * leaves - 1];
-    let mut of_length = [0; 16];
-    for number in (0..2 * leaves - 2).rev() {
-        depths[number] = depths[parents[number]] + 1;
-        if number < leaves {
-            of_length[depths[number].min(limit)] += 1;
-        }
-    }
-    // Cutting off long codes made too many: each that is taken from the longest is paid for by a longer one elsewhere.
-    let mut room: usize = (1..=limit).map(|length| of_length[length] << (limit - length)).sum();
-    while room > 1 << limit {
-        of_length[limit] -= 1;
-        if let Some(length) = (1..limit).rev().find(|length| of_length[*length] != 0) {
-            of_length[length] -= 1;
-            of_length[length + 1] += 2;
-        }
-        room -= 1;
-    }
-    of_length
-}
-
-/// Writes both codes by the lengths of their symbols (section 3.2.7).
-fn write_codes(output: &mut Bits, literals: &Code<LITERALS>, distances: &Code<DISTANCES>) {
-    let count = |lengths: &[u8], least: usize| {
-        lengths.iter().rposition(|length| *length != 0).map_or(least, |last| least.max(last + 1))
-    };
-    let (literal_count, distance_count) =
-        (count(&literals.lengths, 257), count(&distances.lengths, 1));
-    let lengths =
-        [&literals.lengths[..literal_count], &distances.lengths[..distance_count]].concat();
-    // Symbol, extra value and its bits.
-    let mut symbols: Vec<(u8, u8, u32)> = Vec::new();
-    let mut at = 0;
-    while at < lengths.len() {
-        let value = lengths[at];
-        let run = lengths[at..].iter().take_while(|length| **length == value).count();
-        let repeat = at > 0 && lengths[at - 1] == value && value != 0;
-        let taken = match (value, run) {
-            (0, 11..) => {
-                let taken = run.min(138);
-                symbols.push((18, (taken - 11) as u8, 7));
-                taken
-            }
-            (0, 3..) => {
-                symbols.push((17, (run - 3) as u8, 3));
-                run
-            }
-            (_, 3..) if repeat => {
-                let taken = run.min(6);
-                symbols.push((16, (taken - 3) as u8, 2));
-                taken
-            }
-            _ => {
-                symbols.push((value, 0, 0));
-                1
-            }
-        };
-        at += taken;
-    }
-    let mut counts = [0; LENGTH_CODES];
-    symbols.iter().for_each(|(symbol, ..)| counts[usize::from(*symbol)] += 1);
-    let code = Code::<LENGTH_CODES>::new(&counts, 7);
-    let written = ORDER.iter().rposition(|symbol| code.lengths[*symbol] != 0).unwrap_or(0) + 1;
-    let written = written.max(4);
-    output.put((literal_count - 257) as u64, 5);
-    output.put((distance_count - 1) as u64, 5);
-    output.put((written - 4) as u64, 4);
-    ORDER[..written].iter().for_each(|symbol| output.put(code.lengths[*symbol].into(), 3));
-    for (symbol, extra, bits) in symbols {
-        let symbol = usize::from(symbol);
-        output.put(code.codes[symbol].into(), code.lengths[symbol].into());
-        output.put(extra.into(), bits);
-    }
-}
-
-/// Bits, the first one lowest in its byte.
-struct Bits {
-    bytes: Vec<u8>,
-    waiting: u64,
-    count: u32,
-}
-
-impl Bits {
-    fn new(capacity: usize) -> Self {
-        Self { bytes: Vec::with_capacity(capacity), waiting: 0, count: 0 }
-    }
-
-    /// At most 32 bits.
-    fn put(&mut self, bits: u64, count: u32) {
-        self.waiting |= bits << self.count;
-        self.count += count;
-        if self.count >= 32 {
-            self.bytes.extend_from_slice(&(self.waiting as u32).to_le_bytes());
-            self.waiting >>= 32;
-            self.count -= 32;
-        }
-    }
-
-    /// A code and its extra bits.
-    fn put_both(&mut self, code: u16, length: u8, extra: usize, bits: u32) {
-        let length = u32::from(length);
-        self.put(u64::from(code) | (extra as u64) << length, length + bits);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let whole = self.count.div_ceil(8) as usize;
-        self.bytes.extend_from_slice(&self.waiting.to_le_bytes()[..whole]);
-        self.bytes
-    }
+fn distance_extra(symbol: usize) -> u32 {
+    (symbol as u32 / 2).saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -446,27 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_very_different_counts_are_limited() {
-        // Counts as Fibonacci's numbers make the deepest tree.
-        let mut counts = [0; LITERALS];
-        let (mut a, mut b) = (1_u32, 1);
-        for count in counts.iter_mut().take(40) {
-            *count = a;
-            (a, b) = (b, a + b);
-        }
-        let code = Code::<LITERALS>::new(&counts, 15);
-        let room: u32 = code.lengths.iter().filter(|l| **l != 0).map(|l| 1 << (15 - l)).sum();
-        assert_eq!(room, 1 << 15);
-    }
-
-    #[test]
     fn no_match_is_farther_than_the_window() {
         let piece: Vec<u8> =
             (0..3000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let bytes = [&piece[..], &[0; 1096], &piece, &[0; 1097], &piece].concat();
         let mut deflater = Deflater::new();
         deflater.parse(&bytes, 0, bytes.len());
-        let distances: Vec<u16> = deflater.tokens.iter().map(|token| token.distance).collect();
+        let distances: Vec<u16> = deflater.sequences.iter().map(|it| it.distance).collect();
         assert!(distances.contains(&4096) && distances.iter().all(|d| *d <= 4096));
         check(&bytes).unwrap();
     }

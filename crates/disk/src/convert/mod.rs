@@ -3,6 +3,7 @@
 mod copy;
 mod deflate;
 mod pack;
+mod prefix;
 mod zero;
 
 use std::fs::File;

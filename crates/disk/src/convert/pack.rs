@@ -199,7 +199,7 @@ impl Progress {
 }
 
 enum Packer {
-    Fast(Deflater),
+    Fast(Box<Deflater>),
     Deflate(Box<Compress>),
     Zlib(libdeflater::Compressor),
     Zstd(zstd::bulk::Compressor<'static>),
@@ -214,7 +214,7 @@ impl Packer {
                 Ok(Self::Zlib(libdeflater::Compressor::new(level)))
             }
             Codec::Deflate if packing.level.is_none_or(|level| level <= FAST_LEVEL) => {
-                Ok(Self::Fast(Deflater::new()))
+                Ok(Self::Fast(Box::new(Deflater::new())))
             }
             Codec::Deflate => {
                 // Not more than nine, so it fits.
