@@ -3,52 +3,61 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::Result;
 use crate::source::{Source, truncated};
 
-/// Values by number, the most recent ones of each set, each set with a lock of its own.
+/// Values by number, of each set those that were used lately. Who finds a value keeps nobody else from finding one.
 pub(crate) struct Cache<V: ?Sized> {
-    sets: Box<[Mutex<Set<V>>]>,
+    sets: Box<[RwLock<Vec<Slot<V>>>]>,
     ways: usize,
 }
 
-/// The last entry is the one that was used last.
-type Set<V> = Vec<(u64, Arc<V>)>;
+struct Slot<V: ?Sized> {
+    key: u64,
+    /// Since a value was last thrown out of the set.
+    is_used: AtomicBool,
+    value: Box<V>,
+}
 
 impl<V: ?Sized> Cache<V> {
     pub fn new(sets: usize, ways: usize) -> Self {
-        let sets = (0..sets.max(1)).map(|_| Mutex::default()).collect();
+        let sets = (0..sets.max(1)).map(|_| RwLock::default()).collect();
         Self { sets, ways: ways.max(1) }
     }
 
-    fn set(&self, key: u64) -> &Mutex<Set<V>> {
+    fn set(&self, key: u64) -> &RwLock<Vec<Slot<V>>> {
         // The sets are few, so the remainder fits.
         &self.sets[(key % self.sets.len() as u64) as usize]
     }
 
-    pub fn get(&self, key: u64) -> Option<Arc<V>> {
-        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
-        let index = set.iter().position(|(found, _)| *found == key)?;
-        let entry = set.remove(index);
-        let value = entry.1.clone();
-        set.push(entry);
-        Some(value)
+    /// Calls `look` with the value, if it is there.
+    pub fn with<T>(&self, key: u64, look: impl FnOnce(&V) -> T) -> Option<T> {
+        let set = self.set(key).read().unwrap_or_else(PoisonError::into_inner);
+        let entry = set.iter().find(|entry| entry.key == key)?;
+        // Not written when it is set already: the other processors would have to load it again.
+        if !entry.is_used.load(Ordering::Relaxed) {
+            entry.is_used.store(true, Ordering::Relaxed);
+        }
+        Some(look(&entry.value))
     }
 
-    pub fn insert(&self, key: u64, value: Arc<V>) {
-        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
-        set.retain(|(found, _)| *found != key);
+    pub fn insert(&self, key: u64, value: Box<V>) {
+        let mut set = self.set(key).write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|entry| entry.key != key);
         if set.len() >= self.ways {
-            set.remove(0);
+            let unused = set.iter_mut().position(|entry| !*entry.is_used.get_mut());
+            set.remove(unused.unwrap_or(0));
+            set.iter_mut().for_each(|entry| *entry.is_used.get_mut() = false);
         }
-        set.push((key, value));
+        set.push(Slot { key, is_used: AtomicBool::new(true), value });
     }
 
     pub fn remove(&self, key: u64) {
-        let mut set = self.set(key).lock().unwrap_or_else(PoisonError::into_inner);
-        set.retain(|(found, _)| *found != key);
+        let mut set = self.set(key).write().unwrap_or_else(PoisonError::into_inner);
+        set.retain(|entry| entry.key != key);
     }
 }
 
@@ -74,6 +83,8 @@ pub(crate) struct Tables {
     page_size: usize,
     pages: Cache<[u8]>,
     changed: RwLock<BTreeMap<u64, Changed>>,
+    /// Tables that never were need not be looked for among the changed ones.
+    was_changed: AtomicBool,
 }
 
 /// A page that is to be written.
@@ -93,7 +104,13 @@ impl Tables {
     pub fn with_pages(source: Arc<dyn Source>, page_size: usize) -> Self {
         let ways = 4;
         let sets = (PAGES_BYTES / page_size / ways).clamp(1, 256);
-        Self { source, page_size, pages: Cache::new(sets, ways), changed: RwLock::default() }
+        Self {
+            source,
+            page_size,
+            pages: Cache::new(sets, ways),
+            changed: RwLock::default(),
+            was_changed: AtomicBool::new(false),
+        }
     }
 
     pub fn source(&self) -> &Arc<dyn Source> {
@@ -101,26 +118,24 @@ impl Tables {
     }
 
     /// Calls `look` with what the page that holds the byte at `offset` has from there.
-    fn with_page<T>(&self, offset: u64, look: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    fn with_page<T>(&self, offset: u64, mut look: impl FnMut(&[u8]) -> T) -> Result<T> {
         let size = self.page_size as u64;
         let (number, within) = (offset / size, (offset % size) as usize);
-        {
+        if self.was_changed.load(Ordering::Acquire) {
             let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(changed) = changed.get(&number) {
                 return Ok(look(&changed.page[within..]));
             }
         }
-        if let Some(page) = self.pages.get(number)
-            && within < page.len()
-        {
-            return Ok(look(&page[within..]));
+        // A page that was the file's last may be longer now.
+        let mut look_there = |page: &[u8]| (within < page.len()).then(|| look(&page[within..]));
+        if let Some(Some(found)) = self.pages.with(number, &mut look_there) {
+            return Ok(found);
         }
-        let page: Arc<[u8]> = self.load(number)?.into();
-        if page.len() <= within {
-            return Err(truncated(&*self.source, offset, 1));
-        }
-        self.pages.insert(number, page.clone());
-        Ok(look(&page[within..]))
+        let page = self.load(number)?;
+        let found = look_there(&page).ok_or_else(|| truncated(&*self.source, offset, 1))?;
+        self.pages.insert(number, page.into());
+        Ok(found)
     }
 
     fn load(&self, number: u64) -> Result<Vec<u8>> {
@@ -181,6 +196,7 @@ impl Tables {
     pub fn change(&self, offset: u64, bytes: &[u8], stage: Stage) -> Result<()> {
         let size = self.page_size as u64;
         let (number, within) = (offset / size, (offset % size) as usize);
+        self.was_changed.store(true, Ordering::Release);
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
         let part = within..within + bytes.len();
         let changed = match changed.entry(number) {
@@ -200,6 +216,7 @@ impl Tables {
     /// A new page with this content, whatever the file holds there.
     pub fn begin(&self, offset: u64, content: Vec<u8>) {
         let number = offset / self.page_size as u64;
+        self.was_changed.store(true, Ordering::Release);
         self.pages.remove(number);
         let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
         let part = 0..content.len();

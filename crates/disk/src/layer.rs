@@ -210,23 +210,20 @@ impl Image {
         if within == 0 && buffer.len() == grain.size as usize {
             return self.unpack(grain, buffer);
         }
-        let key = grain.start;
-        let unpacked = match self.unpacked.get(key) {
-            Some(unpacked) => unpacked,
+        let range = within..within.saturating_add(buffer.len());
+        let mut copy =
+            |unpacked: &[u8]| unpacked.get(range.clone()).map(|part| buffer.copy_from_slice(part));
+        let copied = match self.unpacked.with(grain.start, &mut copy) {
+            Some(copied) => copied,
             None => {
                 let mut bytes = vec![0; grain.size as usize];
                 self.unpack(grain, &mut bytes)?;
-                let unpacked: Arc<[u8]> = bytes.into();
-                self.unpacked.insert(key, unpacked.clone());
-                unpacked
+                let copied = copy(&bytes);
+                self.unpacked.insert(grain.start, bytes.into());
+                copied
             }
         };
-        let part = within
-            .checked_add(buffer.len())
-            .and_then(|end| unpacked.get(within..end))
-            .ok_or_else(|| self.damaged("a compressed grain is too short"))?;
-        buffer.copy_from_slice(part);
-        Ok(())
+        copied.ok_or_else(|| self.damaged("a compressed grain is too short"))
     }
 
     fn unpack(&self, grain: &Grain, output: &mut [u8]) -> Result<()> {
