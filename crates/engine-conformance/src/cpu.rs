@@ -12,7 +12,6 @@ pub const TESTS: &[Test] = &[
     Test { name: "Privileged instructions in ring 3 raise #GP in ring 0", body: privileged },
     Test { name: "SYSCALL enters ring 0 and SYSRET leaves it", body: syscall },
     Test { name: "An interrupt from ring 3 changes to the stack of the TSS", body: stack_switch },
-    Test { name: "A call gate leads to ring 0 and back", body: call_gate },
     Test { name: "Exceptions push the right address and error code", body: exceptions },
     Test { name: "Page faults tell address and cause", body: page_faults },
     Test { name: "An instruction that faulted runs again once its page is there", body: restart },
@@ -62,7 +61,7 @@ fn cpuid(engine: &dyn Engine) -> Outcome {
 }
 
 /// Code that goes on at `rip` in ring 3; uses RAX.
-fn enter_ring_3(code: &mut Asm, rip: u64) {
+pub(crate) fn enter_ring_3(code: &mut Asm, rip: u64) {
     let frame = [selector::USER_DATA.into(), place::USER_STACK, 2, selector::USER_CODE.into(), rip];
     for value in frame {
         code.mov(Reg::Rax, value).emit(&[0x50]); // push rax
@@ -75,66 +74,6 @@ fn pop_results(code: &mut Asm, first: u64, count: u64) {
     for index in first..first + count {
         code.emit(&[0x58]).store_rax(place::RESULTS + 8 * index); // pop rax
     }
-}
-
-fn call_gate(engine: &dyn Engine) -> Outcome {
-    const CALL_GATE_FOR_RING_3: u64 = 0xec00;
-    const DONE: u8 = 0x50;
-    let guest = Guest::new(engine)?;
-    let gate = place::GDT + u64::from(selector::GATE & !7);
-    let low = place::HANDLER & 0xffff
-        | u64::from(selector::CODE) << 16
-        | CALL_GATE_FOR_RING_3 << 32
-        | (place::HANDLER >> 16 & 0xffff) << 48;
-    guest.write_u64(gate, low)?;
-    guest.write_u64(gate + 8, 0)?;
-
-    let mut kernel = Asm::at(place::HANDLER);
-    for offset in [0, 8, 16, 24] {
-        kernel.emit(&[0x48, 0x8b, 0x44, 0x24, offset]); // mov rax, [rsp+offset]
-        kernel.store_rax(place::RESULTS + u64::from(offset));
-    }
-    kernel
-        .emit(&[0x8c, 0xc8]) // mov eax, cs
-        .store_rax(place::RESULTS + 32)
-        .emit(&[0x48, 0x89, 0xe0]) // mov rax, rsp
-        .store_rax(place::RESULTS + 40)
-        .emit(&[0x48, 0xcb]); // retfq
-    guest.load(&kernel)?;
-
-    let pointer = place::RESULTS + 0x100;
-    guest.write_u64(pointer, u64::from(selector::GATE) << 32)?;
-    let mut user = Asm::at(place::USER_CODE);
-    user.mov(Reg::Rax, 0).emit(&[0xff, 0x1c, 0x25]).emit(&(pointer as u32).to_le_bytes()); // call far
-    let after = user.here();
-    user.emit(&[0x8c, 0xc8]) // mov eax, cs
-        .store_rax(place::RESULTS + 48)
-        .emit(&[0x48, 0x89, 0xe0]) // mov rax, rsp
-        .store_rax(place::RESULTS + 56)
-        .emit(&[0xcd, DONE]); // int
-    guest.load(&user)?;
-    let mut done = Asm::at(place::HANDLER_2);
-    done.done();
-    guest.handle(DONE, &done)?;
-    let mut code = Asm::at(place::CODE);
-    enter_ring_3(&mut code, place::USER_CODE);
-    let mut cpu = guest.start(&code)?;
-    guest.finish(&mut *cpu)?;
-
-    let expected = [
-        ("the return address", after),
-        ("the caller's CS", selector::USER_CODE.into()),
-        ("the caller's RSP", place::USER_STACK),
-        ("the caller's SS", selector::USER_DATA.into()),
-        ("CS behind the gate", selector::CODE.into()),
-        ("RSP behind the gate", place::RING0_STACK - 32),
-        ("CS after the return", selector::USER_CODE.into()),
-        ("RSP after the return", place::USER_STACK),
-    ];
-    for (index, (name, value)) in (0..).zip(expected) {
-        equal(name, guest.result(index)?, value)?;
-    }
-    Ok(())
 }
 
 const UD: u8 = 6;

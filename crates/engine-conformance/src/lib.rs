@@ -13,6 +13,7 @@ mod guest;
 
 mod breakpoints;
 mod cpu;
+mod gates;
 mod interrupts;
 mod io;
 mod kick;
@@ -63,6 +64,7 @@ pub fn tests() -> Vec<Test> {
         io::TESTS,
         cpu::TESTS,
         breakpoints::TESTS,
+        gates::TESTS,
         memory::TESTS,
         interrupts::TESTS,
         processors::TESTS,
