@@ -52,6 +52,8 @@ pub enum Kind {
     /// CLI in ring 0, and PUSHF.
     ClearInterrupts,
     PushFlags,
+    /// LDMXCSR.
+    LoadControl,
 }
 
 /// See the module; `parts` is the instruction's encoding, `user` 1 in ring 3 and 0 in ring 0.
@@ -197,6 +199,17 @@ fn two(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
         0xae if register && parts.repeat.is_none() => match parts.digit() {
             5 => Some(Kind::Nothing),
             6 | 7 => Some(Kind::Raw),
+            _ => None,
+        },
+        // STMXCSR: what it stores is in the host's while the vector registers are.
+        0xae if !register && parts.repeat.is_none() && !parts.word => match parts.digit() {
+            2 => Some(Kind::LoadControl),
+            3 => Some(Kind::Form(Form {
+                reg: Digit,
+                rm: Field::Vector,
+                memory: Use { size: 4, write: true, aligned: false },
+                strip: false,
+            })),
             _ => None,
         },
         0xaf => form(General, size, false),

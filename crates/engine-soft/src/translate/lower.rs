@@ -12,6 +12,10 @@ use super::registers::{A, B, STACK, host, slot};
 use crate::cpu::{FLAG_IF, FLAG_RF, FLAG_VM};
 use crate::flags::OF;
 
+/// MXCSR's exception masks, and all bits that every processor has.
+const MXCSR_MASKS: u32 = 0x1f80;
+const MXCSR_DEFINED: u32 = 0xffff;
+
 impl Builder<'_> {
     /// Emits an instruction that does not end the block.
     pub fn lower(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, kind: Kind) {
@@ -82,6 +86,7 @@ impl Builder<'_> {
                 self.a.alu_narrow(4, rflags, !(FLAG_IF as u32));
             }
             Kind::PushFlags => self.push_flags(guest),
+            Kind::LoadControl => self.load_control(guest, parts),
             _ => self.by_function(guest),
         }
     }
@@ -155,6 +160,21 @@ impl Builder<'_> {
         self.a.alu_narrow(4, Rm::Reg(B), !((FLAG_RF | FLAG_VM) as u32));
         self.a.store(place, B);
         self.a.lea(STACK, Mem::at(STACK, -8));
+    }
+
+    /// LDMXCSR of a value that masks every exception and has no reserved bit; others are the interpreter's.
+    fn load_control(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
+        self.need_vectors(guest);
+        let place = self.operand(guest, parts, Use { size: 4, write: false, aligned: false });
+        // A copy, since other processors may change what is in memory between a look and the next.
+        let copy = Rm::Mem(Mem::at(RSP, context::scratch()));
+        self.a.narrow(0x8b, B, Rm::Mem(place));
+        self.a.narrow(0x89, B, copy);
+        self.a.alu_narrow(4, Rm::Reg(B), !(MXCSR_DEFINED & !MXCSR_MASKS));
+        self.a.alu_narrow(7, Rm::Reg(B), MXCSR_MASKS);
+        let hole = self.a.jump(Some(NOT_EQUAL));
+        self.cold.push(Cold::Interpret { hole, rip: guest.i.ip() });
+        self.a.instruction(Prefixes::default(), &[0x0f, 0xae], 2, copy);
     }
 
     fn move_constant(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
