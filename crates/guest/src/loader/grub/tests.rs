@@ -143,3 +143,94 @@ fn scripts_that_do_not_end_are_ended() {
         let _ = super::menu(&[device("hd0,gpt2", &[("/boot/grub/grub.cfg", text)])], false);
     }
 }
+
+/// Titles, and of the default entry: kernel, initial RAM disks and command line.
+fn essence(menu: &Menu) -> (Vec<&str>, &str, Vec<&str>, &str) {
+    let titles = menu.entries.iter().map(|entry| entry.title.as_str()).collect();
+    let entry = &menu.entries[menu.default.unwrap()];
+    let initrds = entry.initrds.iter().map(|file| file.path.as_str()).collect();
+    (titles, &entry.kernel.as_ref().unwrap().path, initrds, &entry.cmdline)
+}
+
+#[test]
+fn what_grub_mkconfig_writes_on_debian_is_executed() {
+    let menu = menu(&[("/boot/grub/grub.cfg", include_str!("samples/debian.cfg"))]);
+    let more =
+        "Advanced options for Debian GNU/Linux > Debian GNU/Linux, with Linux 6.1.0-28-amd64";
+    let recovery = format!("{more} (recovery mode)");
+    let expected = (
+        vec!["Debian GNU/Linux", more, recovery.as_str()],
+        "/boot/vmlinuz-6.1.0-28-amd64",
+        vec!["/boot/initrd.img-6.1.0-28-amd64"],
+        "root=UUID=0123-4567 ro quiet",
+    );
+    assert_eq!(essence(&menu), expected);
+}
+
+#[test]
+fn what_grub2_mkconfig_writes_on_fedora_lists_bls_entries() {
+    let entry = |version: &str, title: &str| {
+        format!(
+            "title {title}\nversion {version}\nlinux /vmlinuz-{version}\n\
+             initrd /initramfs-{version}.img $tuned_initrd\n\
+             options $kernelopts $tuned_params\ngrub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n"
+        )
+    };
+    let new = entry("6.11.4-301.fc41.x86_64", "Fedora Linux (6.11.4-301.fc41.x86_64) 41");
+    let old = entry("6.9.12-200.fc41.x86_64", "Fedora Linux (6.9.12-200.fc41.x86_64) 41");
+    let rescue = entry("0-rescue-5f0d", "Fedora Linux (0-rescue-5f0d) 41");
+    let environment =
+        "# GRUB Environment Block\nsaved_entry=5f0d-6.9.12-200.fc41.x86_64\nboot_success=1\n####";
+    let mut files = vec![
+        ("/grub2/grub.cfg", include_str!("samples/fedora.cfg")),
+        ("/loader/entries/5f0d-6.11.4-301.fc41.x86_64.conf", &*new),
+        ("/loader/entries/5f0d-6.9.12-200.fc41.x86_64.conf", &*old),
+        ("/loader/entries/5f0d-0-rescue.conf", &*rescue),
+    ];
+    let found = menu(&files);
+    let words = "root=UUID=89ab-cdef ro rootflags=subvol=root rhgb quiet";
+    let titles = vec![
+        "Fedora Linux (6.11.4-301.fc41.x86_64) 41",
+        "Fedora Linux (6.9.12-200.fc41.x86_64) 41",
+        "Fedora Linux (0-rescue-5f0d) 41",
+    ];
+    let expected = (
+        titles.clone(),
+        "/vmlinuz-6.11.4-301.fc41.x86_64",
+        vec!["/initramfs-6.11.4-301.fc41.x86_64.img"],
+        words,
+    );
+    assert_eq!(essence(&found), expected);
+    // The entry that was saved.
+    files.push(("/grub2/grubenv", environment));
+    let found = menu(&files);
+    let kernel = "/vmlinuz-6.9.12-200.fc41.x86_64";
+    let expected = (titles, kernel, vec!["/initramfs-6.9.12-200.fc41.x86_64.img"], words);
+    assert_eq!(essence(&found), expected);
+}
+
+#[test]
+fn what_grub2_mkconfig_writes_on_opensuse_is_executed() {
+    let environment = "# GRUB Environment Block\nsaved_entry=openSUSE Leap 15.6\n####";
+    let menu = menu(&[
+        ("/boot/grub2/grub.cfg", include_str!("samples/suse.cfg")),
+        ("/boot/grub2/grubenv", environment),
+    ]);
+    let (titles, kernel, initrds, words) = essence(&menu);
+    assert_eq!(titles.len(), 3);
+    assert_eq!(kernel, "/boot/vmlinuz-6.4.0-150600.23.25-default");
+    assert_eq!(initrds, ["/boot/initrd-6.4.0-150600.23.25-default"]);
+    assert_eq!(words, "root=UUID=0123-4567 splash=silent mitigations=auto quiet");
+}
+
+#[test]
+fn what_grub_mkconfig_writes_on_arch_has_microcode_first() {
+    let menu = menu(&[("/grub/grub.cfg", include_str!("samples/arch.cfg"))]);
+    let (titles, kernel, initrds, words) = essence(&menu);
+    assert_eq!(titles.len(), 3);
+    assert_eq!(
+        (kernel, initrds),
+        ("/vmlinuz-linux", vec!["/intel-ucode.img", "/initramfs-linux.img"])
+    );
+    assert_eq!(words, "root=UUID=89ab-cdef rw rootflags=subvol=@ loglevel=3 quiet");
+}
