@@ -96,6 +96,10 @@ impl Kind {
                 _ => None,
             };
         }
+        // A disk may begin with a text, such as LVM's metadata, but goes on with zeros.
+        if text.contains('\0') {
+            return None;
+        }
         if path.extension().is_some_and(|extension| extension == "toml") {
             return Some(Self::Toml);
         }
@@ -242,4 +246,17 @@ fn is_old_copy(name: &str, names: &[String]) -> bool {
             .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
     });
     system.ends_with(".vbox") && is_version && names.contains(&format!("{stem}.vbox"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_a_text_in_it_is_no_description() {
+        let metadata = "vg {\nname = \"a\"\ntype = \"striped\"\nmemory = 1\n}\n";
+        let detect = |head: &str| Kind::detect(head.as_bytes(), Path::new("disk.img"));
+        assert_eq!(detect(metadata), Some(Kind::XlConfig));
+        assert_eq!(detect(&format!("LABELONE\0\0\n{metadata}\0\0")), None);
+    }
 }
