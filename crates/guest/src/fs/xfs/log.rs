@@ -38,6 +38,8 @@ pub struct Log<'a> {
     sectors: u64,
     tail: u64,
     head: u64,
+    /// Its checksums were found to be right.
+    is_checked: bool,
 }
 
 /// A part of a transaction: its regions, of which the first one says what it is.
@@ -60,7 +62,7 @@ impl<'a> Log<'a> {
     /// The log at `start`; `None` if it was closed by an unmount or never written.
     pub fn open(volume: &'a dyn Volume, start: u64, length: u64) -> Result<Option<Self>> {
         let sectors = length / SECTOR;
-        let mut log = Self { volume, start, sectors, tail: 0, head: 0 };
+        let mut log = Self { volume, start, sectors, tail: 0, head: 0, is_checked: false };
         if sectors == 0 || log.cycle(0)? == 0 {
             return Ok(None);
         }
@@ -81,8 +83,11 @@ impl<'a> Log<'a> {
         Ok(Some(log))
     }
 
-    /// Shows the items of every transaction that ended, in their order.
-    pub fn each_transaction(&self, visit: &mut dyn FnMut(Vec<Item>) -> Result<()>) -> Result<()> {
+    /// Shows the items of every transaction that ended, in their order. The first time, checksums are checked.
+    pub fn each_transaction(
+        &mut self,
+        visit: &mut dyn FnMut(Vec<Item>) -> Result<()>,
+    ) -> Result<()> {
         let mut open: HashMap<u32, Transaction> = HashMap::new();
         let mut pending = 0;
         let mut place = self.tail;
@@ -96,14 +101,17 @@ impl<'a> Log<'a> {
             let step = count + length.div_ceil(SECTOR);
             left = left.checked_sub(step).ok_or_else(|| damaged("its log"))?;
             let bytes = self.read(place, step)?;
-            let Some(data) = unpacked(bytes, count as usize, length as usize) else {
+            let data = unpacked(bytes, count as usize, length as usize, !self.is_checked);
+            let Some(data) = data else {
                 // A record that was not wholly written ends the log.
-                return Ok(());
+                self.head = place;
+                break;
             };
             place = (place + step) % self.sectors;
             let operations = at::be32(&header, 40).unwrap_or(0);
             operations_of(&data, operations, &mut open, &mut pending, visit)?;
         }
+        self.is_checked = true;
         Ok(())
     }
 
@@ -160,7 +168,7 @@ impl<'a> Log<'a> {
             }
             let bytes = self.read(place, step)?;
             let count = headers_of(&header) as usize;
-            if unpacked(bytes, count, length_of(&header)? as usize).is_some() {
+            if unpacked(bytes, count, length_of(&header)? as usize, true).is_some() {
                 return Ok(Some((place, header)));
             }
         }
@@ -190,7 +198,7 @@ fn length_of(header: &[u8]) -> Result<u64> {
 }
 
 /// The data of a record, whose sectors get their first words back from its headers; `None` if its checksum is wrong.
-fn unpacked(mut bytes: Vec<u8>, headers: usize, length: usize) -> Option<Vec<u8>> {
+fn unpacked(mut bytes: Vec<u8>, headers: usize, length: usize, check: bool) -> Option<Vec<u8>> {
     let sector = SECTOR as usize;
     let mut data = bytes.split_off(headers * sector);
     data.truncate(length);
@@ -205,7 +213,7 @@ fn unpacked(mut bytes: Vec<u8>, headers: usize, length: usize) -> Option<Vec<u8>
         !crc32c(crc, &data)
     };
     // 32-bit systems leave out the four bytes that fill up the header.
-    if expected != 0 && expected != checksum(HEADER) && expected != checksum(HEADER - 4) {
+    if check && expected != 0 && expected != checksum(HEADER) && expected != checksum(HEADER - 4) {
         return None;
     }
     for (index, target) in data.chunks_mut(sector).enumerate() {
