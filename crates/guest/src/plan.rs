@@ -222,12 +222,16 @@ impl Guest {
             is_needed = true;
             add_names(&options.nics, &mut archive)?;
         }
+        let links = self.renamed_devices();
+        if !initrd.is_empty() && !links.is_empty() {
+            is_needed = true;
+            add_links(&links, &mut boot, &mut archive)?;
+        }
         if is_needed {
             pad(&mut initrd, ALIGNMENT);
             archive.write_to(&mut initrd)?;
         }
         boot.initrd = (!initrd.is_empty()).then_some(initrd);
-        self.warn_of_fstab(&mut boot);
         Ok(boot)
     }
 
@@ -317,19 +321,50 @@ impl Guest {
         Ok(true)
     }
 
-    /// What the guest will wait for in vain.
-    fn warn_of_fstab(&self, boot: &mut LinuxBoot) {
-        let Some(os) = &self.os else { return };
-        for line in &os.fstab {
-            let Some(name) = names::on_virtio(&line.spec) else { continue };
-            if line.spec != format!("/dev/{name}") && line.path != "/" {
-                boot.notes.push(format!(
-                    "The guest's fstab names {}, which is /dev/{name} here.",
-                    line.spec
-                ));
-            }
-        }
+    /// The devices that the guest's fstab names by their controller, and what they are called here.
+    fn renamed_devices(&self) -> Vec<(String, String)> {
+        let lines = self.os.iter().flat_map(|os| &os.fstab);
+        let renamed = lines.filter_map(|line| {
+            let here = names::on_virtio(&line.spec)?;
+            let former = line.spec.strip_prefix("/dev/")?.to_owned();
+            let is_there = self.storage.volumes.iter().any(|found| found.report.name == here);
+            (is_there && former != here).then_some((former, here))
+        });
+        renamed.collect()
     }
+}
+
+/// Where the rules wait in the initial RAM disk.
+const LINK_RULES: &str = "etc/omnivisor/60-omnivisor-links.rules";
+
+/// Links with the former names of devices: rules for udev in the initial RAM disk, which hands them on to the
+/// root's udev by /run, so that systemd finds the devices that it waits for.
+fn add_links(
+    links: &[(String, String)],
+    boot: &mut LinuxBoot,
+    archive: &mut Archive,
+) -> Result<()> {
+    let rules: String = links
+        .iter()
+        .map(|(former, here)| {
+            format!("SUBSYSTEM==\"block\", KERNEL==\"{here}\", SYMLINK+=\"{former}\"\n")
+        })
+        .collect();
+    let hand_on = format!(
+        "SUBSYSTEM==\"block\", KERNEL==\"vd*\", RUN+=\"/bin/sh -c 'mkdir -p /run/udev/rules.d; \
+         cp /{LINK_RULES} /run/udev/rules.d/'\"\n"
+    );
+    archive.file(
+        "etc/udev/rules.d/60-omnivisor-links.rules",
+        0o644,
+        format!("{rules}{hand_on}"),
+    )?;
+    archive.file(LINK_RULES, 0o644, rules)?;
+    for (former, here) in links {
+        boot.notes
+            .push(format!("The guest's fstab names /dev/{former}, which leads to /dev/{here}."));
+    }
+    Ok(())
 }
 
 /// Appends the machine's console if the command line does not name it; the last one is where init speaks.

@@ -267,11 +267,10 @@ impl Preflight {
         let mut lines = Vec::new();
         let name = self.spec.name.as_deref().unwrap_or("(without a name)");
         let memory = human(self.spec.memory.size().0);
+        let count = self.spec.cpus.count();
+        let plural = if count == 1 { "" } else { "s" };
         let system = self.report.os.as_ref().and_then(|os| os.name.clone());
-        lines.push((
-            "VM",
-            format!("{name}, {} processors, {memory} of memory", self.spec.cpus.count()),
-        ));
+        lines.push(("VM", format!("{name}, {count} processor{plural}, {memory} of memory")));
         lines.push(("guest", system.unwrap_or_else(|| "nothing known".into())));
         for original in &self.originals {
             let (Some(top), Some(base)) = (original.chain.first(), original.chain.last()) else {

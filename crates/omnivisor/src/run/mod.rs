@@ -32,6 +32,7 @@ pub use crate::run::state::folder as state_folder;
 /// Runs the machine that `args` describe until its guest ends; the exit code is that of the command in the
 /// guest, if there is one.
 pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
+    let begun = Instant::now();
     let mut plan = Plan::new(&args)?;
     if args.dry_run {
         return plan.print();
@@ -63,6 +64,7 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         if let Err(error) = devices::memory::forget_code() {
             tracing::debug!(%error, "the program's code stays in memory");
         }
+        tracing::info!("the guest's first instruction comes after {:.1?}", begun.elapsed());
         let finished = machine.run()?;
         attachment.detach();
         if args.statistics {

@@ -5,3 +5,4 @@ mod harness;
 mod importing;
 mod platforms;
 mod systems;
+mod table;
