@@ -1,6 +1,6 @@
 //! A deflate encoder (RFC 1951) for windows of 4 KiB, as QEMU reads qcow2's clusters with. General encoders gain little from
-//! so small a window and still search it as they do a large one; this one looks at one place for each match, and is five
-//! times as fast for a few per cent of size.
+//! so small a window and still search it as they do a large one; this one looks at one place for each match, and is three
+//! times as fast as zlib-rs at its usual level for six per cent more size.
 
 use std::hint::select_unpredictable;
 
