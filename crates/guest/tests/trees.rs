@@ -287,22 +287,28 @@ fn damaged_file_systems_are_errors_at_worst() {
         [&["mkfs.ext4", "-q", "-F"], &["mkfs.xfs", "-q", "-f"], &["mkfs.btrfs", "-q", "-f"]];
     for mkfs in kinds {
         let Some(image) = Image::new(320 * MIB, mkfs) else { continue };
+        // With a log that is to be replayed.
+        let copy;
         {
             let mounted = image.mount("").unwrap();
+            assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
             for index in 0..40 {
                 fs::write(mounted.0.join(format!("file {index}")), bytes(index * 300, 3)).unwrap();
             }
             fs::create_dir(mounted.0.join("folder")).unwrap();
             fs::write(mounted.0.join("folder/file"), bytes(200_000, 3)).unwrap();
+            change(&mounted.0, 3, 100, true);
+            fs::File::open(mounted.0.join("folder/file")).unwrap().sync_all().unwrap();
+            copy = image.copy();
         }
         let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(image.path(), &options).unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(copy.path(), &options).unwrap());
         // Only what was written is worth a change.
         let written: Vec<_> = Extents::new(&*disk, 0..disk.len())
             .map(Result::unwrap)
             .filter(|extent| !matches!(extent.content, disk::Content::Zero | disk::Content::Hole))
             .collect();
-        let mut state = 1_u64;
+        let mut state = std::env::var("SEED").map_or(1_u64, |seed| seed.parse().unwrap());
         let mut random = move |below: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
             (state >> 33) % below.max(1)
