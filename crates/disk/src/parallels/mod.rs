@@ -94,11 +94,13 @@ fn parse_bundle(
     let chain = descriptor.chain(snapshot)?;
     let wrong = || damaged("its descriptor's numbers of sectors are wrong");
     let length = descriptor.sectors.checked_mul(SECTOR_SIZE).ok_or_else(wrong)?;
-    // The present state alone can be changed, and only where it is all that there is.
-    let is_single = descriptor.storages.len() == 1 && chain.len() == 1 && snapshot.is_none();
+    // The present state alone can be changed, and only where no snapshot lies below it.
+    let can_change = chain.len() == 1 && snapshot.is_none();
+    let is_single = descriptor.storages.len() == 1 && can_change;
     let read_only = Neighbours { read_only: true, ..*neighbours };
-    let neighbours = if is_single { neighbours } else { &read_only };
-    let mut bundle = Bundle { sources: Vec::new(), parts: Vec::new(), block_size: 1 };
+    let neighbours = if can_change { neighbours } else { &read_only };
+    let mut bundle =
+        Bundle { sources: Vec::new(), parts: Vec::new(), block_size: 1, begun: Begun::default() };
     let mut start = 0;
     for storage in &descriptor.storages {
         let end = start + storage.length().ok_or_else(wrong)?;
@@ -152,6 +154,7 @@ struct Bundle {
     sources: Vec<Arc<dyn Source>>,
     parts: Vec<Part>,
     block_size: u64,
+    begun: Begun,
 }
 
 struct Part {
@@ -161,9 +164,13 @@ struct Part {
 }
 
 impl Bundle {
-    fn step(&self, offset: u64) -> Result<Run> {
+    fn part(&self, offset: u64) -> Result<&Part> {
         let index = self.parts.partition_point(|part| part.range.end <= offset);
-        let part = self.parts.get(index).ok_or_else(|| damaged("its parts do not cover it"))?;
+        self.parts.get(index).ok_or_else(|| damaged("its parts do not cover it"))
+    }
+
+    fn step(&self, offset: u64) -> Result<Run> {
+        let part = self.part(offset)?;
         let within = offset - part.range.start;
         let mut end = part.range.end;
         for (source, image) in &part.levels {
@@ -197,6 +204,10 @@ impl Layer for Bundle {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn writer(&self) -> Option<&dyn LayerWriter> {
+        self.can_write().then_some(self)
     }
 
     fn block_size(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{Header, IN_USE, Parallels, damaged};
+use super::{Bundle, Header, IN_USE, Parallels, damaged};
 use crate::blocks::{self, Begun, Blocks, NewPlace};
 use crate::cache::Stage;
 use crate::create::writable;
@@ -93,5 +93,75 @@ impl Blocks for Parallels {
         target.set_len(end)?;
         target.flush()?;
         self.mark(0)
+    }
+}
+
+impl Bundle {
+    /// The expanding parts: where each begins, its source, and its map.
+    fn expanding(&self) -> impl Iterator<Item = (u64, usize, &Parallels)> {
+        self.parts.iter().filter_map(|part| match &part.levels[..] {
+            [(source, Some(image))] => Some((part.range.start, *source, image)),
+            _ => None,
+        })
+    }
+
+    fn expanding_at(&self, offset: u64) -> Result<(u64, usize, &Parallels)> {
+        let start = self.part(offset)?.range.start;
+        let found = self.expanding().find(|(found, ..)| *found == start);
+        found.ok_or_else(|| damaged("a plain part of it is too short"))
+    }
+}
+
+impl Blocks for Bundle {
+    fn can_write(&self) -> bool {
+        self.parts.iter().all(|part| match &part.levels[..] {
+            [(_, Some(image))] => image.can_write(),
+            [(source, None)] => {
+                let source = &self.sources[*source];
+                source.writable().is_some() && source.len() >= part.range.end - part.range.start
+            }
+            _ => false,
+        })
+    }
+
+    fn begun(&self) -> &Begun {
+        &self.begun
+    }
+
+    fn begin(&self) -> Result<()> {
+        self.expanding().try_for_each(|(_, _, image)| image.begin())
+    }
+
+    fn block(&self, offset: u64) -> Result<Range<u64>> {
+        let (start, _, image) = self.expanding_at(offset)?;
+        let block = image.block(offset - start)?;
+        Ok(block.start + start..(block.end + start).min(self.part(offset)?.range.end))
+    }
+
+    fn place(&self, block: &Range<u64>) -> Result<NewPlace> {
+        let (start, source, image) = self.expanding_at(block.start)?;
+        let place = image.place(&(block.start - start..block.end - start))?;
+        Ok(NewPlace { source, ..place })
+    }
+
+    fn refer(&self, block: &Range<u64>, place: NewPlace) -> Result<()> {
+        let (start, _, image) = self.expanding_at(block.start)?;
+        image.refer(&(block.start - start..block.end - start), place)
+    }
+
+    fn changed(&self) -> u64 {
+        self.expanding().map(|(_, _, image)| image.changed()).sum()
+    }
+
+    fn commit(&self) -> Result<()> {
+        for source in &self.sources {
+            writable(&**source)?.flush()?;
+        }
+        let tables: Vec<_> = self.expanding().map(|(_, _, image)| &image.tables).collect();
+        blocks::commit(&tables)
+    }
+
+    fn end(&self) -> Result<()> {
+        self.expanding().try_for_each(|(_, _, image)| image.end())
     }
 }

@@ -83,7 +83,7 @@ fn an_expanding_bundle_is_read_and_written() {
 }
 
 #[test]
-fn split_and_plain_bundles_are_read() {
+fn split_and_plain_bundles_are_read_and_written() {
     let (workshop, folder) = bundle();
     let seam = LENGTH / 4;
     std::fs::write(folder.join("one.hds"), &workshop.content[..seam]).unwrap();
@@ -92,8 +92,25 @@ fn split_and_plain_bundles_are_read() {
     let two: [Image<'_>; 1] = [(TOP, "Compressed", "two.hds")];
     write_descriptor(&folder, &[(seam, &one), (LENGTH - seam, &two)], &[(TOP, NONE)]);
     let disk = disk::open(&folder, &ImageOptions::default()).unwrap();
-    assert!(disk.is_read_only());
     assert_disk_holds(&*disk, &workshop.content, "split");
+    // Over the seam, over the end of a part, and into clusters that are not there yet.
+    let mut model = workshop.content.clone();
+    for (start, end, byte) in [(seam - 70_000, seam + 70_000, 1), (LENGTH - 512, LENGTH, 2)] {
+        model[start..end].fill(byte);
+        disk.write_at(&model[start..end], start as u64).unwrap();
+    }
+    model[seam + (1 << 20)..].fill(9);
+    disk.write_at(&model[seam + (1 << 20)..], (seam + (1 << 20)) as u64).unwrap();
+    disk.write_zeroes(4096..200_000, true).unwrap();
+    model[4096..200_000].fill(0);
+    disk.flush().unwrap();
+    assert_disk_holds(&*disk, &model, "while it is open");
+    drop(disk);
+    assert_disk_holds(&*open(&folder), &model, "written");
+    assert_eq!(std::fs::read(folder.join("one.hds")).unwrap(), model[..seam]);
+    if has_qemu_img() {
+        workshop.qemu_img(&["check", "-q", "-f", "parallels", "disk.hdd/two.hds"]);
+    }
 }
 
 #[test]
@@ -115,6 +132,8 @@ fn snapshots_lie_over_each_other() {
     assert_disk_holds(&*disk, &now, "present");
     let snapshots: Vec<_> = infos[0].snapshots.iter().map(|shot| shot.id.clone()).collect();
     assert_eq!(snapshots, [FIRST.to_ascii_lowercase()]);
+    // What lies over a snapshot can be read only.
+    assert!(disk::open(&folder, &ImageOptions::default()).unwrap().is_read_only());
     let options = ImageOptions { snapshot: Some(FIRST.to_owned()), ..read_only() };
     assert_disk_holds(&*disk::open(&folder, &options).unwrap(), &before, "snapshot");
 }
