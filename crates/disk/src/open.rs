@@ -191,14 +191,30 @@ pub fn open_over(path: impl AsRef<Path>, parent: Arc<dyn Disk>) -> Result<Arc<dy
 
 /// Opens one image for reading without the parent that it may have: what it does not hold itself is holes.
 pub(crate) fn open_alone(path: &Path, format: Format) -> Result<Arc<dyn Disk>> {
+    let (image, _) = open_image(path, format, &FilePolicy::SameFolder)?;
+    Ok(Arc::new(image))
+}
+
+/// The same, with what is particular to the image.
+pub(crate) fn open_image(
+    path: &Path,
+    format: Format,
+    files: &FilePolicy,
+) -> Result<(Image, Vec<(&'static str, String)>)> {
     let image = |source| Error::Image { path: path.to_owned(), source: Box::new(source) };
+    let opening = |source| Error::Open { path: path.to_owned(), source };
     let source = Arc::new(FileSource::open(path, true)?);
-    let real = std::fs::canonicalize(path)
-        .map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    let real = std::fs::canonicalize(path).map_err(opening)?;
     let folder = real.parent();
-    let neighbours = Neighbours { folder, within: folder, ..Neighbours::NONE };
+    let within = match files {
+        FilePolicy::SameFolder => folder.map(Path::to_owned),
+        FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
+        FilePolicy::Anywhere => None,
+    };
+    let neighbours = Neighbours { folder, within: within.as_deref(), ..Neighbours::NONE };
     let parsed = parse(source, format, &neighbours, None).map_err(image)?;
-    Ok(Arc::new(Image::new(format, parsed.layer, parsed.length, None, true)))
+    let image = Image::new(format, parsed.layer, parsed.length, None, true);
+    Ok((image, parsed.details))
 }
 
 /// What a format found in an image.
@@ -230,7 +246,21 @@ impl Parsed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
     Uuid([u8; 16]),
+    /// Which image it is, and what changes with each use that writes to it.
+    State {
+        uuid: [u8; 16],
+        state: [u8; 16],
+    },
     ContentId(u32),
+}
+
+impl Identity {
+    fn uuid(self) -> Option<[u8; 16]> {
+        match self {
+            Self::Uuid(uuid) | Self::State { uuid, .. } => Some(uuid),
+            Self::ContentId(_) => None,
+        }
+    }
 }
 
 /// How an image names its parent.
@@ -297,6 +327,9 @@ impl Link {
                 let what = match (expected, found) {
                     (Identity::ContentId(expected), Identity::ContentId(found)) => {
                         format!("its content has number {found:08x}, not {expected:08x}")
+                    }
+                    (Identity::State { uuid, .. }, found) if found.uuid() == Some(uuid) => {
+                        "it was written to since".to_owned()
                     }
                     _ => "its identifier is another".to_owned(),
                 };
@@ -458,14 +491,15 @@ impl Chain {
                 Err(_) => {}
             }
         }
-        if let (Some(Identity::Uuid(uuid)), Some(folder)) = (link.identity, folder)
+        let uuid = link.identity.and_then(Identity::uuid);
+        if let (Some(uuid), Some(folder)) = (uuid, folder)
             && let Some(path) = self.search(folder, child, uuid)
         {
             return Ok(path);
         }
-        let name = link.names.first().cloned().unwrap_or_else(|| match link.identity {
-            Some(Identity::Uuid(uuid)) => format!("{{{}}}", hyphenated(&uuid)),
-            _ => "without a name".to_owned(),
+        let name = link.names.first().cloned().unwrap_or_else(|| match uuid {
+            Some(uuid) => format!("{{{}}}", hyphenated(&uuid)),
+            None => "without a name".to_owned(),
         });
         Err(refused.unwrap_or(Error::NotFound { name }))
     }
@@ -538,7 +572,7 @@ fn has_identity(path: &Path, format: Format, uuid: [u8; 16]) -> bool {
         return false;
     }
     parse(Arc::new(source), format, &Neighbours::NONE, None)
-        .is_ok_and(|parsed| parsed.identity == Some(Identity::Uuid(uuid)))
+        .is_ok_and(|parsed| parsed.identity.and_then(Identity::uuid) == Some(uuid))
 }
 
 /// The forms of a path that a program on Windows wrote: as it is, with this system's separators, and its

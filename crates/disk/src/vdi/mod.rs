@@ -112,9 +112,10 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
     };
     let mut parsed = Parsed::new(layer, length);
     parsed.details = vec![("kind", kind.to_owned())];
-    parsed.identity = Some(Identity::Uuid(header.uuid_create));
+    parsed.identity = Some(Identity::State { uuid: header.uuid_create, state: header.uuid_modify });
     if header.uuid_linkage != [0; 16] {
-        let identity = Some(Identity::Uuid(header.uuid_linkage));
+        let (uuid, state) = (header.uuid_linkage, header.uuid_parent_modify);
+        let identity = Some(Identity::State { uuid, state });
         let link = ParentLink { identity, format: Some(Format::Vdi), names: Vec::new() };
         parsed.parent = Some(link);
     } else if matches!(header.image_type.get(), 3 | 4) {

@@ -73,4 +73,14 @@ fn parents_of_vdi_are_found_by_their_identifier_within_the_machines_folder() {
     assert_same(&*disk, &raw, "clone");
     let names: Vec<_> = infos.iter().map(|info| info.path.file_name().unwrap()).collect();
     assert_eq!(names.last().unwrap().to_str(), Some("base.vdi"));
+
+    // A base that was written to is not what its children were made from.
+    drop(disk);
+    let base = disk::open(path("vm/base.vdi"), &ImageOptions::default()).unwrap();
+    base.write_at(&raw[..512], 0).unwrap();
+    drop(base);
+    let files = FilePolicy::Within(path("vm"));
+    let changed = disk::open(&clone, &ImageOptions { files, ..read_only() });
+    let Err(error) = changed else { panic!("its base was written to") };
+    assert!(chain(&error).contains("it was written to since"), "{}", chain(&error));
 }
