@@ -73,7 +73,7 @@ pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
 pub use resize::resize;
 pub use source::{
-    FileSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource, Source,
+    FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource, Source,
     WritableSource, is_url,
 };
 

@@ -316,9 +316,8 @@ fn file(file: &FileRef) -> String {
 
 /// Opens a disk read-only, as the description says what it is.
 fn look(drive: &Drive, files: &FilePolicy) -> Option<Opened> {
-    let file = drive.file.as_ref()?;
-    let path = file.disk_path()?;
-    if drive.kind != DriveKind::Disk || drive.compressed || drive.encrypted {
+    let path = drive.disk_path()?;
+    if drive.kind != DriveKind::Disk || drive.encrypted {
         return None;
     }
     let format = drive.format.as_deref().and_then(|name| name.parse::<Format>().ok());

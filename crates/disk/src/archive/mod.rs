@@ -14,8 +14,8 @@ pub use tar::{Member, members};
 
 use crate::layer::{Image, Layer, Place, Run};
 use crate::open::{Neighbours, Parsed, parse};
-use crate::source::{HttpSource, PartSource, Source};
-use crate::{Disk, Error, Format, ImageInfo, ImageOptions, Result, SECTOR_SIZE};
+use crate::source::{GzipSource, HttpSource, PartSource, Source, gzip};
+use crate::{Disk, Error, Format, ImageInfo, ImageOptions, MemorySource, Result, SECTOR_SIZE};
 
 /// Opens the image that a source holds, for reading; other files that it names are not found. The format is found out by
 /// content unless it is given.
@@ -99,25 +99,49 @@ pub(crate) fn split(path: &Path) -> Option<(&Path, &Path)> {
     })
 }
 
-/// Whether a file begins as an archive.
+/// Whether a file begins as an archive, or as what gzip has compressed.
 pub(crate) fn is_archive(path: &Path) -> bool {
-    let mut header = [0; 512];
+    let mut header = Vec::new();
     // Not before it is known to be a file: others may block.
     path.is_file()
         && std::fs::File::open(path)
-            .and_then(|mut file| file.read_exact(&mut header))
-            .is_ok_and(|()| tar::is_header(&header))
+            .and_then(|file| file.take(512).read_to_end(&mut header))
+            .is_ok_and(|_| {
+                header.len() == 512 && tar::is_header(&header) || header.starts_with(gzip::MAGIC)
+            })
+}
+
+/// The name of what gzip has compressed into a file of this name.
+fn unpacked_name(name: &str) -> &str {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    name.strip_suffix(".gz").unwrap_or(name)
 }
 
 /// Opens the disk that is called `name` in an archive, or the only one that is in it; nothing if the file is
-/// no archive.
+/// no archive. A file that gzip has compressed is an archive of one, or a tar archive.
 pub(crate) fn open_member(
     source: Arc<dyn Source>,
     archive: Archive<'_>,
     name: Option<String>,
     format: Option<Format>,
 ) -> Result<Option<(Arc<dyn Disk>, ImageInfo)>> {
-    let Some(members) = members(&*source)? else { return Ok(None) };
+    let is_packed = GzipSource::is_gzip(&*source)?;
+    let source: Arc<dyn Source> =
+        if is_packed { Arc::new(GzipSource::open(source)?) } else { source };
+    let Some(members) = members(&*source)? else {
+        if !is_packed {
+            return Ok(None);
+        }
+        let path = archive.path();
+        let only = unpacked_name(&path.to_string_lossy()).to_owned();
+        if name.is_some_and(|name| name != only) {
+            return Err(archive.failed(format!("holds {only} alone")));
+        }
+        let path = archive.join(&only);
+        let inside = |source| Error::Image { path: path.clone(), source: Box::new(source) };
+        let (disk, info) = open_source(source, format).map_err(inside)?;
+        return Ok(Some((disk, ImageInfo { path, ..info })));
+    };
     let name = match name {
         Some(name) => name,
         None => match &disks(&source, &members)?[..] {
@@ -133,10 +157,25 @@ pub(crate) fn open_member(
     };
     let path = archive.join(&name);
     let inside = |source| Error::Image { path: path.clone(), source: Box::new(source) };
-    let (disk, mut info) = if let Some(found) = members.iter().find(|member| member.name == name) {
-        let part = PartSource::new(source, found.offset..found.offset + found.length);
-        open_source(Arc::new(part), format).map_err(inside)?
-    } else if let Some(blocks) = blocks::Blocks::new(source, &members, &name) {
+    let find = |name: &str| members.iter().find(|member| member.name == name);
+    let part = |found: &Member| {
+        PartSource::new(Arc::clone(&source), found.offset..found.offset + found.length)
+    };
+    // `disk.vmdk.gz/disk.vmdk` is what is in it, `disk.vmdk.gz` too, unless that was said to be raw.
+    let outer = name.rsplit_once('/').filter(|(outer, inner)| unpacked_name(outer) == *inner);
+    let packed = match outer.and_then(|(outer, _)| find(outer)) {
+        None => find(&name).filter(|_| format != Some(Format::Raw)),
+        found => found,
+    };
+    let packed = packed.map(part).map(Arc::new);
+    let (disk, mut info) = if let Some(packed) = packed
+        && GzipSource::is_gzip(&*packed)?
+    {
+        let unpacked = GzipSource::open(packed).map_err(inside)?;
+        open_source(Arc::new(unpacked), format).map_err(inside)?
+    } else if let Some(found) = find(&name) {
+        open_source(Arc::new(part(found)), format).map_err(inside)?
+    } else if let Some(blocks) = blocks::Blocks::new(Arc::clone(&source), &members, &name) {
         let length = blocks.length;
         let info = ImageInfo {
             path: PathBuf::new(),
@@ -168,7 +207,15 @@ fn disks(source: &Arc<dyn Source>, members: &[Member]) -> Result<Vec<String>> {
         }
         let end = member.offset.saturating_add(member.length);
         let part = PartSource::new(Arc::clone(source), member.offset..end);
-        if member.length >= SECTOR_SIZE && Format::detect(&part)? != Format::Raw {
+        let format = if GzipSource::is_gzip(&part)? {
+            // Its start tells enough of most formats.
+            Format::detect(&MemorySource::read_only(gzip::head(&part)?))?
+        } else if member.length >= SECTOR_SIZE {
+            Format::detect(&part)?
+        } else {
+            Format::Raw
+        };
+        if format != Format::Raw {
             names.push(member.name.clone());
         }
     }

@@ -121,3 +121,51 @@ fn a_source_in_memory_is_opened_by_its_content() {
     disk.read_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [3; 1536]);
 }
+
+fn gzip(path: &Path) -> PathBuf {
+    let done = Command::new("gzip").arg("-kf").arg(path).status();
+    assert!(done.unwrap().success());
+    PathBuf::from(format!("{}.gz", path.display()))
+}
+
+#[test]
+fn what_gzip_compressed_is_read_inside_of_archives_and_alone() {
+    let (folder, disk) = folder();
+    let here = |name: &str| folder.path().join(name);
+    convert(&*disk, here("web.vmdk"), &to("vmdk"), |_| {}).unwrap();
+    convert(&*disk, here("web.vhd"), &to("vhd,layout=fixed"), |_| {}).unwrap();
+    for name in ["web.vmdk", "web.vhd", "disk.raw"] {
+        gzip(&here(name));
+    }
+    fs::write(here("web.ovf"), "<Envelope/>").unwrap();
+    let archive = tar(folder.path(), &[], &["web.ovf", "web.vmdk.gz", "web.vhd.gz", "disk.raw.gz"]);
+    let whole = gzip(&archive);
+    let is_same = |path: PathBuf, format| {
+        let options = ImageOptions { read_only: true, format, ..ImageOptions::default() };
+        let (found, chain) =
+            open_chain(&path, &options).unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(compare(&*found, &*disk, |_| {}).unwrap().difference, None, "{path:?}");
+        chain[0].path.clone()
+    };
+    for archive in [&archive, &whole] {
+        // Only VMDK is told by its start.
+        assert_eq!(is_same(archive.clone(), None), archive.join("web.vmdk.gz"));
+        for name in ["web.vmdk.gz", "web.vmdk.gz/web.vmdk", "web.vhd.gz", "web.vhd.gz/web.vhd"] {
+            assert_eq!(is_same(archive.join(name), None), archive.join(name));
+        }
+        is_same(archive.join("web.vmdk.gz/web.vmdk"), Some(Format::Vmdk));
+        is_same(archive.join("web.vmdk.gz"), Some(Format::Vmdk));
+        is_same(archive.join("disk.raw.gz/disk.raw"), Some(Format::Raw));
+        assert!(open(archive.join("web.vmdk.gz/other"), &ImageOptions::default()).is_err());
+    }
+    for name in ["web.vmdk", "web.vhd", "disk.raw"] {
+        let packed = here(&format!("{name}.gz"));
+        assert_eq!(is_same(packed.clone(), None), packed.join(name));
+        is_same(packed.join(name), None);
+        let error = open(packed.join("other"), &ImageOptions::default()).err().unwrap();
+        assert!(error.to_string().contains(&format!("holds {name} alone")), "{error}");
+    }
+    // A disk that is said to be raw is never unpacked.
+    let packed = raw(&here("disk.raw.gz"));
+    assert_eq!(packed.len(), fs::metadata(here("disk.raw.gz")).unwrap().len() / 512 * 512);
+}

@@ -1,6 +1,7 @@
-//! Bytes by offset beneath a format: a file, a block device, a file of an HTTP server, memory.
+//! Bytes by offset beneath a format: a file, a block device, a file of an HTTP server, what gzip compressed, memory.
 
 mod file;
+pub(crate) mod gzip;
 mod http;
 mod memory;
 mod part;
@@ -12,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use zerocopy::FromBytes;
 
 pub use file::FileSource;
+pub use gzip::GzipSource;
 pub use http::{HttpError, HttpOptions, HttpSource, is_url};
 pub use memory::MemorySource;
 pub use part::PartSource;

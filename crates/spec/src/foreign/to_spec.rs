@@ -105,13 +105,9 @@ impl Description {
             if drive.encrypted {
                 return Err(self.error(format!("The disk `{}` is encrypted", file.written)));
             }
-            if drive.compressed {
-                let name = &file.written;
-                return Err(self.error(format!("The disk `{name}` is packed by gzip: unpack it")));
-            }
             spec.disks.push(Disk {
                 within: self.folder_of(drive),
-                path: match file.disk_path() {
+                path: match drive.disk_path() {
                     Some(path) => path,
                     None => self.usable(file)?,
                 },

@@ -233,6 +233,17 @@ impl Drive {
         Self { kind, bus, controller, unit, connected: true, ..Self::default() }
     }
 
+    /// The path by which its file is opened as a disk; what gzip has compressed is opened as a folder of one file.
+    pub fn disk_path(&self) -> Option<PathBuf> {
+        let path = self.file.as_ref()?.disk_path()?;
+        if !self.compressed {
+            return Some(path);
+        }
+        let name = path.file_name()?.to_str()?;
+        let inner = name.strip_suffix(".gz").unwrap_or(name);
+        Some(path.join(inner))
+    }
+
     /// Its place, such as `scsi0:1`.
     pub fn address(&self) -> String {
         format!("{}{}:{}", self.bus.name(), self.controller, self.unit)
