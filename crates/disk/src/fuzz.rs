@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::layer::Image;
 use crate::open::{Neighbours, parse};
 use crate::source::{Source, WritableSource};
-use crate::{Disk, Error, Extents, Format, MemorySource, Result, vhd, vhdx};
+use crate::{Disk, Error, Extents, Format, MemorySource, Result, qcow2, vhd, vhdx};
 
 /// Longest image that is made of a fuzzer's input.
 const MAX_LENGTH: usize = 16 << 20;
@@ -64,6 +64,13 @@ fn change(format: Format, bytes: Vec<u8>) {
     let source = Arc::new(MemorySource::new(bytes));
     // Places that an image names may lie far behind its end, where memory would have to grow to.
     let source = Arc::new(Bounded(source));
+    if format == Format::Qcow2 {
+        let _ = qcow2::check(source.clone(), false);
+        if qcow2::check(source.clone(), true).is_ok_and(|found| found.is_in_order()) {
+            let again = qcow2::check(source.clone(), false);
+            assert!(again.is_ok_and(|found| found.is_in_order()), "it was repaired");
+        }
+    }
     let Some(image) = open(format, source, false) else { return };
     if image.layer.block_size() > 4 << 20 {
         return;

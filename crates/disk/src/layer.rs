@@ -167,7 +167,7 @@ impl Image {
         Ok((run, end))
     }
 
-    fn damaged(&self, what: impl Into<String>) -> Error {
+    pub fn damaged(&self, what: impl Into<String>) -> Error {
         Error::Damaged { format: self.format, what: what.into() }
     }
 

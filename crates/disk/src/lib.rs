@@ -24,6 +24,7 @@ mod archive;
 mod asif;
 mod blocks;
 mod cache;
+mod check;
 mod codec;
 mod commit;
 mod compare;
@@ -43,7 +44,9 @@ mod qcow;
 mod qcow2;
 mod qed;
 mod raw;
+mod rebase;
 mod resize;
+mod snapshot;
 mod source;
 #[allow(unsafe_code)]
 mod sys;
@@ -57,6 +60,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 pub use archive::{Member, members, open_source};
+pub use check::{Checkup, check};
 pub use commit::{Committed, commit};
 pub use compare::{Comparison, compare, read_all};
 pub use convert::{Compression, ConvertOptions, Report, UnknownCompression, convert};
@@ -71,7 +75,9 @@ pub use open::{
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
+pub use rebase::{NewParent, Rebased, rebase};
 pub use resize::resize;
+pub use snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
 pub use source::{
     FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource, Source,
     WritableSource, is_url,

@@ -139,3 +139,83 @@ fn different_disks_end_with_1() {
     here.run(2, &["disk", "resize", "empty.qcow2", "much"]);
     here.run(2, &["disk", "create", "sizeless.qcow2"]);
 }
+
+/// Serves ranges of a file until the test ends; returns its address.
+fn serve(file: Vec<u8>) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let range = head.iter().find_map(|line| {
+                let line = line.to_ascii_lowercase();
+                let (first, last) = line.strip_prefix("range: bytes=")?.split_once('-')?;
+                Some((first.parse::<usize>().ok()?, last.parse::<usize>().ok()?))
+            });
+            let (first, last) = range.unwrap();
+            let last = last.min(file.len() - 1);
+            let head = format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{}\r\n\
+                 Content-Length: {}\r\nConnection: close\r\nETag: \"7\"\r\n\r\n",
+                file.len(),
+                last + 1 - first
+            );
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(&file[first..=last]);
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn disks_of_a_server_are_inspected_and_converted() {
+    let here = Here::new();
+    disk_in(&here);
+    here.run(0, &["convert", "disk.raw", "disk.vmdk", "--to", "vmdk,layout=stream"]);
+    let server = serve(std::fs::read(here.path().join("disk.vmdk")).unwrap());
+    let url = format!("{server}/web.vmdk");
+    let found = here.json(&["inspect", &url, "--format", "json"]);
+    assert_eq!(found["length"], 8 << 20);
+    assert_eq!(found["chain"][0]["path"], url.as_str());
+    assert_eq!(found["chain"][0]["details"]["version"], "\"7\"");
+    here.run(0, &["convert", &url, "copy.qcow2", "--verify"]);
+    here.run(0, &["disk", "compare", "disk.raw", "copy.qcow2"]);
+    let (_, stderr) = here.run(125, &["inspect", "http://127.0.0.1:1/x", "--format", "json"]);
+    assert!(stderr.contains("Cannot read http://127.0.0.1:1/x"), "{stderr}");
+}
+
+#[test]
+fn images_are_checked_and_have_snapshots_and_other_parents() {
+    let here = Here::new();
+    disk_in(&here);
+    here.run(0, &["convert", "disk.raw", "base.qcow2"]);
+    let (stdout, _) = here.run(0, &["disk", "check", "base.qcow2"]);
+    assert!(stdout.contains("in order"), "{stdout}");
+    // It says that it was not closed in order.
+    let path = here.path().join("base.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[79] |= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (stdout, _) = here.run(1, &["disk", "check", "base.qcow2"]);
+    assert!(stdout.contains("1 errors"), "{stdout}");
+    here.run(0, &["disk", "check", "base.qcow2", "--repair"]);
+    here.run(0, &["disk", "check", "base.qcow2"]);
+
+    here.run(0, &["disk", "snapshot", "create", "base.qcow2", "before"]);
+    let list = here.json(&["disk", "snapshot", "list", "base.qcow2", "--format", "json"]);
+    assert_eq!((&list[0]["name"], &list[0]["id"]), (&"before".into(), &"1".into()));
+    here.run(0, &["disk", "snapshot", "revert", "base.qcow2", "before"]);
+    here.run(0, &["disk", "snapshot", "delete", "base.qcow2", "1"]);
+    here.run(125, &["disk", "snapshot", "delete", "base.qcow2", "1"]);
+
+    here.run(0, &["disk", "create", "over.qcow2", "--parent", "base.qcow2"]);
+    here.run(0, &["disk", "rebase", "over.qcow2", "--parent", "disk.raw"]);
+    std::fs::remove_file(&path).unwrap();
+    here.run(0, &["disk", "compare", "over.qcow2", "disk.raw"]);
+    here.run(0, &["disk", "rebase", "over.qcow2", "--flatten"]);
+    here.run(2, &["disk", "rebase", "over.qcow2", "--unsafe", "--parent", "disk.raw"]);
+    std::fs::rename(here.path().join("disk.raw"), here.path().join("moved.raw")).unwrap();
+    here.run(0, &["disk", "compare", "over.qcow2", "moved.raw"]);
+}

@@ -155,7 +155,7 @@ pub(crate) fn write_empty(target: &dyn WritableSource, options: &Qcow2Options) -
 }
 
 /// By which QEMU knows a format.
-fn qemu_name(format: Format) -> &'static str {
+pub(super) fn qemu_name(format: Format) -> &'static str {
     match format {
         Format::Vhd => "vpc",
         other => other.name(),

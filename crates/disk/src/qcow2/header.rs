@@ -118,6 +118,24 @@ impl Checked {
     }
 
     fn read_extensions(&mut self, source: &dyn Source) -> Result<()> {
+        for (kind, offset, length) in self.extensions(source)? {
+            if matches!(kind, EXTENSION_BACKING_FORMAT | EXTENSION_EXTERNAL_DATA)
+                && length <= MAX_NAME
+            {
+                let value = text(read_vec(source, offset, length as usize)?);
+                let field = match kind {
+                    EXTENSION_BACKING_FORMAT => &mut self.backing_format,
+                    _ => &mut self.data_file,
+                };
+                *field = Some(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// The header's extensions: what they are, where their content lies, and how long it is.
+    pub fn extensions(&self, source: &dyn Source) -> Result<Vec<(u32, u64, u32)>> {
+        let mut found = Vec::new();
         let mut offset = u64::from(self.header.header_length.get());
         let end = match self.header.backing_file_offset.get() {
             0 => self.cluster_size(),
@@ -134,19 +152,10 @@ impl Checked {
             if u64::from(length) > end.saturating_sub(offset) {
                 return Err(damaged("an extension of its header is too long"));
             }
-            if matches!(kind, EXTENSION_BACKING_FORMAT | EXTENSION_EXTERNAL_DATA)
-                && length <= MAX_NAME
-            {
-                let value = text(read_vec(source, offset, length as usize)?);
-                let field = match kind {
-                    EXTENSION_BACKING_FORMAT => &mut self.backing_format,
-                    _ => &mut self.data_file,
-                };
-                *field = Some(value);
-            }
+            found.push((kind, offset, length));
             offset += u64::from(length).next_multiple_of(8);
         }
-        Ok(())
+        Ok(found)
     }
 }
 

@@ -1,7 +1,10 @@
 //! QEMU's format qcow2, versions 2 and 3.
 
 mod append;
+mod backing;
+mod check;
 mod create;
+mod edit;
 mod header;
 mod map;
 mod refcount;
@@ -19,9 +22,12 @@ use map::Map;
 use write::Writer;
 
 pub(crate) use append::Appender;
+pub(crate) use backing::set_backing;
+pub(crate) use check::check;
 #[cfg(test)]
 pub(crate) use create::write_empty;
 pub use create::{Qcow2Options, create_qcow2};
+pub(crate) use edit::{create_snapshot, delete_snapshot, revert_to_snapshot};
 pub(crate) use resize::grow;
 
 use crate::layer::{Image, Layer, LayerWriter, Run};

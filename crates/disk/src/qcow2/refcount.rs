@@ -69,9 +69,9 @@ impl Refcounts {
         self.released.push(offset >> self.cluster_bits);
     }
 
-    /// Whether references are noted as gone.
-    pub fn has_released(&self) -> bool {
-        !self.released.is_empty()
+    /// How many references are noted as gone.
+    pub fn released(&self) -> usize {
+        self.released.len()
     }
 
     /// Takes away the references that are gone, after the tables without them were written.

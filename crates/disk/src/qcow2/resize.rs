@@ -13,7 +13,7 @@ use crate::{MAX_LENGTH, Result};
 
 /// Where the header has size, encryption, size and offset of the table of the first level: one sector, so that they change
 /// at once.
-const SIZES: u64 = 24;
+pub(super) const SIZES: u64 = 24;
 
 /// Makes the image's disk longer; whatever a longer parent has there shows through.
 pub(crate) fn grow(path: &Path, length: u64) -> Result<()> {

@@ -29,6 +29,13 @@ pub(super) struct Saved {
     pub snapshot: Snapshot,
     pub l1_offset: u64,
     pub l1_size: u32,
+    /// Its entry in the table, without what follows it up to the next multiple of 8.
+    pub entry: Vec<u8>,
+}
+
+/// Bytes of the table.
+pub(super) fn table_length(saved: &[Saved]) -> u64 {
+    saved.iter().fold(0, |end: u64, saved| end.next_multiple_of(8) + saved.entry.len() as u64)
 }
 
 /// Reads the table of snapshots.
@@ -41,7 +48,8 @@ pub(super) fn read(checked: &Checked, source: &dyn Source) -> Result<Vec<Saved>>
     // Nothing is reserved: the count is the file's word.
     let mut found = Vec::new();
     for _ in 0..count {
-        let header: SnapshotHeader = read_struct(source, offset)?;
+        let start = offset;
+        let header: SnapshotHeader = read_struct(source, start)?;
         let (id_length, name_length) = (header.id_str_size.get(), header.name_size.get());
         let extra_length = header.extra_data_size.get();
         if extra_length > 1024 {
@@ -53,7 +61,10 @@ pub(super) fn read(checked: &Checked, source: &dyn Source) -> Result<Vec<Saved>>
         let id = text(read_vec(source, id_offset, id_length.into())?);
         let name_offset = id_offset + u64::from(id_length);
         let name = text(read_vec(source, name_offset, name_length.into())?);
-        offset = (name_offset + u64::from(name_length)).next_multiple_of(8);
+        let end = name_offset + u64::from(name_length);
+        // Its parts were read just now.
+        let entry = read_vec(source, start, (end - start) as usize)?;
+        offset = end.next_multiple_of(8);
 
         let extra64 = |at: usize| {
             extra.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
@@ -72,7 +83,7 @@ pub(super) fn read(checked: &Checked, source: &dyn Source) -> Result<Vec<Saved>>
             machine_state: extra64(0).unwrap_or(header.vm_state_size.get().into()),
         };
         let (l1_offset, l1_size) = (header.l1_table_offset.get(), header.l1_size.get());
-        found.push(Saved { snapshot, l1_offset, l1_size });
+        found.push(Saved { snapshot, l1_offset, l1_size, entry });
     }
     Ok(found)
 }

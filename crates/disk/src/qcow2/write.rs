@@ -265,7 +265,7 @@ pub(super) fn commit(map: &Map, refcounts: &mut Refcounts) -> Result<()> {
         map.tables.write_back(Stage::Second)?;
         writable.flush()?;
     }
-    if refcounts.has_released() {
+    if refcounts.released() != 0 {
         refcounts.settle(&map.tables, writable)?;
     }
     Ok(())

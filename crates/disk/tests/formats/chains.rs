@@ -126,3 +126,20 @@ fn a_vmdk_parent_that_was_changed_is_refused() {
         Ok(_) => panic!("a changed parent was accepted"),
     }
 }
+
+#[test]
+fn vmdk_of_a_hosts_devices_is_refused_with_the_reason() {
+    let workshop = Workshop::new(1 << 20);
+    for kind in ["custom", "fullDevice", "partitionedDevice", "vmfsRaw", "vmfsRDM"] {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"{kind}\"\n\
+             RW 2048 FLAT \"disk.raw\" 0\n"
+        );
+        std::fs::write(workshop.path("device.vmdk"), text).unwrap();
+        let Err(error) = disk::open(workshop.path("device.vmdk"), &read_only()) else {
+            panic!("{kind} was opened")
+        };
+        let error = chain(&error);
+        assert!(error.contains(&format!("its kind is {kind}: it names devices")), "{error}");
+    }
+}

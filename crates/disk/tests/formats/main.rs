@@ -2,6 +2,7 @@
 
 mod archives;
 mod chains;
+mod checking;
 mod common;
 mod converting;
 mod creating;

@@ -12,15 +12,44 @@ use crate::failure::Failure;
 pub struct CheckArgs {
     #[command(flatten)]
     image: ImageArgs,
+
+    /// Set right what can be: counts of references, leaked space and marks of qcow2; logs that were not carried out
+    #[arg(long)]
+    repair: bool,
 }
 
-/// Checks.
+/// Checks; ends with 1 if something is wrong with the image, and was not repaired.
 pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
-    let options = args.image.how.options(&args.image.path)?;
-    let disk = disk::open(&args.image.path, &options).map_err(failed)?;
+    let path = &args.image.path;
+    let options = args.image.how.options(path)?;
+    let found = disk::check(path, &options, args.repair).map_err(failed)?;
+    for finding in &found.findings {
+        print(&format!("{finding}\n"))?;
+    }
+    let told = found.findings.len() as u64;
+    if found.errors + found.leaks > told {
+        print(&format!("and {} more\n", found.errors + found.leaks - told))?;
+    }
+    if found.errors + found.leaks != 0 {
+        let state = match (found.is_repaired, found.beyond_repair) {
+            (false, _) => "",
+            (true, 0) => ": repaired",
+            (true, _) => ": repaired as far as possible",
+        };
+        print(&format!(
+            "{} errors, {} leaked in {} places{state}\n",
+            found.errors,
+            human(found.leaked),
+            found.leaks
+        ))?;
+    }
+    if !found.is_in_order() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let disk = disk::open(path, &options).map_err(failed)?;
     let progress = Progress::new(disk.len());
     let read = disk::read_all(&*disk, |done| progress.show(done)).map_err(failed)?;
     drop(progress);
-    print(&format!("All {} of data can be read\n", human(read)))?;
+    print(&format!("The image is in order, and all {} of data can be read\n", human(read)))?;
     Ok(ExitCode::SUCCESS)
 }

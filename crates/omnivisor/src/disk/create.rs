@@ -52,7 +52,7 @@ pub fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
 
 /// How the image at `path` is to name its parent: by its name alone if they lie in one folder, so that both can be
 /// moved, by its whole path otherwise.
-fn name_for(path: &Path, parent: &Path) -> PathBuf {
+pub(super) fn name_for(path: &Path, parent: &Path) -> PathBuf {
     let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (path, parent) = (whole(path), whole(parent));
     match parent.file_name() {

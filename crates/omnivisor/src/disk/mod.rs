@@ -6,7 +6,9 @@ mod compare;
 mod create;
 mod map;
 mod progress;
+mod rebase;
 mod resize;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,8 +35,13 @@ pub enum DiskVerb {
     Create(create::CreateArgs),
     /// Make a raw or qcow2 disk longer
     Resize(resize::ResizeArgs),
+    /// Keep, list, bring back and delete states within an image
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotVerb),
     /// Write what an overlay holds into its parent, and remove the overlay
     Commit(commit::CommitArgs),
+    /// Give a qcow2 overlay another parent
+    Rebase(rebase::RebaseArgs),
 }
 
 /// Carries out the verb.
@@ -45,7 +52,9 @@ pub fn run(verb: &DiskVerb) -> Result<ExitCode, Failure> {
         DiskVerb::Check(args) => check::run(args),
         DiskVerb::Create(args) => create::run(args),
         DiskVerb::Resize(args) => resize::run(args),
+        DiskVerb::Snapshot(verb) => snapshot::run(verb),
         DiskVerb::Commit(args) => commit::run(args),
+        DiskVerb::Rebase(args) => rebase::run(args),
     }
 }
 
