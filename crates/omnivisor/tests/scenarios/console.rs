@@ -104,7 +104,7 @@ stty -a >after
 EOF
                # leaves NAME: what follows on stdin is typed; the machine runs under a terminal.
                leaves() {
-                   rm -f in before after code; mkfifo in
+                   rm -f in before after code typescript; mkfifo in
                    script -qfec 'sh job' typescript <in >/dev/null 2>&1 & terminal=$!
                    exec 4>in
                    within 120 grep -qF 'leave with Ctrl-]' typescript
