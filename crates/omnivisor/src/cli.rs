@@ -11,8 +11,8 @@ use crate::export::ExportArgs;
 use crate::import::ImportArgs;
 use crate::inspect::InspectArgs;
 use crate::platforms::{
-    ConsoleLogArgs, ListArgs, PlatformsArgs, ResetArgs, ShowArgs, SnapshotVerb, StopArgs, VmArgs,
-    WatchArgs,
+    ConsoleLogArgs, ListArgs, PlatformsArgs, PullArgs, ReachArgs, ResetArgs, ShowArgs,
+    SnapshotVerb, StopArgs, VmArgs, WatchArgs,
 };
 use crate::probe::ProbeArgs;
 
@@ -74,6 +74,8 @@ pub enum Verb {
     ConsoleLog(ConsoleLogArgs),
     /// Print changes of VMs as they happen
     Watch(WatchArgs),
+    /// Copy a VM with its disks from a platform into a folder
+    Pull(PullArgs),
     /// Tell what can be done with which platform
     Platforms(PlatformsArgs),
     /// Print the JSON Schema of --config files
@@ -97,6 +99,7 @@ pub enum Verb {
   omnivisor run debian -- uname -a          one command; its output, its exit code
   omnivisor run host -- ls /etc             this host's kernel and files, read-only
   omnivisor run --disk guest.img --memory 1G  the Linux that is on a disk, by its boot loader's default entry
+  omnivisor run esx://root@host/web         a VM of another host, at once; its disks are copied meanwhile
   omnivisor run --kernel vmlinux --initrd initrd.img --disk root.img --memory 2G --cpus 2
 
 On a terminal, Ctrl-] or Ctrl-a x leaves the console and ends the machine.")]
@@ -200,9 +203,12 @@ pub struct RunArgs {
     pub allow_outside: bool,
 
     /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host; or a VM of any platform: its
-    /// description, folder or package
+    /// description, folder or package, or URI/NAME where it lives
     #[arg(value_name = "IMAGE|VM")]
     pub image: Option<String>,
+
+    #[command(flatten)]
+    pub reach: ReachArgs,
 
     /// A command to run in the guest; its exit code becomes ours
     #[arg(last = true, value_name = "COMMAND")]

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Snapshot { verb } => platforms::snapshot(&verb),
         Verb::ConsoleLog(args) => platforms::console_log(&args),
         Verb::Watch(args) => platforms::watch(&args),
+        Verb::Pull(args) => platforms::pull(&args),
         Verb::Platforms(args) => platforms::platforms(&args),
         Verb::Schema => documents::schema(),
         Verb::Completions { shell } => documents::completions(shell),

@@ -4,6 +4,7 @@ mod change;
 mod console_log;
 mod list;
 mod password;
+mod pull;
 mod show;
 mod snapshot;
 mod table;
@@ -20,6 +21,7 @@ use platform::{Connection, Kind, Options, Uri, VmName};
 pub use change::{ResetArgs, StopArgs, VmArgs};
 pub use console_log::ConsoleLogArgs;
 pub use list::ListArgs;
+pub use pull::PullArgs;
 pub use show::ShowArgs;
 pub use snapshot::SnapshotVerb;
 pub use table::PlatformsArgs;
@@ -28,6 +30,7 @@ pub use watch::WatchArgs;
 pub use change::{pause, reset, resume, start, stop};
 pub use console_log::run as console_log;
 pub use list::run as list;
+pub use pull::run as pull;
 pub use show::run as show;
 pub use snapshot::run as snapshot;
 pub use table::run as platforms;
@@ -61,13 +64,14 @@ impl ReachArgs {
         }
     }
 
-    fn connect(&self, uri: &Uri) -> Result<Connection, Failure> {
+    /// Reaches a platform.
+    pub fn connect(&self, uri: &Uri) -> Result<Connection, Failure> {
         platform::connect(uri, &self.options()).map_err(failed)
     }
 }
 
 /// The platform and the name there.
-fn split(vm: &VmName) -> Result<(Uri, &str), Failure> {
+pub fn split(vm: &VmName) -> Result<(Uri, &str), Failure> {
     match &vm.uri {
         Some(uri) => Ok((uri.clone(), &vm.name)),
         None => Err(Failure::new(NOT_FOUND, format!("There is no VM called {:?} here", vm.name))
@@ -76,7 +80,7 @@ fn split(vm: &VmName) -> Result<(Uri, &str), Failure> {
 }
 
 /// A failure of a platform.
-fn failed(error: platform::Error) -> Failure {
+pub fn failed(error: platform::Error) -> Failure {
     let code = match error.kind() {
         Kind::Usage => USAGE,
         Kind::NotFound => NOT_FOUND,
@@ -91,7 +95,7 @@ fn failed(error: platform::Error) -> Failure {
 }
 
 /// What others wrote, without what would steer the terminal.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 

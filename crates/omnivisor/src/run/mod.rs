@@ -8,6 +8,7 @@ pub mod guest;
 mod kernel;
 mod names;
 pub mod plan;
+mod remote;
 pub mod scratch;
 mod seed;
 mod state;
@@ -39,7 +40,11 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
     }
     let engine = engine::choose(args.engine)?;
     // Once, since what a reset throws away is the machine, not its disks.
-    let disks = disks::open(&plan.spec)?;
+    let remote = plan.remote.take();
+    let disks = match &remote {
+        Some(remote) => remote.open(&plan.spec)?,
+        None => disks::open(&plan.spec)?,
+    };
     let mut prepared = plan.look_into(&disks)?;
     let announcement = plan.is_script.then(|| {
         let memory = plan.spec.memory.size();
@@ -69,6 +74,10 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
         attachment.detach();
         if args.statistics {
             print_statistics(&finished);
+        }
+        let is_again = matches!(finished.outcome, Outcome::Reset) && !args.no_reboot;
+        if let Some(remote) = remote.as_ref().filter(|_| pending.is_some() || !is_again) {
+            remote.close();
         }
         if let Some(pending) = pending {
             return pending.finish(&finished, &attachment);

@@ -17,6 +17,7 @@ use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
 use crate::run::guest::{self, Prepared};
+use crate::run::remote::{self, Remote};
 use crate::run::scratch::Scratch;
 use crate::run::{disks, kernel, seed, state, terminal};
 
@@ -32,6 +33,8 @@ pub struct Plan {
     pub command: Vec<OsString>,
     /// The command is a shell that nobody asked for: the user is told that the guest is there.
     pub is_script: bool,
+    /// The disks are those of a VM of another host.
+    pub remote: Option<Remote>,
     /// What to boot is on the disks, and is filled in by [`look_into`](Plan::look_into).
     boots_from_disks: bool,
     /// Files that were made for the boot.
@@ -56,7 +59,7 @@ pub const OWN_DESCRIPTION: &str = "vm.toml";
 impl Plan {
     /// Reads the file, lays the command line over it, and fetches what is missing.
     pub fn new(args: &RunArgs) -> Result<Self, Failure> {
-        let mut spec = describe(args)?;
+        let (mut spec, remote) = describe(args)?;
         spec.disks.extend(seed::disk(args)?);
         let image = image_of(&spec)?;
         if !args.command.is_empty() && image.is_none() && spec.boot.kernel.is_none() {
@@ -128,7 +131,16 @@ impl Plan {
             shared: spec.memory.shared(),
         };
         let config = Config { cpus: spec.cpus.count(), memory, boot };
-        Ok(Self { spec, config, agent, command, is_script, boots_from_disks, _folder: folder })
+        Ok(Self {
+            spec,
+            config,
+            agent,
+            command,
+            is_script,
+            remote,
+            boots_from_disks,
+            _folder: folder,
+        })
     }
 
     /// Finds what to boot on the disks, if it is there. What is returned must outlast the machine.
@@ -159,7 +171,11 @@ impl Plan {
             // As the images are, so that nothing is made for a machine that is not run.
             let mut spec = self.spec.clone();
             spec.disks.iter_mut().for_each(|disk| (disk.readonly, disk.in_place) = (true, false));
-            if let Some(prepared) = self.look_into(&disks::open(&spec)?)? {
+            let disks = match self.remote.take() {
+                Some(remote) => remote.open(&spec)?,
+                None => disks::open(&spec)?,
+            };
+            if let Some(prepared) = self.look_into(&disks)? {
                 println!("# from its disks: {}", prepared.title);
                 println!("# command line: {}", prepared.boot.cmdline);
                 prepared.notes.iter().for_each(|note| println!("# {note}"));
@@ -179,7 +195,7 @@ impl Plan {
 }
 
 /// The description in the file with the command line laid over it.
-fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
+fn describe(args: &RunArgs) -> Result<(VmSpec, Option<Remote>), Failure> {
     let mut over = VmSpec {
         name: args.name.clone(),
         image: args.image.clone(),
@@ -201,12 +217,16 @@ fn describe(args: &RunArgs) -> Result<VmSpec, Failure> {
         let nics = args.net.iter().filter(|text| *text != "none").map(|text| text.parse::<Nic>());
         over.nics = Some(nics.collect::<spec::Result<_>>()?);
     }
+    if let Some((vm, remote)) = remote::find(args)? {
+        over.image = None;
+        return Ok((without_cards(vm).merge(over), Some(remote)));
+    }
     if let Some(vm) = foreign(args)? {
         over.image = None;
-        return Ok(vm.merge(over));
+        return Ok((vm.merge(over), None));
     }
-    let Some(path) = &args.config else { return Ok(over) };
-    Ok(from_file(path)?.merge(over))
+    let Some(path) = &args.config else { return Ok((over, None)) };
+    Ok((from_file(path)?.merge(over), None))
 }
 
 /// Reads our own description.
@@ -241,15 +261,20 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
     }
     let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
-    let mut spec = vm.to_spec()?;
+    let spec = vm.to_spec()?;
     for note in vm.differences() {
         eprintln!("{}.", note.message);
     }
+    Ok(Some(without_cards(spec)))
+}
+
+/// Without network cards where nothing connects them.
+fn without_cards(mut spec: VmSpec) -> VmSpec {
     if !passt_is_installed() && spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()) {
         eprintln!("Its network cards are left out: passt, which connects them, is not installed.");
         spec.nics = Some(Vec::new());
     }
-    Ok(Some(spec))
+    spec
 }
 
 fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {

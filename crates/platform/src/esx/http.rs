@@ -164,7 +164,9 @@ impl Http {
         let Some(part) = part else {
             return Err(Error::reply(what, "the server sends other bytes than were asked for"));
         };
-        let body = response.into_body().into_with_config().limit(part.length).reader();
+        // One more, since reading the end of a body counts, too.
+        let limit = part.length.saturating_add(1);
+        let body = response.into_body().into_with_config().limit(limit).reader();
         Ok((status, Some((part, body))))
     }
 

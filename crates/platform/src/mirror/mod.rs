@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use disk::{Content, Disk, Extent};
 
-use crate::pull::Pace;
+use crate::pull::{Pace, write_sparse};
 use crate::{Error, PullOptions, Result};
 use map::Map;
 
@@ -222,7 +222,7 @@ impl Shared {
             if matches!(extent.content, Content::Data(_)) {
                 buffer.resize((until - at) as usize, 0);
                 remote.read_at(&mut buffer, at)?;
-                self.local.write_all_at(&buffer, at).map_err(self.io("write to"))?;
+                write_sparse(&self.local, &buffer, at).map_err(self.io("write to"))?;
             }
             at = until;
         }

@@ -17,8 +17,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
-pub(crate) use piece::Pace;
 use piece::{Fetch, PIECE};
+pub(crate) use piece::{Pace, write_sparse};
 use state::Kept;
 
 /// The file with the hash of each pulled file, as `sha256sum` writes and checks it.

@@ -145,7 +145,8 @@ impl Fetch<'_> {
             piece.clear();
             let fetched = self.piece(start, end, &mut piece, shared, pace);
             // A part of a piece counts, too: nothing will come after it.
-            let written = self.write(&piece, start);
+            let written = write_sparse(self.local, &piece, start);
+            let written = written.map_err(|source| failed(self.path, source));
             let mut at = lock(shared);
             match fetched.and(written) {
                 Ok(()) => drop(at.ready.insert(start, piece)),
@@ -206,28 +207,25 @@ impl Fetch<'_> {
         }
         Ok(())
     }
+}
 
-    /// Writes what is not zero: the file has a hole there.
-    fn write(&self, bytes: &[u8], start: u64) -> Result<()> {
-        let mut from = 0;
-        let mut at = 0;
-        let put = |range: std::ops::Range<usize>| match range.is_empty() {
-            true => Ok(()),
-            false => self
-                .local
-                .write_all_at(&bytes[range.clone()], start + range.start as u64)
-                .map_err(|source| failed(self.path, source)),
-        };
-        for block in bytes.chunks(HOLE) {
-            let next = at + block.len();
-            if is_zero(block) {
-                put(from..at)?;
-                from = next;
-            }
-            at = next;
+/// Writes what is not zero: the file has holes there.
+pub(crate) fn write_sparse(file: &File, bytes: &[u8], start: u64) -> std::io::Result<()> {
+    let mut from = 0;
+    let mut at = 0;
+    let put = |range: std::ops::Range<usize>| match range.is_empty() {
+        true => Ok(()),
+        false => file.write_all_at(&bytes[range.clone()], start + range.start as u64),
+    };
+    for block in bytes.chunks(HOLE) {
+        let next = at + block.len();
+        if is_zero(block) {
+            put(from..at)?;
+            from = next;
         }
-        put(from..at)
+        at = next;
     }
+    put(from..at)
 }
 
 fn is_zero(block: &[u8]) -> bool {

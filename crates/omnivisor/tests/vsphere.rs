@@ -1,0 +1,95 @@
+//! The verbs for VMs of ESXi, against VMware's simulator.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const OMNIVISOR: &str = env!("CARGO_BIN_EXE_omnivisor");
+
+/// A running simulator; it ends with the value.
+struct Simulator {
+    process: Child,
+    thumbprint: String,
+    uri: String,
+}
+
+impl Simulator {
+    fn start() -> Self {
+        let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/labs/vcsim-lab");
+        let mut process = Command::new(lab)
+            .args(["--esx", "-l", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut line = |begin: &str| {
+            let line = lines.next().expect("the simulator says where it is").unwrap();
+            line.strip_prefix(begin).unwrap_or_else(|| panic!("{line}")).to_owned()
+        };
+        let thumbprint = line("thumbprint ");
+        let uri = format!("esx://root@{}", line("ready https://").trim_end_matches("/sdk"));
+        Self { process, thumbprint, uri }
+    }
+
+    fn omnivisor(&self, password: &str, arguments: &[&str]) -> Output {
+        let home = tempfile::tempdir().unwrap();
+        Command::new(OMNIVISOR)
+            .args(arguments)
+            .args(["--tls-thumbprint", &self.thumbprint])
+            .env("OMNIVISOR_PASSWORD", password)
+            .env("HOME", home.path())
+            .env("XDG_STATE_HOME", home.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        // It removes its datastores when it is asked to end.
+        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn vms_of_a_host_are_listed_stopped_and_copied() {
+    let simulator = Simulator::start();
+    let listed = simulator.omnivisor("secret", &["list", "--format", "json", &simulator.uri]);
+    assert!(listed.status.success(), "{listed:?}");
+    let text = String::from_utf8(listed.stdout).unwrap();
+    assert!(serde_json::from_str::<Value>(&text).is_ok() && text.contains("ha-host_VM1"), "{text}");
+
+    let vm = format!("{}/ha-host_VM0", simulator.uri);
+    let stopped = simulator.omnivisor("secret", &["stop", "--force", "--yes", &vm]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("vm");
+    let pulled = simulator.omnivisor("secret", &["pull", &vm, target.to_str().unwrap()]);
+    assert!(pulled.status.success(), "{pulled:?}");
+    let vmx = std::fs::read_to_string(target.join("ha-host_VM0.vmx")).unwrap();
+    assert!(vmx.contains("scsi0:0.filename = \"disk1.vmdk\""), "{vmx}");
+
+    let missing = simulator.omnivisor("secret", &["pull", &format!("{}/nobody", simulator.uri)]);
+    assert_eq!(missing.status.code(), Some(127), "{missing:?}");
+}
+
+#[test]
+fn secrets_are_not_in_what_is_said() {
+    let simulator = Simulator::start();
+    let vm = format!("{}/ha-host_VM0", simulator.uri);
+    let refused = simulator.omnivisor("sesame-1", &["-vv", "run", &vm]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("lets nobody in") && !said.contains("sesame"), "{said}");
+    let listed = simulator.omnivisor("secret", &["-vv", "list", &simulator.uri]);
+    let said = String::from_utf8_lossy(&listed.stderr);
+    assert!(
+        listed.status.success() && !said.contains("secret") && !said.contains("session="),
+        "{said}"
+    );
+}
