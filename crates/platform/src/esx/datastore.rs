@@ -72,12 +72,7 @@ impl Datastore {
     }
 
     /// Asks for bytes `start..end`; what comes may end before that, and its reader even earlier.
-    pub fn get(
-        &self,
-        file: &DatastorePath,
-        start: u64,
-        end: u64,
-    ) -> Result<(Part, impl Read + use<>)> {
+    pub fn get(&self, file: &DatastorePath, start: u64, end: u64) -> Result<(Part, Box<dyn Read>)> {
         let address = self.address(file);
         let what = format!("reading {file}");
         self.session.with_cookie(|cookie| {

@@ -135,7 +135,7 @@ impl Http {
         cookie: Option<&str>,
         start: u64,
         end: u64,
-    ) -> Result<(StatusCode, Option<(Part, impl Read + use<>)>)> {
+    ) -> Result<(StatusCode, Option<(Part, Box<dyn Read>)>)> {
         let mut request = self
             .agent
             .get(format!("{}{path}", self.base))
@@ -164,9 +164,11 @@ impl Http {
         let Some(part) = part else {
             return Err(Error::reply(what, "the server sends other bytes than were asked for"));
         };
-        // One more, since reading the end of a body counts, too.
-        let limit = part.length.saturating_add(1);
-        let body = response.into_body().into_with_config().limit(limit).reader();
+        let body: Box<dyn Read> = match part.length {
+            // What a server says instead of an empty file is not its content.
+            0 => Box::new(std::io::empty()),
+            length => Box::new(response.into_body().into_with_config().limit(length).reader()),
+        };
         Ok((status, Some((part, body))))
     }
 
