@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ureq::http::StatusCode;
 
-use super::http::Part;
+use super::http::Content;
 use super::session::Session;
 use crate::{Error, Result};
 
@@ -72,7 +72,7 @@ impl Datastore {
     }
 
     /// Asks for bytes `start..end`; what comes may end before that, and its reader even earlier.
-    pub fn get(&self, file: &DatastorePath, start: u64, end: u64) -> Result<(Part, Box<dyn Read>)> {
+    pub fn get(&self, file: &DatastorePath, start: u64, end: u64) -> Result<Content> {
         let address = self.address(file);
         let what = format!("reading {file}");
         self.session.with_cookie(|cookie| {

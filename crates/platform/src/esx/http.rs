@@ -38,6 +38,9 @@ pub(super) struct Answer {
     pub body: Vec<u8>,
 }
 
+/// A part of a file, and its bytes.
+pub(super) type Content = (Part, Box<dyn Read>);
+
 /// How much of an answer is left, and from where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Part {
@@ -135,7 +138,7 @@ impl Http {
         cookie: Option<&str>,
         start: u64,
         end: u64,
-    ) -> Result<(StatusCode, Option<(Part, Box<dyn Read>)>)> {
+    ) -> Result<(StatusCode, Option<Content>)> {
         let mut request = self
             .agent
             .get(format!("{}{path}", self.base))
