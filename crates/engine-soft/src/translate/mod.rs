@@ -20,6 +20,7 @@ mod memory;
 mod parts;
 mod registers;
 mod residents;
+mod run;
 #[allow(unsafe_code)]
 mod stubs;
 mod trace;
@@ -27,16 +28,14 @@ pub mod verify;
 
 use std::collections::HashMap;
 
-use block::{Builder, Entries, Entry, Exit, Flags, Guest};
+use block::{Builder, Entries, Exit, Flags, Guest};
 use classify::Kind;
-use context::LINK;
 use emit::Assembler;
 use residents::Residents;
 use trace::Trace;
-use verify::Rehearsal;
 
 use crate::arena::Arena;
-use crate::cpu::{Cpu, Mode, Step, Stop};
+use crate::cpu::{Cpu, Mode};
 use crate::host::{HostAddress, PAGE};
 use crate::op::Op;
 
@@ -289,173 +288,10 @@ impl Translator {
         }
         number
     }
-
-    /// Enters a block at RIP and executes until something else must be done.
-    pub fn run(&mut self, cpu: &mut Cpu, id: u32, natives: &mut crate::stubs::Stubs) -> Step {
-        let block = &self.blocks[id as usize];
-        let (entries, number, page) = (block.entries, block.page, block.host);
-        let rip = cpu.rip;
-        if cpu.translated.pages.get(rip, cpu.user) != number {
-            self.compare(cpu, number, page);
-            if self.blocks[id as usize].dead {
-                return Ok(());
-            }
-            // What remains to be asked is whether every address space has the page there.
-            if cpu.translate(rip, crate::cpu::Access::Fetch, cpu.user).is_err() {
-                return Err(Stop::Fault);
-            }
-            cpu.translated.pages.set(rip, cpu.user, number, cpu.fetched_global);
-        }
-        match std::mem::replace(&mut self.pending, Pending::Nothing) {
-            Pending::Link(exit) => self.link(exit, id, rip),
-            Pending::Indirect if !self.alone => {
-                cpu.translated.set_target(rip, cpu.user, entries.indirect);
-            }
-            _ => {}
-        }
-        self.quick[quick(cpu)] = id;
-        let runs = &mut self.blocks[id as usize].runs;
-        *runs = runs.wrapping_add(1);
-        let mut rehearsal = None;
-        if self.alone && (*runs < FIRST || runs.is_multiple_of(SAMPLE)) {
-            match self.rehearse(cpu, page, natives) {
-                Ok(done) => rehearsal = done,
-                Err(done) => return done,
-            }
-        }
-        self.counts.entered += 1;
-        cpu.translated.attention = cpu.shared.attention_address();
-        cpu.translated.fpu = &raw const *cpu.fpu as u64;
-        let reason = stubs::enter(&self.stubs, cpu, entries.indirect);
-        if let Some(rehearsal) = rehearsal {
-            self.judge(cpu, page, natives, rip, &rehearsal, reason);
-        }
-        match reason {
-            context::NOTHING => Ok(()),
-            context::BRANCH => Err(Stop::Branch),
-            context::FAULT => Err(Stop::Fault),
-            context::AGAIN => Err(Stop::Again),
-            context::INTERPRET => {
-                self.counts.interpreted += 1;
-                self.interpret = true;
-                Ok(())
-            }
-            context::INDIRECT => {
-                self.counts.indirect += 1;
-                self.pending = Pending::Indirect;
-                Ok(())
-            }
-            link => {
-                self.pending = Pending::Link(link - LINK);
-                Ok(())
-            }
-        }
-    }
-
-    /// The interpreter goes first, where both are compared.
-    fn rehearse(
-        &self,
-        cpu: &mut Cpu,
-        page: HostAddress,
-        natives: &mut crate::stubs::Stubs,
-    ) -> Result<Option<Rehearsal>, Step> {
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
-        let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, &|_| false, natives) else {
-            return Ok(None);
-        };
-        Rehearsal::run(cpu, &trace, natives).map(Some)
-    }
-
-    fn judge(
-        &mut self,
-        cpu: &mut Cpu,
-        page: HostAddress,
-        natives: &mut crate::stubs::Stubs,
-        rip: u64,
-        rehearsal: &Rehearsal,
-        reason: u32,
-    ) {
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
-        let Some(trace) = Trace::of(&code, rip, cpu.user, true, &|_| false, natives) else {
-            return;
-        };
-        if let Some(difference) = rehearsal.compare(cpu, &trace, reason) {
-            self.difference.get_or_insert(difference);
-        }
-    }
-
-    /// What was left does not go on at a block: nothing is to be linked.
-    pub fn forget_pending(&mut self) {
-        self.pending = Pending::Nothing;
-    }
-
-    fn link(&mut self, exit: u32, id: u32, rip: u64) {
-        let (number, block) = (exit, &mut self.blocks[id as usize]);
-        let exit = self.exits[exit as usize];
-        if self.alone || exit.rip != rip {
-            return;
-        }
-        block.incoming.push(number);
-        let to = match exit.entry {
-            Entry::Plain => block.entries.plain,
-            Entry::Polled => block.entries.polled,
-            Entry::Checked => block.entries.checked,
-            Entry::Memory => block.entries.indirect,
-        };
-        self.counts.linked += 1;
-        jump(&mut self.arena, exit.jump, to);
-    }
-
-    /// Compares a page's blocks with memory; those that differ die.
-    fn compare(&mut self, cpu: &mut Cpu, number: u32, page: HostAddress) {
-        self.counts.compared += 1;
-        if self.residents[number as usize].unchanged(page) {
-            return;
-        }
-        // Others may write meanwhile: the copy is to be of what was compared.
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
-        let mut residents = std::mem::take(&mut self.residents[number as usize]);
-        let mut dead = Vec::new();
-        residents.blocks.retain(|&id| {
-            let block = &mut self.blocks[id as usize];
-            let same = |(start, bytes): &(usize, Box<[u8]>)| code[*start..].starts_with(bytes);
-            if block.bytes.iter().all(same) {
-                return true;
-            }
-            block.dead = true;
-            dead.push(block.rip);
-            self.counts.killed += 1;
-            for exit in std::mem::take(&mut block.incoming) {
-                let exit = self.exits[exit as usize];
-                jump(&mut self.arena, exit.jump, exit.unlinked);
-            }
-            let entries = self.blocks[id as usize].entries;
-            for entry in [entries.checked, entries.indirect, entries.polled, entries.plain] {
-                let code = [0xe9, 0, 0, 0, 0];
-                self.arena.patch(entry, &code);
-                jump(&mut self.arena, entry + 5, entries.miss);
-            }
-            cpu.translated.forget_targets();
-            false
-        });
-        for head in dead {
-            residents.forget_head(head);
-        }
-        residents.refresh(&code);
-        self.residents[number as usize] = residents;
-    }
 }
 
 fn quick(cpu: &Cpu) -> usize {
     (cpu.rip ^ cpu.rip >> 12) as usize % QUICK
-}
-
-/// Sets the displacement that ends at `at`.
-fn jump(arena: &mut Arena, at: u64, to: u64) {
-    arena.patch(at - 4, &(to.wrapping_sub(at) as u32).to_le_bytes());
 }
 
 fn build(builder: &mut Builder<'_>, trace: &Trace<'_>, ops: &[Op]) {
