@@ -253,7 +253,7 @@ proptest! {
             bytes[at / 2 % within] = value;
             // Compressed data may seem to be anywhere.
             if value == 0x40 {
-                bytes[at / 2 % within & !7] = value;
+                bytes[(at / 2 % within) & !7] = value;
             }
         }
         let source = Arc::new(MemorySource::new(bytes));
