@@ -214,6 +214,11 @@ impl Control {
         self.shared.end(Outcome::Stopped, &self.events);
     }
 
+    /// Ends the machine as if the guest had asked for a reset.
+    pub fn reset(&self) {
+        self.shared.end(Outcome::Reset, &self.events);
+    }
+
     /// Presses the power button; whether the guest listens to it.
     pub fn press_power_button(&self) -> bool {
         let listens = self.power.listens();

@@ -1,12 +1,15 @@
 //! What the fuzzer gives.
 
-use crate::{Uri, VmName, libvirt, virtualbox};
+use crate::{Uri, VmName, libvirt, own, parallels, virtualbox, xen};
 
 /// Reads any bytes as what platforms say, and as names.
 pub fn fuzz(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     libvirt::fuzz(&text);
     virtualbox::fuzz(&text);
+    xen::fuzz(&text);
+    own::fuzz(bytes);
+    parallels::fuzz(bytes);
     if let Ok(uri) = Uri::parse(&text) {
         assert_eq!(Uri::parse(&uri.to_string()).ok(), Some(uri));
     }

@@ -18,6 +18,8 @@ mod fuzz;
 mod libvirt;
 mod mirror;
 mod name;
+pub mod own;
+mod parallels;
 mod pull;
 mod registry;
 mod runner;
@@ -25,6 +27,7 @@ mod traits;
 mod verb;
 mod virtualbox;
 mod vm;
+mod xen;
 
 pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::{Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, virtualbox};
+use crate::{
+    Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, own, parallels, virtualbox, xen,
+};
 
 /// How a kind of platform is reached.
 #[derive(Clone, Copy)]
@@ -36,7 +38,15 @@ pub enum Met {
 }
 
 /// All drivers: one line for each platform.
-pub const DRIVERS: &[Driver] = &[esx::HOST, esx::VCENTER, libvirt::DRIVER, virtualbox::DRIVER];
+pub const DRIVERS: &[Driver] = &[
+    own::DRIVER,
+    esx::HOST,
+    esx::VCENTER,
+    libvirt::DRIVER,
+    virtualbox::DRIVER,
+    parallels::DRIVER,
+    xen::DRIVER,
+];
 
 /// The driver of a scheme.
 pub fn driver(scheme: &str) -> Option<&'static Driver> {

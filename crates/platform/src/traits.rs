@@ -107,6 +107,8 @@ pub trait Watch {
 pub struct Options {
     /// So long may one call take.
     pub time_limit: Duration,
+    /// Where our own VMs are registered; absent if there is no such folder.
+    pub state_folder: Option<PathBuf>,
     /// SHA-256 of the server's certificate, in hexadecimal digits with or without colons: the only one to accept.
     pub tls_thumbprint: Option<String>,
     /// Certificates to trust, instead of the system's.
@@ -122,6 +124,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             time_limit: Duration::from_secs(30),
+            state_folder: None,
             tls_thumbprint: None,
             tls_ca: None,
             ask_password: None,
