@@ -90,7 +90,7 @@ impl ConsentArgs {
 
 /// Carries it out, after whoever asks for it has agreed to what is lost.
 pub(super) fn change(args: &VmArgs, action: &Action, agreed: bool) -> Result<ExitCode, Failure> {
-    let (uri, name) = split(&args.vm)?;
+    let (uri, name) = split(&args.vm);
     let platform = args.reach.connect(&uri)?;
     // Nobody is asked about what is refused anyway.
     platform.check(action.verb()).map_err(failed)?;

@@ -26,7 +26,7 @@ pub struct ConsoleLogArgs {
 
 /// Prints it as it is.
 pub fn run(args: &ConsoleLogArgs) -> Result<ExitCode, Failure> {
-    let (uri, name) = split(&args.vm)?;
+    let (uri, name) = split(&args.vm);
     let limit = usize::try_from(args.bytes.0).unwrap_or(usize::MAX).min(MOST);
     let log = args.reach.connect(&uri)?.console_log(name, limit).map_err(failed)?;
     match std::io::stdout().write_all(&log) {

@@ -17,8 +17,8 @@ use crate::failure::{FAILED, Failure};
 /// Options of `omnivisor list`.
 #[derive(Debug, Clone, Args)]
 pub struct ListArgs {
-    /// Platforms, such as vbox:/// or qemu:///system or xen+ssh://root@host
-    #[arg(value_name = "URI", required = true)]
+    /// Platforms, such as vbox:/// or qemu:///system or xen+ssh://root@host [default: our own VMs]
+    #[arg(value_name = "URI")]
     uris: Vec<Uri>,
 
     /// How to print
@@ -34,13 +34,17 @@ type Answer = Result<Vec<VmSummary>, Error>;
 
 /// Lists them; what fails hides nothing of the others.
 pub fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
-    let answers = ask_all(args);
+    let uris = match &args.uris[..] {
+        [] => vec![platform::own::uri()],
+        uris => uris.to_vec(),
+    };
+    let answers = ask_all(&uris, &args.reach);
     match args.format {
-        OutputFormat::Json => print_json(&json(&args.uris, &answers))?,
-        OutputFormat::Table => print(&table(&args.uris, &answers))?,
+        OutputFormat::Json => print_json(&json(&uris, &answers))?,
+        OutputFormat::Table => print(&table(&uris, &answers))?,
     }
     let mut code = ExitCode::SUCCESS;
-    for (uri, answer) in args.uris.iter().zip(answers) {
+    for (uri, answer) in uris.iter().zip(answers) {
         if let Err(error) = answer {
             eprintln!("{uri}:");
             failed(error).report();
@@ -51,11 +55,11 @@ pub fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Asks all at the same time; each has the same time.
-fn ask_all(args: &ListArgs) -> Vec<Answer> {
-    let limit = Duration::from_secs(args.reach.timeout);
+fn ask_all(uris: &[Uri], reach: &ReachArgs) -> Vec<Answer> {
+    let limit = Duration::from_secs(reach.timeout);
     let (sender, receiver) = channel();
-    for (place, uri) in args.uris.iter().cloned().enumerate() {
-        let (sender, options) = (sender.clone(), args.reach.options());
+    for (place, uri) in uris.iter().cloned().enumerate() {
+        let (sender, options) = (sender.clone(), reach.options());
         thread::spawn(move || {
             let answer = platform::connect(&uri, &options).and_then(|platform| platform.list());
             // Nobody listens any more if it took too long.
@@ -64,7 +68,7 @@ fn ask_all(args: &ListArgs) -> Vec<Answer> {
     }
     drop(sender);
     let late = |uri: &Uri| Err(Error::TimedOut { what: uri.to_string(), limit });
-    let mut answers: Vec<Answer> = args.uris.iter().map(late).collect();
+    let mut answers: Vec<Answer> = uris.iter().map(late).collect();
     // What breaks a limit itself has the better words for it.
     let deadline = Instant::now() + limit + Duration::from_millis(500);
     while let Ok((place, answer)) =

@@ -58,6 +58,7 @@ impl ReachArgs {
     fn options(&self) -> Options {
         Options {
             time_limit: Duration::from_secs(self.timeout),
+            state_folder: crate::run::state_folder().ok(),
             tls_thumbprint: self.tls_thumbprint.clone(),
             tls_ca: self.tls_ca.clone(),
             ask_password: Some(Arc::new(password::ask)),
@@ -70,13 +71,9 @@ impl ReachArgs {
     }
 }
 
-/// The platform and the name there.
-pub fn split(vm: &VmName) -> Result<(Uri, &str), Failure> {
-    match &vm.uri {
-        Some(uri) => Ok((uri.clone(), &vm.name)),
-        None => Err(Failure::new(NOT_FOUND, format!("There is no VM called {:?} here", vm.name))
-            .help("name its platform, too, as in vbox:///NAME")),
-    }
+/// The platform and the name there; what has no platform is our own.
+pub fn split(vm: &VmName) -> (Uri, &str) {
+    (vm.uri.clone().unwrap_or_else(platform::own::uri), &vm.name)
 }
 
 /// A failure of a platform.

@@ -40,7 +40,7 @@ pub struct PullArgs {
 
 /// Copies a VM's files into a folder.
 pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
-    let (uri, vm) = split(&args.vm)?;
+    let (uri, vm) = split(&args.vm);
     let connection = args.reach.connect(&uri)?;
     let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(vm.replace('/', "_")));
     let mut say = |sentence: String| eprintln!("{}.", plain(&sentence));

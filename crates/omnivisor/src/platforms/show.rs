@@ -28,7 +28,7 @@ pub struct ShowArgs {
 
 /// Prints what is known.
 pub fn run(args: &ShowArgs) -> Result<ExitCode, Failure> {
-    let (uri, name) = split(&args.vm)?;
+    let (uri, name) = split(&args.vm);
     let found = args.reach.connect(&uri)?.show(name).map_err(failed)?;
     let vm = description::Vm::unopened(found.description);
     match args.format {

@@ -87,7 +87,7 @@ pub fn run(verb: &SnapshotVerb) -> Result<ExitCode, Failure> {
 }
 
 fn print_list(args: &ListArgs) -> Result<ExitCode, Failure> {
-    let (uri, name) = split(&args.vm)?;
+    let (uri, name) = split(&args.vm);
     let snapshots = args.reach.connect(&uri)?.snapshots(name).map_err(failed)?;
     match args.format {
         OutputFormat::Json => print_json(&json!({ "snapshots": snapshots }))?,

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
     /// The platform
-    #[arg(value_name = "URI")]
+    #[arg(value_name = "URI", default_value = "own:///")]
     uri: Uri,
 
     /// How often a platform is asked that does not tell of changes itself, in seconds

@@ -2,6 +2,7 @@
 
 mod command;
 mod console;
+mod control;
 mod disks;
 pub mod engine;
 pub mod guest;
@@ -53,6 +54,8 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
     let listen = |agent| Command::listen(agent, &plan.command, announcement);
     let command = plan.agent.as_ref().map(listen).transpose()?;
     let interactive = command.is_none() && std::io::stdin().is_terminal();
+    let steering = Arc::default();
+    let _registration = control::register(&plan.spec, engine.name(), &steering)?;
     loop {
         let started = Instant::now();
         let attachment = Arc::new(Attachment::new(interactive, command.is_some() && !verbose));
@@ -70,7 +73,9 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
             tracing::debug!(%error, "the program's code stays in memory");
         }
         tracing::info!("the guest's first instruction comes after {:.1?}", begun.elapsed());
+        steering.begin(control);
         let finished = machine.run()?;
+        steering.end();
         attachment.detach();
         if args.statistics {
             print_statistics(&finished);

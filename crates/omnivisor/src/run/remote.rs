@@ -37,7 +37,7 @@ pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
     if let Some(found) = all_here(&folder, name)? {
         return Ok(Some(found));
     }
-    let (uri, vm) = platforms::split(&vm)?;
+    let (uri, vm) = platforms::split(&vm);
     let connection = args.reach.connect(&uri)?;
     let mut say = |sentence: String| eprintln!("{}.", platforms::plain(&sentence));
     let still = connection.still(vm, &mut say).map_err(platforms::failed)?;
