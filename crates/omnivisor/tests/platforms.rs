@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -216,4 +216,107 @@ fn a_name_that_makes_no_sense_is_a_matter_of_usage() {
         let (code, _, talk) = session.run(&["show", name]);
         assert!(code == 2 && talk.contains(says), "{talk}");
     }
+}
+
+/// A real sshd on a loopback port, with keys of its own, where `prlctl` says what was recorded.
+struct Sshd {
+    folder: tempfile::TempDir,
+    process: std::process::Child,
+    port: u16,
+}
+
+impl Sshd {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for key in ["host", "user"] {
+            let made = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(path(key))
+                .status();
+            assert!(made.unwrap().success());
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let list =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../platform/tests/parallels/list.json");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = list ] || {{ echo \"$*\" >>{}; exit; }}\ncat {}\n",
+            path("asked").display(),
+            list.display()
+        );
+        std::fs::write(path("prlctl"), script).unwrap();
+        std::fs::set_permissions(path("prlctl"), PermissionsExt::from_mode(0o755)).unwrap();
+        let at = folder.path().display();
+        let config = format!(
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {at}/host\nAuthorizedKeysFile {at}/user.pub\n\
+             StrictModes no\nPidFile none\nPermitRootLogin yes\nSetEnv PATH={at}:/usr/bin:/bin\n"
+        );
+        std::fs::write(path("sshd"), config).unwrap();
+        let host = std::fs::read_to_string(path("host.pub")).unwrap();
+        std::fs::write(path("known"), format!("[127.0.0.1]:{port} {host}")).unwrap();
+        let ssh = format!(
+            "#!/bin/sh\nexec ssh -F none -i {at}/user -o UserKnownHostsFile={at}/known \"$@\"\n"
+        );
+        std::fs::write(path("ssh"), ssh).unwrap();
+        std::fs::set_permissions(path("ssh"), PermissionsExt::from_mode(0o755)).unwrap();
+        let _ = std::fs::create_dir("/run/sshd");
+        let process = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-q", "-f"])
+            .arg(path("sshd"))
+            .spawn()
+            .unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(std::time::Instant::now() < deadline, "sshd does not listen");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Self { folder, process, port }
+    }
+
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = Command::new(OMNIVISOR)
+            .args(arguments)
+            .env("OMNIVISOR_SSH", self.folder.path().join("ssh"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_platform_on_another_computer_is_asked_by_ssh() {
+    let sshd = Sshd::new();
+    let uri = format!("parallels+ssh://127.0.0.1:{}", sshd.port);
+    let (code, list, talk) = sshd.run(&["list", &uri]);
+    assert_eq!(code, 0, "{talk}");
+    assert!(list.contains("build / web  running") && list.contains("10.211.55.7"), "{list}");
+    let (code, _, talk) =
+        sshd.run(&["snapshot", "create", &format!("{uri}/old"), "it's $HOME; `id`"]);
+    assert_eq!(code, 0, "{talk}");
+    let asked = std::fs::read_to_string(sshd.folder.path().join("asked")).unwrap();
+    assert_eq!(asked, "snapshot 0b7a7b42-6a2e-4f2c-8d4e-5a6c7d8e9f00 --name it's $HOME; `id`\n");
+
+    // A program that is missing there, a host that is not known, and a key that is not let in.
+    let (code, _, talk) = sshd.run(&["list", &format!("xen+ssh://127.0.0.1:{}", sshd.port)]);
+    assert!(code == 125 && talk.contains("Cannot run xl on 127.0.0.1"), "{talk}");
+    let known = sshd.folder.path().join("known");
+    let right = std::fs::read_to_string(&known).unwrap();
+    std::fs::write(&known, "").unwrap();
+    let (code, _, talk) = sshd.run(&["list", &uri]);
+    assert!(code == 125 && talk.contains("accept it: ssh -p"), "{talk}");
+    std::fs::write(&known, right).unwrap();
+    std::fs::write(sshd.folder.path().join("user.pub"), "").unwrap();
+    let (code, _, talk) = sshd.run(&["list", &uri]);
+    assert!(code == 125 && talk.contains("ssh-copy-id -p"), "{talk}");
 }

@@ -1,5 +1,6 @@
 //! The program from end to end, on a real KVM: in the lab of tests/labs.
 
+mod platforms;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
 

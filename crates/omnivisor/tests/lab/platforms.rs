@@ -1,17 +1,17 @@
 //! VMs where they live: our own, Xen's and VirtualBox's.
 
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::Lab;
+use crate::scenarios::harness::cache;
+use crate::scenarios::platforms;
 
 const OMNIVISOR: &str = env!("CARGO_BIN_EXE_omnivisor");
 
 /// A lab of tests/labs.
 fn lab(name: &str) -> Command {
-    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/labs").join(name))
+    Command::new(crate::repository().join("tests/labs").join(name))
 }
 
 /// What a lab's command said, which must have succeeded.
@@ -36,39 +36,7 @@ const WORDS: &str = r#"
 
 #[test]
 fn our_own_vms_are_listed_and_steered_and_dead_ones_are_swept() {
-    Lab::new(700)
-        .prepare(&["--net", "none", "debian"])
-        .scenario(
-            "a VM is listed, paused, reset and killed",
-            r#"mkfifo console; sleep 1000 >console & holder=$!
-               run --name web --memory 128M debian -- sleep 1000 <console >out 2>talk & vm=$!
-               is() { omnivisor list >list && grep -q "^web  *$1 " list; }
-               within 100 is running
-               says '128 MiB' list; says 'own:///' list
-               code 126 run --name web --memory 128M debian -- true; says 'runs already' err
-               code 0 omnivisor pause web; is paused
-               code 125 omnivisor stop web; says 'hears nothing' err
-               code 0 omnivisor resume web; is running
-               code 0 omnivisor show web >page; says 'state     running' page; says '128 MiB' page
-               code 127 omnivisor pause nobody
-               code 2 omnivisor start web; says 'omnivisor run' err
-               code 2 omnivisor stop --force web; says 'its power is cut' err; is running
-               code 0 omnivisor stop --force --yes web
-               within 30 sh -c "! kill -0 $vm"
-               same "$(omnivisor list)" """#,
-        )
-        .scenario(
-            "what a killed process leaves is removed",
-            r#"mkfifo console; sleep 1000 >console &
-               run --name dead --memory 128M debian -- sleep 1000 <console >out 2>talk & vm=$!
-               is() { omnivisor list >list && grep -q "^dead  *running " list; }
-               within 100 is
-               pid=$(awk '/^dead/ { print $NF }' list)
-               kill -9 $pid
-               within 30 sh -c "! kill -0 $pid"
-               same "$(omnivisor list)" ""; same "$(ls state/omnivisor/running)" """#,
-        )
-        .run();
+    platforms::own().run(&crate::lab(700));
 }
 
 #[test]
@@ -82,7 +50,8 @@ fn a_vm_of_xen_is_seen_and_steered() {
             'echo guest is up >/dev/hvc0; while :; do /bin/busybox sleep 1; done' >root/init
         chmod +x root/init
         (cd root; find . | cpio -o -H newc --quiet | gzip -1) >/run/initrd.gz
-        kernel=$(realpath /boot/vmlinuz-$(uname -r))
+        # Unpacked: QEMU's software CPU has been seen to break Xen's unpacking of it.
+        kernel=$(realpath /boot/vmlinuz-$(uname -r) | sed s/vmlinuz/vmlinux/)
         cat >pv.xml <<END
 <domain type='xen'><name>pv guest</name><memory unit='MiB'>128</memory><vcpu>1</vcpu><os><type>linux</type>
 <kernel>$kernel</kernel><initrd>/run/initrd.gz</initrd><cmdline>console=hvc0</cmdline></os></domain>
@@ -112,6 +81,7 @@ END
     let script = format!("set -eu\n{}{script}", WORDS.replace("OMNIVISOR", OMNIVISOR));
     let mut lab = lab("xen-lab");
     lab.args(["--timeout", "480", "--", "sh", "-c", &script]);
+    lab.env("KVM_LAB_CACHE", cache().join("kvm-lab"));
     expect(lab);
 }
 

@@ -4,4 +4,5 @@ pub mod console;
 pub mod errors;
 pub mod harness;
 pub mod network;
+pub mod platforms;
 pub mod storage;
