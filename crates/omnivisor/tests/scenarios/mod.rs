@@ -4,5 +4,4 @@ pub mod console;
 pub mod errors;
 pub mod harness;
 pub mod network;
-pub mod platforms;
 pub mod storage;
