@@ -65,7 +65,7 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
         &["run", "--cpus", "none", "debian"],
         &["run", "--disk", "disk.img,bogus", "debian"],
         &["run", "--net", "bridge", "debian"],
-        &["run", "--kernel", "vmlinux", "--", "true"],
+        &["run", "--disk", "disk.img", "--", "true"],
         &["run", "--initrd", "initrd"],
         &["jump"],
         &["run"],
