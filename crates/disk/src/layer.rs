@@ -260,6 +260,17 @@ impl Disk for Image {
         self.length
     }
 
+    fn version(&self) -> Option<String> {
+        let mut told = format!("{} of {}", self.format, self.length);
+        for source in self.layer.sources() {
+            told = format!("{told}, {}", source.version()?);
+        }
+        match &self.parent {
+            Some(parent) => Some(format!("{told} over {}", parent.version()?)),
+            None => Some(told),
+        }
+    }
+
     fn is_read_only(&self) -> bool {
         self.read_only
     }

@@ -129,6 +129,11 @@ pub trait Disk: Send + Sync {
         Geometry::default()
     }
 
+    /// Capability: what tells its bytes from every other disk's, and from what they were before a change.
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     /// Capability: the whole disk lies unchanged in one file.
     fn direct_file(&self) -> Option<&dyn DirectFile> {
         None

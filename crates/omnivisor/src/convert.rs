@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use disk::{Compression, ConvertOptions, CreateOptions, Disk, Format, Report};
 
 use crate::disk::{OpenArgs, Progress, failed, human};
 use crate::failure::{FAILED, Failure};
+
+/// How often to note what is done.
+const RESUME: Duration = Duration::from_secs(2);
 
 /// Options of `omnivisor convert`.
 #[derive(Debug, Clone, Args)]
@@ -60,10 +64,22 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
     let source = disk::open(&args.source, &args.how.options(&args.source)?).map_err(failed)?;
     let mut image = args.to.clone().unwrap_or_else(|| usual(&args.target));
     image.compression = args.compress.or(image.compression);
-    let options = ConvertOptions { image, level: args.level, jobs: args.jobs, replace: args.force };
+    let options = ConvertOptions {
+        image,
+        level: args.level,
+        jobs: args.jobs,
+        replace: args.force,
+        resume: Some(RESUME),
+    };
     let progress = Progress::new(source.len());
     let done = |done| progress.show(done);
-    let report = disk::convert(&*source, &args.target, &options, done).map_err(failed)?;
+    let report = disk::convert(&*source, &args.target, &options, done).map_err(|error| {
+        let mut notes = args.target.clone().into_os_string();
+        notes.push(".partial.journal");
+        let is_kept = Path::new(&notes).exists();
+        let failure = failed(error);
+        if is_kept { failure.help("the same command goes on with what is done") } else { failure }
+    })?;
     drop(progress);
     tell(&args.target, &report);
     if args.verify {
@@ -80,6 +96,10 @@ fn usual(target: &Path) -> CreateOptions {
 }
 
 fn tell(target: &Path, report: &Report) {
+    if report.resumed != 0 {
+        let (target, done) = (target.display(), human(report.resumed));
+        eprintln!("{target}: went on with the {done} that an earlier conversion had done");
+    }
     let kinds = [
         ("copied", report.data - report.compressed - report.shared),
         ("compressed", report.compressed),

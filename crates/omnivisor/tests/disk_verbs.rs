@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -140,8 +141,8 @@ fn different_disks_end_with_1() {
     here.run(2, &["disk", "create", "sizeless.qcow2"]);
 }
 
-/// Serves ranges of a file until the test ends; returns its address.
-fn serve(file: Vec<u8>) -> String {
+/// Serves ranges of a file until the test ends, with a pause after each 64 KiB; returns its address.
+fn serve(file: Vec<u8>, pause: Duration) -> String {
     use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -154,7 +155,8 @@ fn serve(file: Vec<u8>) -> String {
                 let (first, last) = line.strip_prefix("range: bytes=")?.split_once('-')?;
                 Some((first.parse::<usize>().ok()?, last.parse::<usize>().ok()?))
             });
-            let (first, last) = range.unwrap();
+            // Who was killed before it asked.
+            let Some((first, last)) = range else { continue };
             let last = last.min(file.len() - 1);
             let head = format!(
                 "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{}\r\n\
@@ -163,7 +165,12 @@ fn serve(file: Vec<u8>) -> String {
                 last + 1 - first
             );
             let _ = stream.write_all(head.as_bytes());
-            let _ = stream.write_all(&file[first..=last]);
+            for part in file[first..=last].chunks(64 << 10) {
+                if stream.write_all(part).is_err() {
+                    break;
+                }
+                std::thread::sleep(pause);
+            }
         }
     });
     format!("http://{address}")
@@ -174,7 +181,8 @@ fn disks_of_a_server_are_inspected_and_converted() {
     let here = Here::new();
     disk_in(&here);
     here.run(0, &["convert", "disk.raw", "disk.vmdk", "--to", "vmdk,layout=stream"]);
-    let server = serve(std::fs::read(here.path().join("disk.vmdk")).unwrap());
+    let file = std::fs::read(here.path().join("disk.vmdk")).unwrap();
+    let server = serve(file, Duration::ZERO);
     let url = format!("{server}/web.vmdk");
     let found = here.json(&["inspect", &url, "--format", "json"]);
     assert_eq!(found["length"], 8 << 20);
@@ -184,6 +192,37 @@ fn disks_of_a_server_are_inspected_and_converted() {
     here.run(0, &["disk", "compare", "disk.raw", "copy.qcow2"]);
     let (_, stderr) = here.run(125, &["inspect", "http://127.0.0.1:1/x", "--format", "json"]);
     assert!(stderr.contains("Cannot read http://127.0.0.1:1/x"), "{stderr}");
+}
+
+#[test]
+fn a_conversion_that_was_killed_goes_on() {
+    let here = Here::new();
+    let bytes: Vec<u8> = (0..16 << 20).map(|index: u32| (index % 253) as u8 + 1).collect();
+    std::fs::write(here.path().join("disk.raw"), &bytes).unwrap();
+    let url = format!("{}/disk.raw", serve(bytes, Duration::from_millis(15)));
+    let arguments = ["convert", "--from", "raw", &url, "copy.qcow2"];
+    let mut killed = Command::new(env!("CARGO_BIN_EXE_omnivisor"))
+        .args(arguments)
+        .current_dir(here.path())
+        .env("XDG_STATE_HOME", here.path().join("state"))
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let notes = here.path().join("copy.qcow2.partial.journal");
+    while !std::fs::read_to_string(&notes).is_ok_and(|text| text.contains("\ndone ")) {
+        assert!(Instant::now() < deadline && killed.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(!here.path().join("copy.qcow2").exists());
+    let (_, stderr) = here.run(0, &arguments);
+    assert!(stderr.contains("went on with the"), "{stderr}");
+    here.run(0, &["disk", "compare", "disk.raw", "copy.qcow2"]);
+    here.run(0, &["disk", "check", "copy.qcow2"]);
+    let left = std::fs::read_dir(here.path()).unwrap();
+    let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.contains("partial")));
 }
 
 #[test]

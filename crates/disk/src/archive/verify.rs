@@ -81,6 +81,10 @@ impl Source for Verified {
         self.source.len()
     }
 
+    fn version(&self) -> Option<String> {
+        self.source.version()
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let end = offset.saturating_add(buffer.len() as u64);
         let first =

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::Noting;
 use super::Report;
+use super::journal::Run;
 use super::zero::nonzero;
 use crate::create::{Builder, writable};
 use crate::{Content, Disk, Location, Result};
@@ -19,14 +21,16 @@ const SHARED_UNIT: u64 = 4096;
 pub(super) fn copy_data(
     source: &dyn Disk,
     target: &mut dyn Builder,
+    mut noting: Option<Noting<'_>>,
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let mut buffer = vec![0; CHUNK as usize];
     let length = source.len();
-    let mut places = Places { block: target.block_size(), length, target, now: None };
+    let now = noting.as_mut().and_then(|noting| noting.last.take());
+    let mut places = Places { block: target.block_size(), length, target, now, noting };
     let mut sharing = Sharing::default();
-    let mut start = 0;
+    let mut start = report.resumed;
     while start < length {
         let extent = source.map(start..length)?;
         let range = extent.range;
@@ -59,6 +63,7 @@ pub(super) fn copy_data(
             report.zeroes += end - start - written;
             start = end;
             progress(start);
+            places.checkpoint(start, report)?;
         }
     }
     Ok(())
@@ -93,15 +98,8 @@ struct Places<'a> {
     target: &'a mut dyn Builder,
     block: u64,
     length: u64,
-    now: Option<Place>,
-}
-
-/// Blocks that lie together.
-#[derive(Clone)]
-struct Place {
-    range: Range<u64>,
-    source: usize,
-    offset: u64,
+    now: Option<Run>,
+    noting: Option<Noting<'a>>,
 }
 
 impl Places<'_> {
@@ -113,13 +111,23 @@ impl Places<'_> {
                 let start = range.start / self.block * self.block;
                 let end = range.end.next_multiple_of(self.block).min(self.length);
                 let placed = self.target.place(start..end)?;
+                if let Some(noting) = &mut self.noting {
+                    noting.journal.placed(start, &placed);
+                }
                 let range = start..start + placed.length;
-                self.now.insert(Place { range, source: placed.source, offset: placed.offset })
+                self.now.insert(Run { range, source: placed.source, offset: placed.offset })
             }
         };
         let within = range.start - place.range.start;
         let count = place.range.end.min(range.end) - range.start;
         Ok((place.source, place.offset + within, count))
+    }
+
+    fn checkpoint(&mut self, start: u64, report: &Report) -> Result<()> {
+        let Some(noting) = &mut self.noting else {
+            return Ok(());
+        };
+        noting.journal.checkpoint(start, report, self.target.sources(), noting.files)
     }
 
     fn write(&mut self, mut start: u64, mut bytes: &[u8]) -> Result<()> {

@@ -103,22 +103,33 @@ pub(crate) fn writable(source: &dyn Source) -> Result<&dyn WritableSource> {
 pub(crate) struct Files {
     path: PathBuf,
     suffix: &'static str,
+    is_kept: bool,
 }
 
 impl Files {
     /// Those of an image that will lie at `path`; `suffix` is added to all names until then.
     pub fn new(path: &Path, suffix: &'static str) -> Self {
-        Self { path: path.to_owned(), suffix }
+        Self { path: path.to_owned(), suffix, is_kept: false }
+    }
+
+    /// The same where all of them are there already, and keep what is not written anew.
+    pub fn kept(self) -> Self {
+        Self { is_kept: true, ..self }
+    }
+
+    fn file(&self, path: &Path) -> Result<FileSource> {
+        let path = self.temporary(path);
+        if self.is_kept { FileSource::open_again(path) } else { FileSource::create(path) }
     }
 
     /// The image's own file.
     pub fn main(&self) -> Result<FileSource> {
-        FileSource::create(self.temporary(&self.path))
+        self.file(&self.path)
     }
 
     /// A file beside it.
     pub fn beside(&self, name: &str) -> Result<FileSource> {
-        FileSource::create(self.temporary(&self.path.with_file_name(name)))
+        self.file(&self.path.with_file_name(name))
     }
 
     /// The image's name.

@@ -151,6 +151,10 @@ impl Disk for RawDisk {
         self.length
     }
 
+    fn version(&self) -> Option<String> {
+        Some(format!("raw {}", crate::source::version(&self.file)?))
+    }
+
     fn is_read_only(&self) -> bool {
         self.read_only
     }

@@ -21,6 +21,8 @@ pub struct FileSource {
     length: AtomicU64,
     identity: (u64, u64),
     read_only: bool,
+    /// It never becomes shorter than this.
+    least: u64,
 }
 
 impl FileSource {
@@ -34,6 +36,7 @@ impl FileSource {
             length: opened.length.into(),
             file: opened.file,
             read_only,
+            least: 0,
         })
     }
 
@@ -46,6 +49,14 @@ impl FileSource {
             source,
         })?;
         Self::open(path, false)
+    }
+
+    /// As if it was new, while the file keeps what it has until something else is written there.
+    pub(crate) fn open_again(path: impl AsRef<Path>) -> Result<Self> {
+        let mut opened = Self::open(path, false)?;
+        opened.least = opened.len();
+        opened.length = AtomicU64::new(0);
+        Ok(opened)
     }
 
     /// Where it was opened.
@@ -79,6 +90,13 @@ impl FileSource {
     }
 }
 
+/// What tells a file from every other one, and from itself before a change.
+pub(crate) fn version(file: &File) -> Option<String> {
+    let found = file.metadata().ok().filter(|found| found.is_file())?;
+    let (device, number, length) = (found.dev(), found.ino(), found.len());
+    Some(format!("{device}:{number}:{length}:{}.{:09}", found.mtime(), found.mtime_nsec()))
+}
+
 impl Drop for FileSource {
     fn drop(&mut self) {
         unlock_file(&self.file);
@@ -99,6 +117,10 @@ impl Source for FileSource {
 
     fn file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+
+    fn version(&self) -> Option<String> {
+        version(&self.file)
     }
 
     fn writable(&self) -> Option<&dyn WritableSource> {
@@ -129,7 +151,7 @@ impl WritableSource for FileSource {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        self.file.set_len(length).map_err(self.io("change the length of"))?;
+        self.file.set_len(length.max(self.least)).map_err(self.io("change the length of"))?;
         self.length.store(length, Ordering::Release);
         Ok(())
     }

@@ -308,6 +308,10 @@ impl Source for GzipSource {
         self.length
     }
 
+    fn version(&self) -> Option<String> {
+        Some(format!("unpacked {}", self.packed.version()?))
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.length) {
             return Err(truncated(self, offset, buffer.len()));

@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use zerocopy::FromBytes;
 
 pub use file::FileSource;
+pub(crate) use file::version;
 pub use gzip::GzipSource;
 pub use http::{HttpError, HttpOptions, HttpSource, is_url};
 pub use memory::MemorySource;
@@ -35,6 +36,11 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// Capability: its bytes are those of one file, offset by offset.
     fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Capability: what tells its bytes from all others, and from what they were before a change.
+    fn version(&self) -> Option<String> {
         None
     }
 

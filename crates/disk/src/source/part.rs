@@ -24,6 +24,10 @@ impl Source for PartSource {
         self.range.end - self.range.start
     }
 
+    fn version(&self) -> Option<String> {
+        Some(format!("{:?} of {}", self.range, self.whole.version()?))
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len()) {
             return Err(truncated(self, offset, buffer.len()));

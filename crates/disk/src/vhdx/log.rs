@@ -283,6 +283,10 @@ impl Source for Replayed {
         self.length
     }
 
+    fn version(&self) -> Option<String> {
+        self.source.version()
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.length);
         let end = end.ok_or_else(|| truncated(self, offset, buffer.len()))?;

@@ -10,6 +10,7 @@ mod differencing;
 mod oracles;
 mod parallels;
 mod qemu;
+mod resuming;
 mod table;
 mod virtualbox;
 mod writing;

@@ -25,7 +25,8 @@ const LINES: usize = 15;
 pub fn convert(original: &Original, target: &Path, to: &CreateOptions) -> Result<(), Failure> {
     let progress = Progress::new(original.disk.len());
     // Nothing that is there under this name is finished, or the journal would say so.
-    let options = ConvertOptions { image: to.clone(), level: None, jobs: None, replace: true };
+    let options =
+        ConvertOptions { image: to.clone(), replace: true, ..ConvertOptions::new(to.format) };
     let report = disk::convert(&*original.disk, target, &options, |done| progress.show(done))
         .map_err(failed)?;
     drop(progress);

@@ -280,6 +280,10 @@ impl Source for HttpSource {
         self.version.length
     }
 
+    fn version(&self) -> Option<String> {
+        Some(format!("{}:{}:{}", self.address(), self.len(), self.version()?))
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len());
         let end = end.ok_or_else(|| truncated(self, offset, buffer.len()))?;
