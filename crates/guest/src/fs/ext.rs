@@ -9,6 +9,9 @@ use super::{Entry, FileSystem, Kind, MAX_ENTRIES, Metadata};
 use crate::volume::{Volume, at, read};
 use crate::{Error, Result};
 
+/// Most block groups: 128 TiB of the usual ones.
+const MAX_GROUPS: u64 = 1 << 20;
+
 /// An open file system.
 pub struct Ext {
     inner: Ext4,
@@ -52,9 +55,11 @@ fn check_sizes(superblock: &[u8], length: u64) -> Result<()> {
     let damaged = || Error::damaged("ext4 file system", "its sizes contradict its volume's");
     let block = 1024_u64.checked_shl(word(0x18)).filter(|&size| size <= 65536);
     let block = block.ok_or_else(damaged)?;
-    let groups = u64::from(word(0x4)) / u64::from(word(0x20).max(1));
-    // A block group's descriptor has at least 32 bytes, which lie on the volume, and a group at least one block.
-    if groups.saturating_mul(block.min(32)) > length {
+    // The upper half counts whether or not the file system says that it has one.
+    let blocks = u64::from(word(0x4)) | u64::from(word(0x150)) << 32;
+    let groups = blocks.saturating_sub(word(0x14).into()).div_ceil(word(0x20).max(1).into());
+    // A block group's descriptor has at least 32 bytes, which lie on the volume.
+    if groups > MAX_GROUPS || groups.saturating_mul(block.min(32)) > length {
         return Err(damaged());
     }
     Ok(())
@@ -136,5 +141,20 @@ fn explain(path: &str, error: Ext4Error) -> Error {
         },
         Ext4Error::Incompatible(why) => Error::unsupported("ext4 file system", why.to_string()),
         other => Error::damaged("ext4 file system", other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_groups_than_the_volume_has_room_for_are_refused() {
+        let mut superblock = vec![0; 1024];
+        superblock[0x4..0x8].copy_from_slice(&8192_u32.to_le_bytes());
+        superblock[0x20..0x24].copy_from_slice(&8192_u32.to_le_bytes());
+        assert!(check_sizes(&superblock, 8 << 20).is_ok());
+        superblock[0x150] = 6;
+        assert!(check_sizes(&superblock, 8 << 20).is_err());
     }
 }
