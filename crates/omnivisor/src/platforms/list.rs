@@ -41,6 +41,11 @@ pub fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
     let answers = ask_all(&uris, &args.reach);
     match args.format {
         OutputFormat::Json => print_json(&json(&uris, &answers))?,
+        OutputFormat::Table if answers.iter().flatten().all(Vec::is_empty) => {
+            if answers.iter().any(Result::is_ok) {
+                eprintln!("There are no VMs.");
+            }
+        }
         OutputFormat::Table => print(&table(&uris, &answers))?,
     }
     let mut code = ExitCode::SUCCESS;
@@ -104,14 +109,12 @@ pub(super) fn with_uri(uri: &Uri, vm: &VmSummary) -> Value {
 fn table(uris: &[Uri], answers: &[Answer]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(HEADER);
-    let mut some = false;
     for (uri, answer) in uris.iter().zip(answers) {
         for vm in answer.iter().flatten() {
-            some = true;
             table.add_row(row(uri, vm));
         }
     }
-    if some { lines(&table) } else { String::new() }
+    lines(&table)
 }
 
 /// Titles of [`row`].
