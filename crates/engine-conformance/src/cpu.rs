@@ -1,9 +1,14 @@
 //! Instructions, privilege levels, exceptions and page tables.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use engine::cpuid::CpuidLeaf;
 use engine::{Engine, Exit};
+use vm_memory::{Bytes, MemoryRegionAddress};
 
 use crate::asm::{Asm, Reg};
+use crate::board::HOOKS;
 use crate::guest::{EFER_NXE, Guest, NO_EXECUTE, PRESENT, USER, WRITABLE, place, selector};
 use crate::{Failure, Outcome, Test, equal};
 
@@ -17,6 +22,8 @@ pub const TESTS: &[Test] = &[
     Test { name: "An instruction that faulted runs again once its page is there", body: restart },
     Test { name: "Code that changes itself is executed as changed", body: self_modifying },
     Test { name: "The next instruction may be changed right before", body: modifying_ahead },
+    Test { name: "Code that a device changes is executed as changed", body: device_modifying },
+    Test { name: "Running code that a device changes is left for the new", body: device_meanwhile },
     Test { name: "A triple fault shuts the processor down", body: triple_fault },
     Test { name: "Model-specific registers keep what is written", body: model_specific },
 ];
@@ -382,6 +389,62 @@ fn self_modifying(engine: &dyn Engine) -> Outcome {
     let mut cpu = guest.start(&code)?;
     guest.finish(&mut *cpu)?;
     equal("sum", guest.result(0)?, ROUNDS * (ROUNDS + 1) / 2)
+}
+
+/// The device has its turn in the instruction right before the one that it changes.
+fn device_modifying(engine: &dyn Engine) -> Outcome {
+    const ROUNDS: u64 = 100;
+    let guest = Guest::new(engine)?;
+    let mut code = Asm::at(place::CODE);
+    code.mov(Reg::Rdi, 0).mov(Reg::Rdx, ROUNDS);
+    let again = code.here();
+    code.emit(&[0xe6, HOOKS.start as u8]); // out HOOKS.start, al
+    let number = code.here() + 1;
+    code.emit(&[0xb8, 0, 0, 0, 0]) // mov eax, 0: the number is changed by the device
+        .emit(&[0x48, 0x01, 0xc7]) // add rdi, rax
+        .emit(&[0x48, 0xff, 0xca]) // dec rdx
+        .jne(again)
+        .emit(&[0x48, 0x89, 0xf8]) // mov rax, rdi
+        .store_rax(place::RESULTS)
+        .done();
+    let (memory, at) = (Arc::clone(&guest.memory), MemoryRegionAddress(number));
+    guest.board.set_hook(move |_| {
+        let old: u32 = memory.read_obj(at).unwrap_or(0);
+        // What cannot be written is missing in the sum.
+        let _ = memory.write_obj(old + 1, at);
+    });
+    let mut cpu = guest.start(&code)?;
+    let finished = guest.finish(&mut *cpu);
+    guest.board.clear_hook();
+    finished?;
+    equal("sum", guest.result(0)?, ROUNDS * (ROUNDS + 1) / 2)
+}
+
+/// The device is another thread, and the guest does nothing but to execute what is changed.
+fn device_meanwhile(engine: &dyn Engine) -> Outcome {
+    let guest = Guest::new(engine)?;
+    let mut code = Asm::at(place::CODE);
+    code.emit(&[0xe6, HOOKS.start as u8]); // out HOOKS.start, al
+    let again = code.here();
+    code.emit(&[0xb8, 1, 0, 0, 0]) // mov eax, 1: the number becomes 2
+        .emit(&[0x83, 0xf8, 2]) // cmp eax, 2
+        .jne(again)
+        .store_rax(place::RESULTS)
+        .done();
+    let (memory, at) = (Arc::clone(&guest.memory), MemoryRegionAddress(again + 1));
+    guest.board.set_hook(move |_| {
+        let memory = Arc::clone(&memory);
+        std::thread::spawn(move || {
+            // Long enough for the loop to be hot.
+            std::thread::sleep(Duration::from_millis(20));
+            memory.write_obj(2_u32, at)
+        });
+    });
+    let mut cpu = guest.start(&code)?;
+    let finished = guest.finish(&mut *cpu);
+    guest.board.clear_hook();
+    finished?;
+    equal("number", guest.result(0)?, 2)
 }
 
 fn triple_fault(engine: &dyn Engine) -> Outcome {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::apic::Effect;
 use crate::cpu::{Cpu, number};
 use crate::host::PAGE;
+use crate::vm::CODE;
 
 impl Cpu {
     /// What happens now cannot be taken back.
@@ -12,6 +13,11 @@ impl Cpu {
         if let Some(journal) = &mut self.journal {
             journal.lasting = true;
         }
+    }
+
+    /// A device had its turn. What it wrote over code, this and the other processors execute anew.
+    pub fn note_device(&mut self) {
+        self.code_changed |= self.shared.attention() & CODE != 0;
     }
 
     /// IN.
@@ -25,6 +31,7 @@ impl Cpu {
         let mut buffer = [0xff; 8];
         if let Some(bus) = self.bus {
             bus.get().pio_read(port, &mut buffer[..bytes as usize]);
+            self.note_device();
         }
         number(&buffer[..bytes as usize])
     }
@@ -40,6 +47,7 @@ impl Cpu {
         }
         if let Some(bus) = self.bus {
             bus.get().pio_write(port, &value.to_le_bytes()[..bytes as usize]);
+            self.note_device();
         }
     }
 
@@ -72,6 +80,7 @@ impl Cpu {
                 None => part.fill(0xff),
             }
         }
+        self.note_device();
     }
 
     /// A store where no writable memory is.
@@ -106,6 +115,7 @@ impl Cpu {
                 bus.get().mmio_write(address, part);
             }
         }
+        self.note_device();
     }
 
     /// Carries out what a register of the local APIC was asked for.

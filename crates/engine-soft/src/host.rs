@@ -4,11 +4,13 @@
 //! (which keeps every region mapped) is held; a processor drops its TLB before it drops its `Ram`.
 
 use std::arch::asm;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Weak};
 
-use engine::{Bus, GuestRegion, MemoryRegion};
+use engine::{Bus, GuestRegion, MemoryRegion, WriteWatch};
 use vm_memory::{Address, GuestMemoryRegion};
+
+use crate::vm::VmShared;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -225,15 +227,16 @@ pub struct RamRegion {
     code: Box<[AtomicU8]>,
     dirty: Box<[AtomicU64]>,
     recorded: AtomicBool,
+    vm: Weak<VmShared>,
 }
 
 impl RamRegion {
-    /// For a region whose bounds were checked.
-    pub fn new(region: MemoryRegion) -> Self {
+    /// For a region of `vm` whose bounds were checked.
+    pub fn new(region: MemoryRegion, vm: Weak<VmShared>) -> Arc<Self> {
         let guest: &GuestRegion = &region.region;
         let start = guest.start_addr().raw_value();
         let pages = guest.len().div_ceil(PAGE) as usize;
-        Self {
+        let own = Arc::new(Self {
             start,
             end: start + guest.len(),
             host: guest.get_mmap().as_ptr() as usize,
@@ -241,7 +244,11 @@ impl RamRegion {
             code: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             recorded: AtomicBool::new(false),
-        }
+            vm,
+        });
+        let watch: Weak<Self> = Arc::downgrade(&own);
+        own.region.region.get_mmap().bitmap().tell(watch);
+        own
     }
 
     /// Guest-physical addresses.
@@ -265,6 +272,26 @@ impl RamRegion {
         self.recorded
             .load(Ordering::SeqCst)
             .then(|| self.dirty.iter().map(|word| word.swap(0, Ordering::SeqCst)).collect())
+    }
+}
+
+impl WriteWatch for RamRegion {
+    fn written(&self, offset: usize, length: usize) {
+        if length == 0 {
+            return;
+        }
+        // What was written comes before the look at who has decoded it; who decodes notes that first.
+        fence(Ordering::SeqCst);
+        let (first, last) =
+            (offset / PAGE as usize, offset.saturating_add(length - 1) / PAGE as usize);
+        let pages = self.code.iter().skip(first).take(last - first + 1);
+        let mut changed = false;
+        for code in pages.filter(|code| code.load(Ordering::Relaxed) != 0) {
+            changed |= code.swap(0, Ordering::SeqCst) != 0;
+        }
+        if changed && let Some(vm) = self.vm.upgrade() {
+            vm.bump_code_version();
+        }
     }
 }
 

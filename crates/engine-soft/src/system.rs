@@ -91,6 +91,8 @@ pub fn cpuid(c: &mut Cpu, _: &Op) -> Step {
     for (register, value) in [(RAX, leaf.eax), (RBX, leaf.ebx), (RCX, leaf.ecx), (RDX, leaf.edx)] {
         c.r.set(register, value.into());
     }
+    // It serializes: what devices wrote before is executed behind.
+    c.note_device();
     Ok(())
 }
 

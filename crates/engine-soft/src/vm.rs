@@ -457,7 +457,7 @@ impl Vm for SoftVm {
                     )));
                 }
             }
-            Ok(ram.with(Arc::new(RamRegion::new(region))))
+            Ok(ram.with(RamRegion::new(region, Arc::downgrade(&self.shared))))
         })
     }
 

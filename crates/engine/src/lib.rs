@@ -12,9 +12,11 @@ pub mod state;
 
 mod memory;
 mod traits;
+mod writes;
 
 pub use memory::{GuestMemory, GuestRegion, MemoryRegion, PAGE_SIZE};
 pub use traits::{
     Bus, Capabilities, DirtyTracking, Doorbell, Doorbells, Engine, Error, Exit, FastInterrupts,
     InterruptRoute, Kick, Kicker, MsiMessage, Result, Statistics, Vcpu, VcpuConfig, Vm, VmConfig,
 };
+pub use writes::{DeviceWrites, WriteWatch};

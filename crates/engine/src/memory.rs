@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+
+use crate::DeviceWrites;
 
 /// Bytes in the smallest page of x86-64, the unit of dirty tracking.
 pub const PAGE_SIZE: u64 = 4096;
@@ -12,10 +13,10 @@ pub const PAGE_SIZE: u64 = 4096;
 ///
 /// The bitmap records the pages that *devices* wrote; what processors wrote is asked of the engine
 /// ([`crate::DirtyTracking`]). A pre-copy or a differential snapshot needs the union of both.
-pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
+pub type GuestMemory = GuestMemoryMmap<DeviceWrites>;
 
 /// One contiguous part of [`GuestMemory`].
-pub type GuestRegion = GuestRegionMmap<AtomicBitmap>;
+pub type GuestRegion = GuestRegionMmap<DeviceWrites>;
 
 /// A part of host memory that the guest sees at a guest-physical address.
 #[derive(Clone, Debug)]

@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap};
+use engine::DeviceWrites;
+use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::{VolatileSlice, volatile_memory::PtrGuardMut};
 
 /// A piece of guest memory; what is written there is recorded in the devices' dirty bitmap.
-pub(crate) type Slice<'m> = VolatileSlice<'m, BS<'m, AtomicBitmap>>;
+pub(crate) type Slice<'m> = VolatileSlice<'m, BS<'m, DeviceWrites>>;
 
 /// Most pieces in one system call (IOV_MAX of Linux); of more, the first are served.
 const MOST_PIECES: usize = 1024;

@@ -2,10 +2,10 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
-use engine::{GuestMemory, GuestRegion, PAGE_SIZE};
+use engine::{DeviceWrites, GuestMemory, GuestRegion, PAGE_SIZE};
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress};
 
@@ -30,7 +30,7 @@ fn file_memory(flags: i32) -> (GuestMemory, File) {
     file.set_len(MEMORY_SIZE).unwrap();
     let region = MmapRegionBuilder::new_with_bitmap(
         MEMORY_SIZE as usize,
-        AtomicBitmap::new(MEMORY_SIZE as usize, std::num::NonZero::new(PAGE).unwrap()),
+        DeviceWrites::with_len(MEMORY_SIZE as usize),
     )
     .with_file_offset(FileOffset::new(file.try_clone().unwrap(), 0))
     .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
