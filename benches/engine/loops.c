@@ -88,6 +88,7 @@ int main(int argc, char **argv)
     const char *name = argc > 1 ? argv[1] : "";
     long count = argc > 2 ? atol(argv[2]) : 0;
 
+    setvbuf(stdout, NULL, _IOLBF, 0);
     if (!strcmp(name, "seed")) {
         return seed();
     } else if (!strcmp(name, "nbody")) {
@@ -118,10 +119,14 @@ int main(int argc, char **argv)
             munmap(pages, PAGES * 4096);
         }
     } else if (!strcmp(name, "threads")) {
+        /* What neither prints the compiler leaves out. */
         pthread_t other;
+        void *found;
+        puts("THREADS begin");
         pthread_create(&other, NULL, primes, (void *)count);
-        primes((void *)count);
-        pthread_join(other, NULL);
+        long own = (long)primes((void *)count);
+        pthread_join(other, &found);
+        printf("THREADS end: %ld, %ld\n", own, (long)found);
     } else {
         return 2;
     }
