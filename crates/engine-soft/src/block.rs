@@ -359,7 +359,10 @@ fn check_of_segment(i: &Instruction, mode: Mode, op: &Op) -> Option<Op> {
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => {
             i.op1_kind() == OpKind::Register
         }
-        _ => false,
+        // Element by element.
+        Mnemonic::Vmaskmovps | Mnemonic::Vmaskmovpd => true,
+        Mnemonic::Vpmaskmovd | Mnemonic::Vpmaskmovq => true,
+        _ => i.memory_index().is_vector_register(),
     };
     if mode == Mode::Bits64 || !memory || elsewhere || usize::from(op.segment) == FLAT {
         return None;

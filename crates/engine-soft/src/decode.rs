@@ -63,6 +63,7 @@ pub fn decode(i: &Instruction, mode: Mode, bytes: &[u8], stubs: &mut Stubs) -> (
             .or_else(|| d.control(&mut op))
             .or_else(|| d.system(&mut op))
             .or_else(|| d.string(&mut op))
+            .or_else(|| d.vex(&mut op))
             .or_else(|| decode_native::native(i, mode, bytes, stubs, &mut op))
     };
     op.run = run.unwrap_or(system::unimplemented);
@@ -91,6 +92,7 @@ pub fn decode(i: &Instruction, mode: Mode, bytes: &[u8], stubs: &mut Stubs) -> (
                 | Mnemonic::Lfs
                 | Mnemonic::Lgs
                 | Mnemonic::Lss
+                | Mnemonic::Xsetbv
         )
         || i.op_count() > 0
             && (d.is_segment(0) || i.op0_register().is_cr() || i.op0_register().is_dr());
@@ -175,6 +177,8 @@ impl Decoder<'_> {
         let sized = if base != Register::None { base } else { index };
         op.address = match sized.size() {
             _ if sized == Register::None && self.mode == Mode::Bits64 => 0,
+            // Only indices that are vectors: the displacement tells.
+            _ if sized.is_vector_register() => u8::from(i.memory_displ_size() != 8),
             8 => 0,
             2 => 2,
             _ => 1,

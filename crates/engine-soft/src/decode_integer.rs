@@ -4,6 +4,7 @@ use iced_x86::{Code, Mnemonic, Register};
 
 use crate::cpu::FLAT;
 use crate::decode::{Decoder, condition, condition_of, register, rm, segment_number, sized, wide};
+use crate::features::{features, v3};
 use crate::integer::{self as int, IMM, MEM, REG};
 use crate::op::{Op, Run};
 use crate::{branch, legacy, shifts, system};
@@ -125,6 +126,8 @@ impl Decoder<'_> {
             Mnemonic::Bts => bit!(1),
             Mnemonic::Btr => bit!(2),
             Mnemonic::Btc => bit!(3),
+            Mnemonic::Tzcnt if v3() => scan!(3),
+            Mnemonic::Lzcnt if v3() => scan!(4),
             // Without BMI1 and ABM their prefix means nothing.
             Mnemonic::Bsf | Mnemonic::Tzcnt => scan!(0),
             Mnemonic::Bsr | Mnemonic::Lzcnt => scan!(1),
@@ -213,7 +216,7 @@ impl Decoder<'_> {
             | Mnemonic::Prefetchw
             | Mnemonic::Lfence
             | Mnemonic::Reservednop => int::nop,
-            Mnemonic::Clflush => int::touch,
+            Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => int::touch,
             Mnemonic::Mfence | Mnemonic::Sfence => int::fence,
             Mnemonic::Crc32 => {
                 let memory = self.memory(1);
@@ -226,6 +229,15 @@ impl Decoder<'_> {
             Mnemonic::Movbe => {
                 let (size, memory, _) = self.two(op);
                 rm!(memory, wide, size, int::movbe)
+            }
+            Mnemonic::Adcx | Mnemonic::Adox if features().adx => {
+                let (size, _, source) = self.two(op);
+                match (i.mnemonic() == Mnemonic::Adox, source == MEM) {
+                    (false, false) => wide!(size, int::add_with_flag, false, false),
+                    (false, true) => wide!(size, int::add_with_flag, false, true),
+                    (true, false) => wide!(size, int::add_with_flag, true, false),
+                    (true, true) => wide!(size, int::add_with_flag, true, true),
+                }
             }
             Mnemonic::Aaa => legacy::ascii_adjust::<false>,
             Mnemonic::Aas => legacy::ascii_adjust::<true>,

@@ -4,6 +4,7 @@ use iced_x86::{Code, Mnemonic, OpKind};
 
 use crate::cpu::{ES, FLAT, Mode};
 use crate::decode::{Decoder, register, rm, sized, wide};
+use crate::features::features;
 use crate::op::{Op, Run};
 use crate::strings::{self, string};
 use crate::{segments, system, x87, xsave};
@@ -50,6 +51,18 @@ impl Decoder<'_> {
             Mnemonic::Cpuid => system::cpuid,
             Mnemonic::Rdtsc => system::rdtsc::<false>,
             Mnemonic::Rdtscp => system::rdtsc::<true>,
+            Mnemonic::Rdpid => {
+                self.one(op, 0);
+                system::rdpid
+            }
+            Mnemonic::Rdrand if features().rdrand => {
+                let (size, _) = self.one(op, 0);
+                wide!(size, system::random, false)
+            }
+            Mnemonic::Rdseed if features().rdseed => {
+                let (size, _) = self.one(op, 0);
+                wide!(size, system::random, true)
+            }
             Mnemonic::Rdpmc => system::rdpmc,
             Mnemonic::Rdmsr => system::rdmsr,
             Mnemonic::Wrmsr => system::wrmsr,
@@ -118,16 +131,18 @@ impl Decoder<'_> {
             Mnemonic::Ud2 | Mnemonic::Ud0 | Mnemonic::Ud1 => system::undefined,
             Mnemonic::Fxsave | Mnemonic::Fxsave64 => xsave::fxsave::<true>,
             Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => xsave::fxsave::<false>,
-            Mnemonic::Xsave | Mnemonic::Xsave64 => xsave::xsave::<true>,
-            Mnemonic::Xrstor | Mnemonic::Xrstor64 => xsave::xsave::<false>,
+            Mnemonic::Xsave | Mnemonic::Xsave64 => xsave::xsave::<{ xsave::PLAIN }>,
+            Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => xsave::xsave::<{ xsave::OPTIMIZED }>,
+            Mnemonic::Xsavec | Mnemonic::Xsavec64 => xsave::xsave::<{ xsave::COMPACT }>,
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => xsave::xsave::<{ xsave::RESTORE }>,
             Mnemonic::Xgetbv => xsave::get_control,
             Mnemonic::Xsetbv => xsave::set_control,
             Mnemonic::Rdfsbase => base!(false, 4),
             Mnemonic::Rdgsbase => base!(false, 5),
             Mnemonic::Wrfsbase => base!(true, 4),
             Mnemonic::Wrgsbase => base!(true, 5),
-            Mnemonic::Ldmxcsr => xsave::mxcsr::<false>,
-            Mnemonic::Stmxcsr => xsave::mxcsr::<true>,
+            Mnemonic::Ldmxcsr => xsave::mxcsr::<false, false>,
+            Mnemonic::Stmxcsr => xsave::mxcsr::<true, false>,
             Mnemonic::Fninit => x87::control::<0>,
             Mnemonic::Fnclex => x87::control::<1>,
             Mnemonic::Wait => x87::control::<3>,
@@ -147,22 +162,28 @@ impl Decoder<'_> {
                 }
             }
             Mnemonic::Maskmovq | Mnemonic::Maskmovdqu => {
-                op.segment = self.segment(i.memory_segment());
-                op.address = match i.op0_kind() {
-                    OpKind::MemorySegDI => 2,
-                    OpKind::MemorySegEDI => 1,
-                    _ => 0,
-                };
-                op.dst = i.op1_register().number() as u8;
-                op.src = i.op2_register().number() as u8;
+                self.masked_operands(op);
                 if i.mnemonic() == Mnemonic::Maskmovq {
-                    x87::masked_move::<true>
+                    x87::masked_move::<{ x87::MMX }>
                 } else {
-                    x87::masked_move::<false>
+                    x87::masked_move::<{ x87::SSE }>
                 }
             }
             _ => return None,
         })
+    }
+
+    /// MASKMOVDQU and the like.
+    pub fn masked_operands(&self, op: &mut Op) {
+        let i = self.i;
+        op.segment = self.segment(i.memory_segment());
+        op.address = match i.op0_kind() {
+            OpKind::MemorySegDI => 2,
+            OpKind::MemorySegEDI => 1,
+            _ => 0,
+        };
+        op.dst = i.op1_register().number() as u8;
+        op.src = i.op2_register().number() as u8;
     }
 
     fn flags_of(&self, op: &mut Op, bytes: u8, run: Run) -> Run {

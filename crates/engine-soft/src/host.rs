@@ -527,6 +527,22 @@ impl BusHandle {
     }
 }
 
+/// A random number of the host's processor, from its generator or (`SEED`) what feeds that; `None` where there is
+/// none at the moment. Only for processors that have the instruction.
+#[inline]
+pub fn random<const SEED: bool>() -> Option<u64> {
+    let (value, ready): (u64, u8);
+    // SAFETY: an instruction that writes a register and flags.
+    unsafe {
+        if SEED {
+            asm!("rdseed {v}", "setc {r}", v = out(reg) value, r = out(reg_byte) ready);
+        } else {
+            asm!("rdrand {v}", "setc {r}", v = out(reg) value, r = out(reg_byte) ready);
+        }
+    }
+    (ready != 0).then_some(value)
+}
+
 /// The host's time-stamp counter.
 #[inline]
 pub fn host_tsc() -> u64 {

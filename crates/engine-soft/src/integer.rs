@@ -400,13 +400,21 @@ pub fn bit<W: Word, const OP: u8, const M: bool, const S: u8, const L: bool>(
     Ok(())
 }
 
-/// BSF, BSR and POPCNT as 0, 1, 2.
+/// BSF, BSR, POPCNT, TZCNT and LZCNT as 0 to 4.
 pub fn scan<W: Word, const KIND: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
     let value = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.src).wide() };
     if KIND == 2 {
         c.flags.logic::<W>(u64::from(value != 0) << 8);
         let count = value.count_ones().into();
         c.flags = Flags::from_bits(if value == 0 { crate::flags::ZF } else { 0 });
+        c.r.put::<W>(o.dst, count);
+        return Ok(());
+    }
+    if KIND > 2 {
+        let zeros = if KIND == 3 { value.trailing_zeros() } else { value.leading_zeros() };
+        let above = if KIND == 3 { 0 } else { u64::BITS - W::BITS };
+        let count = (zeros - above.min(zeros)).min(W::BITS).into();
+        c.flags.result::<W>(count, value == 0, false);
         c.r.put::<W>(o.dst, count);
         return Ok(());
     }
@@ -424,6 +432,23 @@ pub fn scan<W: Word, const KIND: u8, const M: bool>(c: &mut Cpu, o: &Op) -> Step
 pub fn bswap<W: Word>(c: &mut Cpu, o: &Op) -> Step {
     let value = c.r.get::<W>(o.dst).wide().swap_bytes() >> (64 - W::BITS);
     c.r.put::<W>(o.dst, value);
+    Ok(())
+}
+
+/// ADCX, ADOX (`OVERFLOW`): an addition that knows only one flag.
+pub fn add_with_flag<W: Word, const OVERFLOW: bool, const M: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let b = if M { c.read::<W>(c.linear(o))? } else { c.r.get::<W>(o.src).wide() };
+    let a = c.r.get::<W>(o.dst).wide();
+    let (carry, overflow) = (c.flags.cf(), c.flags.of());
+    let old = if OVERFLOW { overflow } else { carry };
+    let sum = u128::from(a) + u128::from(b) + u128::from(old);
+    let new = sum >> W::BITS != 0;
+    if OVERFLOW {
+        c.flags.set_carry_overflow(carry, new);
+    } else {
+        c.flags.set_carry_overflow(new, overflow);
+    }
+    c.r.put::<W>(o.dst, sum as u64);
     Ok(())
 }
 

@@ -11,6 +11,7 @@
 mod apic;
 #[allow(unsafe_code)]
 mod arena;
+mod bits;
 mod block;
 mod branch;
 mod breakpoints;
@@ -24,7 +25,9 @@ mod decode_control;
 mod decode_integer;
 mod decode_native;
 mod decode_system;
+mod decode_vex;
 mod devices;
+mod features;
 mod flags;
 mod gates;
 #[allow(unsafe_code)]
@@ -46,6 +49,8 @@ mod stubs;
 mod system;
 mod translate;
 mod vcpu;
+mod vectors;
+mod vex;
 mod vm;
 mod x87;
 mod xsave;

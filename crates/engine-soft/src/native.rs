@@ -1,6 +1,8 @@
-//! x87, MMX and SSE instructions, executed by the host's own processor through [`stubs`](crate::stubs).
+//! x87, MMX, SSE and AVX instructions, executed by the host's own processor through [`stubs`](crate::stubs).
 
-use crate::cpu::{CR0_EM, CR0_TS, CR4_OSFXSR, Cpu, NM, Step, UD, XM};
+use std::mem::offset_of;
+
+use crate::cpu::{CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, Cpu, NM, Step, UD, XM};
 use crate::flags::Flags;
 use crate::op::Op;
 
@@ -10,29 +12,44 @@ pub const FCW: usize = 0;
 pub const FSW: usize = 2;
 pub const MXCSR: usize = 24;
 pub const XMM: usize = 160;
+/// Bytes of the upper halves of the vector registers, 16 each.
+pub const UPPERS: usize = 256;
 /// MXCSR's writable bits.
 pub const MXCSR_MASK: u32 = 0xffff;
 /// All exceptions masked.
 const MXCSR_QUIET: u32 = 0x1f80;
 
-/// x87 and SSE state as FXSAVE lays it out, with room for what a stub exchanges.
+/// x87 and SSE state as FXSAVE lays it out, upper halves of vector registers, and room for what a stub
+/// exchanges.
 #[repr(C, align(64))]
 pub struct FpuState {
     pub area: [u8; FXSAVE],
     /// The memory operand.
     operand: [u8; FXSAVE],
+    upper: [u8; UPPERS],
     /// RFLAGS after the instruction.
     flags: u64,
     host_mxcsr: u32,
+    /// Every upper half is zero, whatever `upper` holds.
+    zero_uppers: u32,
 }
 
-pub const OPERAND: usize = FXSAVE;
-pub const FLAGS: usize = 2 * FXSAVE;
-pub const HOST_MXCSR: usize = FLAGS + 8;
+pub const OPERAND: usize = offset_of!(FpuState, operand);
+pub const UPPER: usize = offset_of!(FpuState, upper);
+pub const FLAGS: usize = offset_of!(FpuState, flags);
+pub const HOST_MXCSR: usize = offset_of!(FpuState, host_mxcsr);
+pub const ZERO_UPPERS: usize = offset_of!(FpuState, zero_uppers);
 
 impl Default for FpuState {
     fn default() -> Self {
-        let mut state = Self { area: [0; FXSAVE], operand: [0; FXSAVE], flags: 0, host_mxcsr: 0 };
+        let mut state = Self {
+            area: [0; FXSAVE],
+            operand: [0; FXSAVE],
+            upper: [0; UPPERS],
+            flags: 0,
+            host_mxcsr: 0,
+            zero_uppers: 1,
+        };
         state.put16(FCW, 0x40);
         state.put32(MXCSR, MXCSR_QUIET);
         state.put32(MXCSR + 4, MXCSR_MASK);
@@ -61,6 +78,47 @@ impl FpuState {
         self.put32(MXCSR + 4, MXCSR_MASK);
         self.summarize();
     }
+
+    /// The upper halves of the vector registers.
+    pub fn uppers(&self) -> [u8; UPPERS] {
+        if self.zero_uppers != 0 { [0; UPPERS] } else { self.upper }
+    }
+
+    /// See [`FpuState::uppers`].
+    pub fn set_uppers(&mut self, uppers: &[u8; UPPERS]) {
+        (self.upper, self.zero_uppers) = (*uppers, 0);
+    }
+
+    /// Every upper half becomes zero.
+    pub fn clear_uppers(&mut self) {
+        self.zero_uppers = 1;
+    }
+
+    /// `upper` holds what it should, for a stub.
+    pub fn settle_uppers(&mut self) {
+        if std::mem::take(&mut self.zero_uppers) != 0 {
+            self.upper = [0; UPPERS];
+        }
+    }
+
+    /// A vector register, whole.
+    pub fn vector(&self, number: usize) -> [u8; 32] {
+        let mut value = [0; 32];
+        let (low, high) = (XMM + 16 * number, 16 * number);
+        value[..16].copy_from_slice(&self.area[low..low + 16]);
+        if self.zero_uppers == 0 {
+            value[16..].copy_from_slice(&self.upper[high..high + 16]);
+        }
+        value
+    }
+
+    /// See [`FpuState::vector`].
+    pub fn set_vector(&mut self, number: usize, value: &[u8; 32]) {
+        self.settle_uppers();
+        let (low, high) = (XMM + 16 * number, 16 * number);
+        self.area[low..low + 16].copy_from_slice(&value[..16]);
+        self.upper[high..high + 16].copy_from_slice(&value[16..]);
+    }
 }
 
 /// What a stub does besides the instruction; bits of `Op::extra` above the size of the operand.
@@ -71,6 +129,7 @@ pub const X87: u32 = 1 << 19;
 pub const FLOATS: u32 = 1 << 20;
 pub const SETS_FLAGS: u32 = 1 << 21;
 pub const READS_FLAGS: u32 = 1 << 22;
+pub const VEX: u32 = 1 << 23;
 
 /// Invalid operation, denormal operand and division by zero in MXCSR.
 const BEFORE_COMPUTATION: u32 = 7;
@@ -84,17 +143,36 @@ pub fn check(c: &mut Cpu, x87: bool) -> Step {
     Ok(())
 }
 
+/// XCR0's components that an instruction with a VEX prefix needs.
+pub const VECTORS: u64 = 6;
+
+/// The same for vector instructions with a VEX prefix (Intel SDM volume 2, section 2.4).
+pub fn check_vex(c: &mut Cpu) -> Step {
+    if c.cr4 & CR4_OSXSAVE == 0 || c.xcr0 & VECTORS != VECTORS || !c.protected() {
+        return Err(c.raise(UD));
+    }
+    if c.cr0 & CR0_TS != 0 {
+        return Err(c.raise(NM));
+    }
+    Ok(())
+}
+
 /// Executes the stub at `imm`.
 pub fn execute(c: &mut Cpu, o: &Op) -> Step {
     let x87 = o.extra & X87 != 0;
-    check(c, x87)?;
+    if o.extra & VEX != 0 {
+        check_vex(c)?;
+        c.fpu.settle_uppers();
+    } else {
+        check(c, x87)?;
+    }
     if x87 {
         c.check_pending()?;
     }
     let size = (o.extra & 0x3ff) as usize;
     let linear = c.linear(o);
     if size > 0 {
-        if o.extra & ALIGNED != 0 && !linear.is_multiple_of(16) {
+        if o.extra & ALIGNED != 0 && !linear.is_multiple_of(size as u64) {
             return Err(c.gp());
         }
         let mut reads = o.extra & READS != 0;
@@ -160,7 +238,7 @@ fn run_floats(c: &mut Cpu, o: &Op, x87: bool) -> Step {
         run(c);
         return Ok(());
     }
-    let area = c.fpu.area;
+    let (area, upper) = (c.fpu.area, c.fpu.upper);
     let registers: [u64; 16] = std::array::from_fn(|number| c.r.r(number));
     c.fpu.put32(MXCSR, mxcsr & !0x3f | MXCSR_QUIET);
     run(c);
@@ -170,12 +248,13 @@ fn run_floats(c: &mut Cpu, o: &Op, x87: bool) -> Step {
         if unmasked & BEFORE_COMPUTATION != 0 {
             raised &= BEFORE_COMPUTATION;
         }
-        c.fpu.area = area;
+        (c.fpu.area, c.fpu.upper) = (area, upper);
         c.fpu.put32(MXCSR, mxcsr | raised);
         for (number, value) in registers.into_iter().enumerate() {
             c.r.set(number, value);
         }
-        return Err(c.raise(XM));
+        // An operating system that does not know #XM gets #UD.
+        return Err(c.raise(if c.cr4 & CR4_OSXMMEXCPT != 0 { XM } else { UD }));
     }
     c.fpu.put32(MXCSR, mxcsr | raised);
     Ok(())

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use engine::cpuid::{CpuidLeaf, CpuidTable};
 use engine::{Capabilities, Engine, Error, Result, Vm, VmConfig};
 
+use crate::features::features;
 use crate::mmu::PHYSICAL_BITS;
 use crate::state::MSRS;
 use crate::translate::Translation;
 use crate::vm::SoftVm;
-use crate::xsave::{COMPONENTS, XSAVE};
+use crate::xsave::{XSAVE, area_size, components};
 
 /// Most processors of one virtual machine.
 const MAX_VCPUS: u32 = 512;
@@ -105,7 +106,8 @@ const FEATURES_EDX: u32 = 1
 
 /// The whole answer sheet.
 fn cpuid() -> CpuidTable {
-    use std::arch::is_x86_feature_detected as host;
+    let host = features();
+    let when = |present: bool, bits: u32| if present { bits } else { 0 };
     let leaf =
         |function, eax, ebx, ecx, edx| CpuidLeaf { function, index: None, eax, ebx, ecx, edx };
     let text = |bytes: &[u8; 12]| {
@@ -117,12 +119,26 @@ fn cpuid() -> CpuidTable {
     let vendor = text(b"AuthenticAMD");
     let hypervisor = text(b"KVMKVMKVM\0\0\0");
     // CX16, x2APIC, MOVBE, POPCNT, TSC deadline, XSAVE, hypervisor.
-    let mut ecx = 1 << 13 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 26 | 1 << 31;
-    for (present, bit) in
-        [(host!("sse3"), 0), (host!("ssse3"), 9), (host!("sse4.1"), 19), (host!("sse4.2"), 20)]
-    {
-        ecx |= u32::from(present) << bit;
-    }
+    let ecx = 1 << 13 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 26 | 1 << 31
+        | when(host.sse3, 1)
+        | when(host.pclmulqdq, 1 << 1)
+        | when(host.ssse3, 1 << 9)
+        | when(host.sse4_1, 1 << 19)
+        | when(host.sse4_2, 1 << 20)
+        | when(host.aes, 1 << 25)
+        | when(host.rdrand, 1 << 30)
+        // FMA, AVX, F16C.
+        | when(host.v3, 1 << 12 | 1 << 28 | 1 << 29);
+    // FSGSBASE, SMEP, fast REP MOVSB and STOSB; BMI1, AVX2, BMI2.
+    let seven = 1
+        | 1 << 7
+        | 1 << 9
+        | when(host.v3, 1 << 3 | 1 << 5 | 1 << 8)
+        | when(host.adx, 1 << 19)
+        | when(host.sha, 1 << 29);
+    // RDPID.
+    let seven_ecx = 1 << 22 | when(host.vaes, 1 << 9) | when(host.vpclmulqdq, 1 << 10);
+    let largest = area_size(components()) as u32;
     // Family 15, model 107, stepping 1: a K8, for which no kernel has workarounds that cost time.
     let signature = 0x0006_0fb1;
     // SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
@@ -131,21 +147,27 @@ fn cpuid() -> CpuidTable {
     let mut leaves = vec![
         leaf(0, 0xd, vendor[0], vendor[2], vendor[1]),
         leaf(1, signature, 0x0001_0800, ecx, FEATURES_EDX),
-        // FSGSBASE, SMEP, fast REP MOVSB and STOSB, short ones too.
-        CpuidLeaf { index: Some(0), ..leaf(7, 0, 1 | 1 << 7 | 1 << 9, 0, 1 << 4) },
-        // XSAVE: x87 and SSE in the standard format.
-        CpuidLeaf { index: Some(0), ..leaf(0xd, COMPONENTS as u32, XSAVE as u32, XSAVE as u32, 0) },
-        CpuidLeaf { index: Some(1), ..leaf(0xd, 0, 0, 0, 0) },
+        // Fast REP MOVSB of few bytes.
+        CpuidLeaf { index: Some(0), ..leaf(7, 0, seven, seven_ecx, 1 << 4) },
+        // XSAVE: the second size is that after a reset.
+        CpuidLeaf { index: Some(0), ..leaf(0xd, components() as u32, XSAVE as u32, largest, 0) },
+        // XSAVEOPT, XSAVEC, XGETBV of what is in use.
+        CpuidLeaf { index: Some(1), ..leaf(0xd, 7, XSAVE as u32, 0, 0) },
         // KVM's signature: kvm-clock (the new registers), and its counters agree.
         leaf(0x4000_0000, 0x4000_0001, hypervisor[0], hypervisor[1], hypervisor[2]),
         leaf(0x4000_0001, 1 << 3 | 1 << 24, 0, 0, 0),
         leaf(0x8000_0000, 0x8000_0008, vendor[0], vendor[2], vendor[1]),
-        // LAHF in 64-bit mode.
-        leaf(0x8000_0001, signature, 0, 1, extended),
+        // LAHF in 64-bit mode, LZCNT.
+        leaf(0x8000_0001, signature, 0, 1 | when(host.v3, 1 << 5), extended),
         // The time-stamp counter is invariant.
         leaf(0x8000_0007, 0, 0, 0, 1 << 8),
         leaf(0x8000_0008, PHYSICAL_BITS | 48 << 8, 0, 0, 0),
     ];
+    if host.v3 {
+        // Upper halves of the vector registers: their size and place.
+        let bytes = largest - XSAVE as u32;
+        leaves.push(CpuidLeaf { index: Some(2), ..leaf(0xd, bytes, XSAVE as u32, 0, 0) });
+    }
     for part in 0..3_u32 {
         let word = |index: usize| {
             let at = part as usize * 16 + index * 4;

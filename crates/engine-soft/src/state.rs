@@ -14,10 +14,9 @@ use crate::cpu::{
 };
 use crate::flags::Flags;
 use crate::host::{Regs, Tlb};
-use crate::native::{FXSAVE, FpuState};
 use crate::vcpu::SoftVcpu;
 use crate::vm::{CpuShared, VmShared};
-use crate::xsave::{XSAVE, XSTATE_BV};
+use crate::xsave::XSAVE;
 
 /// Longest area of another engine that is looked at.
 const LONGEST_XSAVE: usize = 64 << 10;
@@ -175,10 +174,7 @@ pub fn save(vcpu: &mut SoftVcpu) -> VcpuState {
         apic_base: apic.base(),
     };
     drop(apic);
-    let mut xsave = vec![0; XSAVE];
-    xsave[..FXSAVE].copy_from_slice(&cpu.fpu.area);
-    // x87 and SSE are there.
-    xsave[XSTATE_BV] = 3;
+    let xsave = crate::xsave::whole(&cpu.fpu);
     let msrs = list.into_iter().filter_map(|index| Some((index, cpu.read_msr(index)?))).collect();
     let (debug, xcr0) = (cpu.debug, cpu.xcr0);
     let (activity, shadow, nmi_masked) = (cpu.activity, cpu.shadow, cpu.nmi_masked);
@@ -268,21 +264,7 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
     cpu.cpl = (s.ss.access >> 5 & 3) as u8;
     cpu.debug = state.debug;
     cpu.xcr0 = state.xcr0.unwrap_or(1);
-    let mut area = [0; FXSAVE];
-    area.copy_from_slice(&state.xsave[..FXSAVE]);
-    let mut fpu = FpuState::default();
-    // A component that is not there is in its initial state.
-    let present = state.xsave[XSTATE_BV];
-    if present & 1 == 0 {
-        area[..24].fill(0);
-        area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-        area[32..160].copy_from_slice(&fpu.area[32..160]);
-    }
-    if present & 2 == 0 {
-        area[160..416].fill(0);
-    }
-    fpu.load(&area);
-    *cpu.fpu = fpu;
+    *cpu.fpu = crate::xsave::from_whole(&state.xsave);
     cpu.flush_tlb();
     cpu.refresh();
     for (index, value) in &state.msrs {

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use crate::arena::Arena;
-use crate::native::{FLAGS, HOST_MXCSR, MXCSR, OPERAND, XMM};
+use crate::native::{FLAGS, HOST_MXCSR, MXCSR, OPERAND, UPPER, XMM};
+use crate::vex::Vex;
 
 /// What is to be executed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +14,8 @@ pub struct Encoding {
     pub prefixes: Vec<u8>,
     /// REX.W, REX.R and REX.B as they are to be.
     pub rex: u8,
+    /// In the place of `prefixes` and escape bytes.
+    pub vex: Option<Vex>,
     /// With the escape bytes, or the x87 opcode.
     pub opcode: Vec<u8>,
     /// ModRM's `reg`, and `rm` where that is a register; memory is at RSI.
@@ -38,7 +41,7 @@ pub struct Stubs {
     known: HashMap<Encoding, usize>,
 }
 
-/// Bytes for stubs; a kernel and its programs use a few hundred, of less than 128 bytes each.
+/// Bytes for stubs; a kernel and its programs use a few hundred, of 100 to 200 bytes each.
 const ROOM: usize = 2 << 20;
 
 impl Stubs {
@@ -92,6 +95,9 @@ fn assemble(e: &Encoding) -> Vec<u8> {
         code.extend([0x0f, 0xae, 0x57, MXCSR as u8]); // ldmxcsr
     }
     let vector_move = |code: &mut Vec<u8>, opcode: u8, register: u8| {
+        if e.vex.is_some() {
+            return wide_vector_move(code, opcode == 0x10, register);
+        }
         if register >= 8 {
             code.push(0x44);
         }
@@ -116,9 +122,14 @@ fn assemble(e: &Encoding) -> Vec<u8> {
         displacement(&mut code, FLAGS);
         code.push(0x9d); // popfq
     }
-    code.extend(&e.prefixes);
-    if e.rex != 0 {
-        code.push(0x40 | e.rex);
+    if let Some(vex) = e.vex {
+        let (bytes, length) = vex.bytes(e.rex);
+        code.extend(&bytes[..length]);
+    } else {
+        code.extend(&e.prefixes);
+        if e.rex != 0 {
+            code.push(0x40 | e.rex);
+        }
     }
     code.extend(&e.opcode);
     if e.has_modrm {
@@ -141,6 +152,9 @@ fn assemble(e: &Encoding) -> Vec<u8> {
             vector_move(&mut code, 0x11, *register);
         }
     }
+    if e.vex.is_some() {
+        code.extend([0xc5, 0xf8, 0x77]); // vzeroupper
+    }
     if e.floats {
         code.extend([0x0f, 0xae, 0x5f, MXCSR as u8]); // stmxcsr
         code.extend([0x0f, 0xae, 0x97]); // ldmxcsr
@@ -153,4 +167,26 @@ fn assemble(e: &Encoding) -> Vec<u8> {
     }
     code.extend([0x5a, 0xc3]); // pop rdx; ret
     code
+}
+
+/// Loads or stores 256 bits: the halves are in two places.
+fn wide_vector_move(code: &mut Vec<u8>, load: bool, register: u8) {
+    let (rex, modrm) = (register >> 1 & 4, 0x87 | (register & 7) << 3);
+    let mut part = |vex: Vex, opcode: u8, at: usize| {
+        let (bytes, length) = vex.bytes(rex);
+        code.extend(&bytes[..length]);
+        code.extend([opcode, modrm]);
+        code.extend((at as u32).to_le_bytes());
+    };
+    let low = Vex { map: 1, prefix: 0, wide: false, long: false, second: 0 };
+    let high = Vex { map: 3, prefix: 1, wide: false, long: true, second: 0 };
+    let (at, upper) = (XMM + 16 * usize::from(register), UPPER + 16 * usize::from(register));
+    // vmovups; vinsertf128 or vextractf128 with the upper half
+    part(low, if load { 0x10 } else { 0x11 }, at);
+    if load {
+        part(Vex { second: register, ..high }, 0x18, upper);
+    } else {
+        part(high, 0x19, upper);
+    }
+    code.push(1);
 }

@@ -7,6 +7,7 @@ use crate::cpu::{
     EFER_LMA, EFER_LME, FLAG_IF, FLAG_RF, FLAG_VM, GS, Mode, RAX, RBX, RCX, RDX, SS, Step, Stop,
     UD,
 };
+use crate::flags::{CF, Flags};
 use crate::host::Word;
 use crate::op::Op;
 
@@ -85,8 +86,11 @@ pub fn cpuid(c: &mut Cpu, _: &Op) -> Step {
         leaf = Some(CpuidLeaf::default());
     }
     let mut leaf = leaf.unwrap_or_default();
-    if function == 1 && c.cr4 & CR4_OSXSAVE != 0 {
-        leaf.ecx |= OSXSAVE;
+    match (function, index) {
+        (1, _) if c.cr4 & CR4_OSXSAVE != 0 => leaf.ecx |= OSXSAVE,
+        // Bytes of an XSAVE area with what is enabled.
+        (0xd, 0 | 1) => leaf.ebx = crate::xsave::area_size(c.xcr0) as u32,
+        _ => {}
     }
     for (register, value) in [(RAX, leaf.eax), (RBX, leaf.ebx), (RCX, leaf.ecx), (RDX, leaf.edx)] {
         c.r.set(register, value.into());
@@ -107,6 +111,20 @@ pub fn rdtsc<const P: bool>(c: &mut Cpu, _: &Op) -> Step {
     if P {
         c.r.set(RCX, c.msrs.tsc_aux & 0xffff_ffff);
     }
+    Ok(())
+}
+
+/// RDPID.
+pub fn rdpid(c: &mut Cpu, o: &Op) -> Step {
+    c.r.put::<u64>(o.dst, c.msrs.tsc_aux & 0xffff_ffff);
+    Ok(())
+}
+
+/// RDRAND and RDSEED (`SEED`): CF tells whether there was a number.
+pub fn random<W: Word, const SEED: bool>(c: &mut Cpu, o: &Op) -> Step {
+    let value = crate::host::random::<SEED>();
+    c.flags = Flags::from_bits(if value.is_some() { CF } else { 0 });
+    c.r.put::<W>(o.dst, value.unwrap_or(0));
     Ok(())
 }
 

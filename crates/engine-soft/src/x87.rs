@@ -2,7 +2,7 @@
 //! and what stands in memory (Intel SDM volume 1, chapter 8).
 
 use crate::cpu::{Cpu, MF, RDI, Step};
-use crate::native::{FCW, FSW, FpuState, XMM, check};
+use crate::native::{FCW, FSW, FpuState, XMM, check, check_vex};
 use crate::op::Op;
 
 /// Abridged tags in the FXSAVE area.
@@ -172,20 +172,29 @@ pub fn environment<const STORE: bool, const ALL: bool>(c: &mut Cpu, o: &Op) -> S
     Ok(())
 }
 
-/// MASKMOVDQU of the vector registers `dst` and `src`, MASKMOVQ (`MMX`): bytes of the first, where the second
-/// has its top bit set, go to where RDI points.
-pub fn masked_move<const MMX: bool>(c: &mut Cpu, o: &Op) -> Step {
-    check(c, MMX)?;
-    if MMX {
+/// Kinds of [`masked_move`].
+pub const MMX: u8 = 0;
+pub const SSE: u8 = 1;
+pub const AVX: u8 = 2;
+
+/// MASKMOVDQU of the vector registers `dst` and `src`, VMASKMOVDQU, MASKMOVQ: bytes of the first, where the
+/// second has its top bit set, go to where RDI points.
+pub fn masked_move<const KIND: u8>(c: &mut Cpu, o: &Op) -> Step {
+    if KIND == AVX {
+        check_vex(c)?;
+    } else {
+        check(c, KIND == MMX)?;
+    }
+    if KIND == MMX {
         c.check_pending()?;
         c.fpu.set_top(0);
         c.fpu.area[FTW] = 0xff;
     }
-    let place = |register: u8| (if MMX { ST } else { XMM }) + 16 * usize::from(register);
+    let place = |register: u8| (if KIND == MMX { ST } else { XMM }) + 16 * usize::from(register);
     let (data, selection) = (place(o.dst), place(o.src));
     let start = c.r.r(RDI) & crate::op::ADDRESS_MASKS[usize::from(o.address) % 3];
     let base = c.base[usize::from(o.segment & 7)];
-    let length = if MMX { 8 } else { 16 };
+    let length = if KIND == MMX { 8 } else { 16 };
     let selected: Vec<usize> =
         (0..length).filter(|byte| c.fpu.area[selection + byte] & 0x80 != 0).collect();
     let linear =

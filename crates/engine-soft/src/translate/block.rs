@@ -2,7 +2,7 @@
 
 use iced_x86::Instruction;
 
-use super::context::{self, LINK};
+use super::context::{self, LINK, LOWER, WHOLE};
 use super::emit::{Assembler, EQUAL, Hole, Mem, NOT_EQUAL, RSP, Rm};
 use super::liveness::Effect;
 use super::registers::{A, B, STACK};
@@ -64,8 +64,8 @@ pub enum Cold {
     Find { hole: Hole, back: u64, rip: u64, request: u32, place: Place },
     /// Leaves the instruction to the interpreter.
     Interpret { hole: Hole, rip: u64 },
-    /// Loads the vector registers.
-    Vectors { hole: Hole, back: u64, rip: u64 },
+    /// Loads the vector registers, `wide` ones whole.
+    Vectors { hole: Hole, back: u64, rip: u64, wide: bool },
     /// An exit's own way out.
     Exit { hole: Hole, rip: u64, number: usize, flags: Flags },
 }
@@ -93,8 +93,8 @@ pub struct Builder<'a> {
     pub stubs: &'a Stubs,
     pub user: u64,
     pub flags: Flags,
-    /// The vector registers are known to be loaded.
-    pub vectors: bool,
+    /// What the vector registers are known to hold: see [`context::Context::vectors`].
+    pub vectors: u8,
     pub cold: Vec<Cold>,
     pub exits: Vec<Exit>,
     /// Number of the block's first exit.
@@ -160,16 +160,19 @@ impl Builder<'_> {
         }
     }
 
-    /// Vector registers are loaded; RFLAGS may change.
-    pub fn need_vectors(&mut self, guest: &Guest<'_>) {
-        if self.vectors {
+    /// Vector registers are loaded, `wide` ones with their upper halves; RFLAGS may change.
+    pub fn need_vectors(&mut self, guest: &Guest<'_>, wide: bool) {
+        let (state, missing) = if wide { (WHOLE, NOT_EQUAL) } else { (LOWER, EQUAL) };
+        if self.vectors >= state {
             return;
         }
         self.clobber(guest);
-        self.a.alu_narrow(7, Rm::Mem(Mem::at(RSP, context::vectors())), 0);
-        let hole = self.a.jump(Some(EQUAL));
-        self.cold.push(Cold::Vectors { hole, back: self.a.here(), rip: guest.i.ip() });
-        self.vectors = true;
+        let place = Rm::Mem(Mem::at(RSP, context::vectors()));
+        self.a.alu_narrow(7, place, if wide { WHOLE.into() } else { 0 });
+        let hole = self.a.jump(Some(missing));
+        let (back, rip) = (self.a.here(), guest.i.ip());
+        self.cold.push(Cold::Vectors { hole, back, rip, wide });
+        self.vectors = state;
     }
 
     /// The instruction is executed by its function.
@@ -284,9 +287,9 @@ impl Builder<'_> {
                     self.set_rip(rip);
                     self.leave_with(context::INTERPRET, false);
                 }
-                Cold::Vectors { back, rip, .. } => {
+                Cold::Vectors { back, rip, wide, .. } => {
                     self.set_rip(rip);
-                    self.a.call(self.stubs.vectors);
+                    self.a.call(if wide { self.stubs.wide_vectors } else { self.stubs.vectors });
                     self.a.jump_to(back);
                 }
                 Cold::Exit { rip, number, flags, .. } => {

@@ -4,6 +4,7 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 
 use super::memory::Use;
 use super::parts::{Map, Parts};
+use crate::features::{features, offered, v3};
 
 /// The registers and the memory of an instruction that is written again with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,11 @@ pub enum Kind {
     Raw,
     Nothing,
     Form(Form),
+    /// The same with a VEX prefix: of vector registers, and of general registers alone.
+    Vector(Form),
+    Bits(Use),
+    /// VZEROUPPER.
+    ZeroUppers,
     Lea,
     Push,
     PushConstant,
@@ -59,6 +65,7 @@ pub enum Kind {
 /// See the module; `parts` is the instruction's encoding, `user` 1 in ring 3 and 0 in ring 0.
 pub fn classify(i: &Instruction, parts: &Parts<'_>, user: u64) -> Kind {
     let kind = match parts.map {
+        _ if parts.vex.is_some() => with_vex(i, parts),
         Map::One if parts.opcode == 0xfa && user == 0 => Some(Kind::ClearInterrupts),
         Map::One => one(parts),
         Map::Two => two(i, parts),
@@ -112,6 +119,7 @@ fn byte_fields(parts: &Parts<'_>) -> (bool, bool) {
             0xb6 | 0xbe => (false, true),
             _ => (false, false),
         },
+        // CRC32; MOVBE has memory there.
         Map::ThreeByte38 if opcode == 0xf0 => (false, true),
         _ => (false, false),
     }
@@ -220,6 +228,7 @@ fn two(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
         0xb8 if parts.repeat == Some(0xf3) && std::arch::is_x86_feature_detected!("popcnt") => {
             form(General, size, false)
         }
+        0xbc | 0xbd if parts.repeat == Some(0xf3) && v3() => form(General, size, false),
         // Without BMI1 and ABM their prefix means nothing.
         0xbc | 0xbd => Some(Kind::Form(Form {
             reg: General,
@@ -245,8 +254,17 @@ fn two(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
     }
 }
 
-/// SSE to SSE4.2, and CRC32.
+/// SSE to SSE4.2, AES, CRC32, MOVBE, ADX.
 fn vector(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
+    match i.mnemonic() {
+        Mnemonic::Movbe if v3() => {
+            return form(Field::General, parts.size(), i.op0_kind() == OpKind::Memory);
+        }
+        Mnemonic::Adcx | Mnemonic::Adox if features().adx => {
+            return form(Field::General, if parts.wide() { 8 } else { 4 }, false);
+        }
+        _ => {}
+    }
     if !i.cpuid_features().iter().all(|feature| offered(*feature)) {
         return None;
     }
@@ -260,16 +278,29 @@ fn vector(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
         OpKind::Memory | OpKind::Immediate8 => false,
         _ => true,
     });
-    if foreign || i.mnemonic() == Mnemonic::Maskmovdqu {
+    // The host may want SHA's operand aligned.
+    let sha = i.cpuid_features().contains(&CpuidFeature::SHA) && parts.address.is_some();
+    if foreign || sha || i.mnemonic() == Mnemonic::Maskmovdqu {
         return None;
     }
+    fields(i, parts).map(Kind::Form)
+}
+
+/// What the fields of a vector instruction are.
+fn fields(i: &Instruction, parts: &Parts<'_>) -> Option<Form> {
     let (mut reg, mut rm) = (Field::Vector, Field::Vector);
-    if operands.clone().any(|(kind, register)| kind == OpKind::Register && register.is_gpr()) {
-        match (parts.map, parts.opcode) {
-            (Map::Two, 0x6e | 0x7e | 0x2a | 0xc4)
-            | (Map::ThreeByte3A, 0x14..=0x17 | 0x20 | 0x22) => rm = Field::General,
-            (Map::Two, 0x2c | 0x2d | 0x50 | 0xd7 | 0xc5) => reg = Field::General,
-            _ => return None,
+    let mut operands = (0..i.op_count()).map(|n| (i.op_kind(n), i.op_register(n)));
+    if operands.any(|(kind, register)| kind == OpKind::Register && register.is_gpr()) {
+        let map = match parts.map {
+            Map::One => 0,
+            Map::Two => 1,
+            Map::ThreeByte38 => 2,
+            Map::ThreeByte3A => 3,
+        };
+        if crate::decode_native::general_in_rm(map, parts.opcode)? {
+            rm = Field::General;
+        } else {
+            reg = Field::General;
         }
     }
     // A shift by a constant has a digit in `reg`; it is written as it is.
@@ -277,29 +308,45 @@ fn vector(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
         reg = Field::Digit;
     }
     let size = if parts.address.is_some() { i.memory_size().size() } else { 0 };
-    if parts.address.is_some() && !(1..=16).contains(&size) {
+    if parts.address.is_some() && !(1..=32).contains(&size) {
         return None;
     }
     let write = i.op0_kind() == OpKind::Memory;
-    let aligned = size == 16 && !crate::decode_native::unaligned(i);
-    Some(Kind::Form(Form {
-        reg,
-        rm,
-        memory: Use { size: size as u8, write, aligned },
-        strip: false,
-    }))
+    let aligned = crate::decode_native::aligned(i, size);
+    Some(Form { reg, rm, memory: Use { size: size as u8, write, aligned }, strip: false })
 }
 
-fn offered(feature: CpuidFeature) -> bool {
-    use std::arch::is_x86_feature_detected as host;
-    match feature {
-        CpuidFeature::SSE | CpuidFeature::SSE2 => true,
-        CpuidFeature::SSE3 => host!("sse3"),
-        CpuidFeature::SSSE3 => host!("ssse3"),
-        CpuidFeature::SSE4_1 => host!("sse4.1"),
-        CpuidFeature::SSE4_2 => host!("sse4.2"),
-        _ => false,
+/// BMI1, BMI2, AVX, AVX2, FMA, F16C.
+fn with_vex(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
+    let of = |features: &[CpuidFeature]| {
+        i.cpuid_features().iter().all(|feature| features.contains(feature))
+    };
+    if v3() && of(&[CpuidFeature::BMI1, CpuidFeature::BMI2]) {
+        let size = if parts.wide() { 8 } else { 4 };
+        return Some(Kind::Bits(Use { size, write: false, aligned: false }));
     }
+    if !i.cpuid_features().iter().all(|feature| offered(*feature)) {
+        return None;
+    }
+    match i.mnemonic() {
+        Mnemonic::Vzeroupper => return Some(Kind::ZeroUppers),
+        // Their memory is the interpreter's matter, or they are rare.
+        Mnemonic::Vmaskmovps
+        | Mnemonic::Vmaskmovpd
+        | Mnemonic::Vpmaskmovd
+        | Mnemonic::Vpmaskmovq
+        | Mnemonic::Vmaskmovdqu
+        | Mnemonic::Vldmxcsr
+        | Mnemonic::Vstmxcsr
+        | Mnemonic::Vzeroall => return None,
+        _ if i.memory_index().is_vector_register() => return None,
+        _ => {}
+    }
+    let known = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_vector_register() || i.op_register(n).is_gpr(),
+        kind => matches!(kind, OpKind::Memory | OpKind::Immediate8),
+    });
+    fields(i, parts).filter(|_| known).map(Kind::Vector)
 }
 
 /// Whether the instruction needs the vector registers.

@@ -70,6 +70,10 @@ pub const INTERPRET: u32 = 4;
 pub const INDIRECT: u32 = 5;
 pub const LINK: u32 = 16;
 
+/// See [`Context::vectors`].
+pub const LOWER: u8 = 1;
+pub const WHOLE: u8 = 2;
+
 /// See the module.
 #[repr(C)]
 pub struct Context {
@@ -82,7 +86,8 @@ pub struct Context {
     pub fpu: u64,
     pub scratch: [u64; 2],
     pub exit: u32,
-    /// 1 while the guest's vector registers are in the host's.
+    /// [`LOWER`] while the lower halves of the guest's vector registers are in the host's, whose upper halves
+    /// are zero; [`WHOLE`] while all of them are; else 0.
     pub vectors: u32,
     /// Numbers of the pages that may be entered, by ring and linear page; 0 for none.
     pub pages: Pages,

@@ -1,5 +1,7 @@
 //! A small assembler: host instructions as bytes.
 
+use crate::vex::Vex;
+
 /// Host registers by number.
 pub const RAX: u8 = 0;
 pub const RDX: u8 = 2;
@@ -97,6 +99,19 @@ impl Assembler {
             self.code.push(0x40 | rex);
         }
         self.bytes(opcode);
+        self.modrm(reg & 7, rm);
+    }
+
+    /// An instruction with a VEX prefix.
+    pub fn vex(&mut self, vex: Vex, opcode: u8, reg: u8, rm: Rm) {
+        let (index, base) = match rm {
+            Rm::Reg(number) => (0, number),
+            Rm::Mem(mem) => (mem.index.map_or(0, |(number, _)| number), mem.base.unwrap_or(0)),
+        };
+        let rex = (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | base >> 3 & 1;
+        let (bytes, length) = vex.bytes(rex);
+        self.bytes(&bytes[..length]);
+        self.code.push(opcode);
         self.modrm(reg & 7, rm);
     }
 

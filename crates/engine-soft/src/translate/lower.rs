@@ -1,16 +1,18 @@
 //! From one guest instruction to host instructions.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::block::{Builder, Cold, Guest};
 use super::classify::{Field, Form, Kind, uses_vectors};
-use super::context;
+use super::context::{self, LOWER};
 use super::emit::{EQUAL, Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, RSP, Rm};
 use super::memory::Use;
-use super::parts::Parts;
+use super::parts::{Map, Parts};
 use super::registers::{A, B, STACK, host, slot};
 use crate::cpu::{FLAG_IF, FLAG_RF, FLAG_VM};
 use crate::flags::OF;
+use crate::native::ZERO_UPPERS;
+use crate::vex::Vex;
 
 /// MXCSR's exception masks, and all bits that every processor has.
 const MXCSR_MASKS: u32 = 0x1f80;
@@ -25,7 +27,9 @@ impl Builder<'_> {
                 self.settle(guest);
                 self.a.bytes(guest.bytes);
             }
-            Kind::Form(form) => self.form(guest, parts, &form),
+            Kind::Form(form) | Kind::Vector(form) => self.form(guest, parts, &form),
+            Kind::Bits(access) => self.bits(guest, parts, access),
+            Kind::ZeroUppers => self.zero_uppers(guest),
             Kind::Lea => {
                 let to = host(parts.reg());
                 self.effective(guest, parts, to.unwrap_or(A), !parts.wide());
@@ -101,7 +105,7 @@ impl Builder<'_> {
 
     fn form(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, form: &Form) {
         if uses_vectors(form) {
-            self.need_vectors(guest);
+            self.need_vectors(guest, parts.vex.is_some());
         }
         let memory = parts.address.map(|_| self.operand(guest, parts, form.memory));
         self.settle(guest);
@@ -127,21 +131,78 @@ impl Builder<'_> {
             }
             (None, number) => Rm::Reg(number.unwrap_or(0)),
         };
-        let prefixes = Prefixes {
-            lock: parts.lock,
-            word: parts.word,
-            repeat: parts.repeat.filter(|_| !form.strip),
-            wide: parts.wide(),
-            rex: parts.rex.is_some(),
-        };
-        let (opcode, length) = parts.opcode_bytes();
-        self.a.instruction(prefixes, &opcode[..length], reg, rm);
+        if let Some(vex) = parts.vex {
+            self.a.vex(vex, parts.opcode, reg, rm);
+        } else {
+            self.legacy(parts, form.strip, reg, rm);
+        }
         self.a.bytes(parts.immediate);
         for (number, register) in [reg_slot, rm_slot].into_iter().flatten() {
             if writes(&guest.i, number) {
                 self.a.store(slot(number), register);
             }
         }
+    }
+
+    fn legacy(&mut self, parts: &Parts<'_>, strip: bool, reg: u8, rm: Rm) {
+        let prefixes = Prefixes {
+            lock: parts.lock,
+            word: parts.word,
+            repeat: parts.repeat.filter(|_| !strip),
+            wide: parts.wide(),
+            rex: parts.rex.is_some(),
+        };
+        let (opcode, length) = parts.opcode_bytes();
+        self.a.instruction(prefixes, &opcode[..length], reg, rm);
+    }
+
+    /// BMI1 and BMI2: up to three general registers, none of which is both read and written.
+    fn bits(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, access: Use) {
+        let Some(vex) = parts.vex else { return };
+        let memory = parts.address.map(|_| self.operand(guest, parts, access));
+        self.settle(guest);
+        let rm = match (memory, parts.rm()) {
+            (Some(place), _) => Rm::Mem(place),
+            (None, number) => Rm::Reg(self.resident(number.unwrap_or(0), A)),
+        };
+        // A group has a digit in `reg`, and its result is in the second register.
+        let group = (parts.map, parts.opcode) == (Map::ThreeByte38, 0xf3);
+        let multiplies = guest.i.mnemonic() == Mnemonic::Mulx;
+        let rotates = guest.i.mnemonic() == Mnemonic::Rorx;
+        let second = match vex.second {
+            _ if rotates => 0,
+            number if group || multiplies => host(number).unwrap_or(B),
+            number => self.resident(number, B),
+        };
+        let reg = match parts.reg() {
+            _ if group => parts.digit(),
+            // Both results may be in memory; what A holds has been read by then.
+            number => host(number).unwrap_or(if multiplies { A } else { B }),
+        };
+        self.a.vex(Vex { second, ..vex }, parts.opcode, reg, rm);
+        self.a.bytes(parts.immediate);
+        // Where both results go to one register, it is the upper half that stays.
+        if (group || multiplies) && host(vex.second).is_none() {
+            self.a.store(slot(vex.second), second);
+        }
+        if !group && host(parts.reg()).is_none() {
+            self.a.store(slot(parts.reg()), reg);
+        }
+    }
+
+    /// The upper halves are in the host's registers, and from now on nowhere else.
+    fn zero_uppers(&mut self, guest: &Guest<'_>) {
+        self.need_vectors(guest, true);
+        self.a.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        self.a.load(B, Mem::at(RSP, context::fpu()));
+        for (place, value) in [
+            (Mem::at(B, ZERO_UPPERS as i32), 1),
+            (Mem::at(RSP, context::vectors()), u32::from(LOWER)),
+        ] {
+            self.a.narrow(0xc7, 0, Rm::Mem(place));
+            self.a.bytes(&value.to_le_bytes());
+        }
+        self.vectors = LOWER;
     }
 
     /// PUSHF; the flags are in memory afterwards.
@@ -164,7 +225,7 @@ impl Builder<'_> {
 
     /// LDMXCSR of a value that masks every exception and has no reserved bit; others are the interpreter's.
     fn load_control(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
-        self.need_vectors(guest);
+        self.need_vectors(guest, false);
         let place = self.operand(guest, parts, Use { size: 4, write: false, aligned: false });
         // A copy, since other processors may change what is in memory between a look and the next.
         let copy = Rm::Mem(Mem::at(RSP, context::scratch()));

@@ -14,7 +14,7 @@ use crate::host::{PAGE, Tlb};
 pub struct Use {
     pub size: u8,
     pub write: bool,
-    /// To 16 bytes, or the interpreter raises an exception.
+    /// To its size, or the interpreter raises an exception.
     pub aligned: bool,
 }
 
@@ -31,7 +31,7 @@ impl Builder<'_> {
         self.clobber(guest);
         if let Some(linear) = constant(guest, parts)
             && linear % PAGE + u64::from(access.size) <= PAGE
-            && (!access.aligned || linear.is_multiple_of(16))
+            && (!access.aligned || linear.is_multiple_of(access.size.into()))
         {
             return self.constant_operand(guest, linear, access);
         }
@@ -85,7 +85,7 @@ impl Builder<'_> {
         let rip = guest.i.ip();
         if access.aligned {
             self.a.narrow(0xf7, 0, Rm::Reg(A)); // test
-            self.a.bytes(&15_u32.to_le_bytes());
+            self.a.bytes(&(u32::from(access.size) - 1).to_le_bytes());
             let hole = self.a.jump(Some(NOT_EQUAL));
             self.cold.push(Cold::Interpret { hole, rip });
         }

@@ -241,7 +241,7 @@ impl Translator {
             stubs: &self.stubs,
             user: cpu.user,
             flags: Flags::Register,
-            vectors: false,
+            vectors: 0,
             cold: Vec::new(),
             exits: Vec::new(),
             first_exit: self.exits.len(),

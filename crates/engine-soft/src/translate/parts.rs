@@ -1,5 +1,7 @@
 //! An instruction's encoding, taken apart so that it can be written again with other registers.
 
+use crate::vex::Vex;
+
 /// Which opcode table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
@@ -34,6 +36,8 @@ pub struct Parts<'a> {
     /// 64 or 65.
     pub segment: Option<u8>,
     pub rex: Option<u8>,
+    /// What REX does not say; the map is in `map` as well.
+    pub vex: Option<Vex>,
     pub map: Map,
     pub opcode: u8,
     pub modrm: Option<u8>,
@@ -42,7 +46,7 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Of a whole, valid instruction of 64-bit mode; `None` for VEX and the like.
+    /// Of a whole, valid instruction of 64-bit mode; `None` for EVEX and the like.
     pub fn of(bytes: &'a [u8]) -> Option<Self> {
         let mut parts = Self {
             lock: false,
@@ -51,6 +55,7 @@ impl<'a> Parts<'a> {
             address_32: false,
             segment: None,
             rex: None,
+            vex: None,
             map: Map::One,
             opcode: 0,
             modrm: None,
@@ -71,20 +76,32 @@ impl<'a> Parts<'a> {
             }
             rest = next;
         }
+        if let Some((vex, rex, length)) = Vex::parse(rest) {
+            parts.vex = Some(vex);
+            parts.rex = Some(rex);
+            parts.map = match vex.map {
+                1 => Map::Two,
+                2 => Map::ThreeByte38,
+                3 => Map::ThreeByte3A,
+                _ => return None,
+            };
+            rest = &rest[length..];
+        }
         let mut take = || -> Option<u8> {
             let (&byte, next) = rest.split_first()?;
             rest = next;
             Some(byte)
         };
         let mut byte = take()?;
-        if byte & 0xf0 == 0x40 {
+        if parts.vex.is_none() && byte & 0xf0 == 0x40 {
             parts.rex = Some(byte & 0xf);
             byte = take()?;
         }
-        if matches!(byte, 0xc4 | 0xc5 | 0x62) {
+        if parts.vex.is_some() {
+            // The map is known.
+        } else if byte == 0x62 {
             return None;
-        }
-        if byte == 0x0f {
+        } else if byte == 0x0f {
             byte = take()?;
             parts.map = Map::Two;
             if byte == 0x38 || byte == 0x3a {
@@ -217,7 +234,12 @@ mod tests {
         // movzx r10d, dil
         let parts = Parts::of(&[0x44, 0x0f, 0xb6, 0xd7]).unwrap();
         assert_eq!((parts.reg(), parts.rm()), (10, Some(7)));
-        // an AVX instruction
-        assert!(Parts::of(&[0xc5, 0xf8, 0x77]).is_none());
+        // vpinsrw xmm9, xmm10, [r8 + rcx*2 + 4], 5
+        let parts = Parts::of(&[0xc4, 0x41, 0x29, 0xc4, 0x4c, 0x48, 4, 5]).unwrap();
+        assert_eq!((parts.map, parts.reg(), parts.vex.unwrap().second), (Map::Two, 9, 10));
+        assert_eq!(parts.address.unwrap().index, Some((1, 1)));
+        assert_eq!(parts.immediate, [5]);
+        // an AVX-512 instruction
+        assert!(Parts::of(&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1]).is_none());
     }
 }

@@ -2,12 +2,14 @@
 
 use std::mem::offset_of;
 
-use super::context::{self, AGAIN, BRANCH, Context, FAULT, INTERPRET};
+use super::context::{self, AGAIN, BRANCH, Context, FAULT, INTERPRET, LOWER, WHOLE};
 use super::emit::{Assembler, EQUAL, Mem, NOT_EQUAL, Prefixes, RBP, RBX, RDI, RDX, RSI, RSP, Rm};
 use super::registers::{A, B, PINNED};
-use crate::cpu::{Access, CR0_EM, CR0_TS, CR4_OSFXSR, Cpu, Stop};
-use crate::native::FpuState;
+use crate::cpu::{Access, CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Cpu, Stop};
+use crate::features::v3;
+use crate::native::{FpuState, UPPER, VECTORS, ZERO_UPPERS};
 use crate::op::Op;
+use crate::vex::Vex;
 
 /// Where the common code is.
 #[derive(Clone, Copy, Default)]
@@ -23,8 +25,9 @@ pub struct Stubs {
     pub find: u64,
     /// Call: the function of the decoded instruction at A is executed.
     pub execute: u64,
-    /// Call: vector registers are loaded.
+    /// Call: vector registers are loaded, their lower halves or whole.
     pub vectors: u64,
+    pub wide_vectors: u64,
 }
 
 /// What [`Stubs::find`] is to find: a number of `size` bytes, to be written or only read.
@@ -43,8 +46,12 @@ fn ctx(displacement: i32) -> Rm {
     Rm::Mem(Mem::at(RSP, displacement))
 }
 
-/// Moves all vector registers; `opcode` 0x10 loads, 0x11 stores. Changes B.
+/// Moves the lower halves of all vector registers, and MXCSR; `opcode` 0x10 loads, 0x11 stores. When loaded, the
+/// host's upper halves are zero. Changes B.
 fn move_vectors(a: &mut Assembler, below: i32, opcode: u8) {
+    if opcode == 0x10 {
+        zero_upper(a);
+    }
     a.load(B, Mem::at(RSP, below + context::fpu()));
     let area = offset_of!(FpuState, area) as i32;
     for number in 0..16 {
@@ -60,11 +67,64 @@ fn move_vectors(a: &mut Assembler, below: i32, opcode: u8) {
     }
 }
 
-/// As [`move_vectors`], where they are the guest's.
+/// Loads the upper halves into registers where they are zero. Changes B and RFLAGS.
+fn load_uppers(a: &mut Assembler, below: i32) {
+    a.load(B, Mem::at(RSP, below + context::fpu()));
+    let zero = Rm::Mem(Mem::at(B, ZERO_UPPERS as i32));
+    a.alu_narrow(7, zero, 0);
+    let none = a.jump(Some(NOT_EQUAL));
+    for number in 0..16 {
+        // vinsertf128 ymm, ymm, [upper], 1
+        let vex = Vex { map: 3, prefix: 1, wide: false, long: true, second: number };
+        let place = Mem::at(B, UPPER as i32 + 16 * i32::from(number));
+        a.vex(vex, 0x18, number, Rm::Mem(place));
+        a.bytes(&[1]);
+    }
+    a.bind(none);
+    set(a, Mem::at(B, ZERO_UPPERS as i32), 0);
+}
+
+/// Stores the upper halves, which are zero afterwards. Changes B.
+fn store_uppers(a: &mut Assembler, below: i32) {
+    a.load(B, Mem::at(RSP, below + context::fpu()));
+    for number in 0..16 {
+        // vextractf128 [upper], ymm, 1
+        let vex = Vex { map: 3, prefix: 1, wide: false, long: true, second: 0 };
+        let place = Mem::at(B, UPPER as i32 + 16 * i32::from(number));
+        a.vex(vex, 0x19, number, Rm::Mem(place));
+        a.bytes(&[1]);
+    }
+    zero_upper(a);
+}
+
+/// VZEROUPPER, where there are upper halves.
+fn zero_upper(a: &mut Assembler) {
+    if v3() {
+        a.bytes(&[0xc5, 0xf8, 0x77]);
+    }
+}
+
+/// `mov dword [mem], value`.
+fn set(a: &mut Assembler, mem: Mem, value: u32) {
+    a.narrow(0xc7, 0, Rm::Mem(mem));
+    a.bytes(&value.to_le_bytes());
+}
+
+/// Moves what is the guest's of the vector registers.
 fn move_loaded_vectors(a: &mut Assembler, below: i32, opcode: u8) {
     a.alu_narrow(7, ctx(below + context::vectors()), 0);
     let none = a.jump(Some(EQUAL));
     move_vectors(a, below, opcode);
+    if v3() {
+        a.alu_narrow(7, ctx(below + context::vectors()), WHOLE.into());
+        let lower = a.jump(Some(NOT_EQUAL));
+        if opcode == 0x10 {
+            load_uppers(a, below);
+        } else {
+            store_uppers(a, below);
+        }
+        a.bind(lower);
+    }
     a.bind(none);
 }
 
@@ -117,12 +177,8 @@ pub fn emit(a: &mut Assembler) -> Stubs {
     let leave = a.here();
     move_registers(a, 0, STORE);
     let left = a.here();
-    a.alu_narrow(7, ctx(context::vectors()), 0);
-    let none = a.jump(Some(EQUAL));
-    move_vectors(a, 0, 0x11);
-    a.narrow(0xc7, 0, ctx(context::vectors()));
-    a.bytes(&0_u32.to_le_bytes());
-    a.bind(none);
+    move_loaded_vectors(a, 0, 0x11);
+    set(a, Mem::at(RSP, context::vectors()), 0);
     a.load(RSP, Mem::at(RSP, context::host_stack()));
     a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
 
@@ -132,30 +188,50 @@ pub fn emit(a: &mut Assembler) -> Stubs {
     call_rust(a, execute as *const () as u64, left);
 
     stubs.vectors = a.here();
+    vectors(a, false, leave);
+    stubs.wide_vectors = a.here();
+    vectors(a, true, leave);
+    stubs
+}
+
+/// Loads the vector registers if the guest may use them, or leaves the instruction to the interpreter.
+fn vectors(a: &mut Assembler, wide: bool, leave: u64) {
     let below = 8;
+    let mut refused = Vec::new();
     a.narrow(LOAD, A, ctx(below + offset_of!(Cpu, cr0) as i32));
     a.alu_narrow(4, Rm::Reg(A), (CR0_EM | CR0_TS) as u32);
-    let off = a.jump(Some(NOT_EQUAL));
-    a.narrow(LOAD, A, ctx(below + offset_of!(Cpu, cr4) as i32));
-    a.alu_narrow(4, Rm::Reg(A), CR4_OSFXSR as u32);
-    let absent = a.jump(Some(EQUAL));
+    refused.push(a.jump(Some(NOT_EQUAL)));
+    let mut all = |a: &mut Assembler, offset: usize, bits: u64| {
+        a.narrow(LOAD, A, ctx(below + offset as i32));
+        a.alu_narrow(4, Rm::Reg(A), bits as u32);
+        a.alu_narrow(7, Rm::Reg(A), bits as u32);
+        refused.push(a.jump(Some(NOT_EQUAL)));
+    };
+    let control = if wide { CR4_OSFXSR | CR4_OSXSAVE } else { CR4_OSFXSR };
+    all(a, offset_of!(Cpu, cr4), control);
+    if wide {
+        all(a, offset_of!(Cpu, xcr0), VECTORS);
+    }
+    a.alu_narrow(7, ctx(below + context::vectors()), 0);
+    let loaded = a.jump(Some(NOT_EQUAL));
     a.load(B, Mem::at(RSP, below + context::fpu()));
     a.narrow(LOAD, A, Rm::Mem(Mem::at(B, offset_of!(FpuState, area) as i32 + MXCSR)));
     a.alu_narrow(4, Rm::Reg(A), MASKED);
     a.alu_narrow(7, Rm::Reg(A), MASKED);
-    let unmasked = a.jump(Some(NOT_EQUAL));
+    refused.push(a.jump(Some(NOT_EQUAL)));
     move_vectors(a, below, 0x10);
-    a.narrow(0xc7, 0, ctx(below + context::vectors()));
-    a.bytes(&1_u32.to_le_bytes());
+    a.bind(loaded);
+    if wide {
+        load_uppers(a, below);
+    }
+    set(a, Mem::at(RSP, below + context::vectors()), if wide { WHOLE } else { LOWER }.into());
     a.bytes(&[0xc3]);
-    for hole in [off, absent, unmasked] {
+    for hole in refused {
         a.bind(hole);
     }
     a.lea(RSP, Mem::at(RSP, 8));
-    a.narrow(0xc7, 0, ctx(context::exit()));
-    a.bytes(&INTERPRET.to_le_bytes());
+    set(a, Mem::at(RSP, context::exit()), INTERPRET);
     a.jump_to(leave);
-    stubs
 }
 
 /// Calls `function(cpu, A, B)` on the host's stack; with 0 in return, leaves.
@@ -182,8 +258,7 @@ fn call_rust(a: &mut Assembler, function: u64, left: u64) {
     a.bind(failed);
     a.lea(RSP, Mem::at(RSP, below));
     // The vector registers are stored.
-    a.narrow(0xc7, 0, ctx(context::vectors()));
-    a.bytes(&0_u32.to_le_bytes());
+    set(a, Mem::at(RSP, context::vectors()), 0);
     a.jump_to(left);
 }
 

@@ -219,6 +219,9 @@ fn stops(i: &Instruction) -> bool {
                 | M::Outsw
                 | M::Outsd
                 | M::Cpuid
+                | M::Xsetbv
+                | M::Rdrand
+                | M::Rdseed
         )
 }
 

@@ -12,7 +12,7 @@ use super::trace::{Item, Trace};
 use crate::cpu::{Cpu, Fault, Msrs, Step, Stop};
 use crate::flags;
 use crate::host::HostAddress;
-use crate::native::FpuState;
+use crate::native::{FXSAVE, UPPERS};
 use engine::state::Segment;
 
 /// A write.
@@ -48,7 +48,7 @@ struct State {
     base: [u64; 8],
     gs: Segment,
     msrs: Msrs,
-    fpu: Box<[u8; 512]>,
+    fpu: Box<([u8; FXSAVE], [u8; UPPERS])>,
     fault: Fault,
     cr2: u64,
     /// Writes so far.
@@ -65,7 +65,7 @@ impl State {
             base: cpu.base,
             gs: cpu.segments[crate::cpu::GS],
             msrs: cpu.msrs.clone(),
-            fpu: Box::new(area(&cpu.fpu)),
+            fpu: Box::new((cpu.fpu.area, cpu.fpu.uppers())),
             fault: cpu.fault,
             cr2: cpu.cr2,
             writes: cpu.journal.as_ref().map_or(0, |journal| journal.writes.len()),
@@ -82,16 +82,11 @@ impl State {
         cpu.base = self.base;
         cpu.segments[crate::cpu::GS] = self.gs;
         cpu.msrs = self.msrs.clone();
-        cpu.fpu.area[..512].copy_from_slice(&*self.fpu);
+        cpu.fpu.area = self.fpu.0;
+        cpu.fpu.set_uppers(&self.fpu.1);
         cpu.fault = self.fault;
         cpu.cr2 = self.cr2;
     }
-}
-
-fn area(fpu: &FpuState) -> [u8; 512] {
-    let mut area = [0; 512];
-    area.copy_from_slice(&fpu.area[..512]);
-    area
 }
 
 /// What the interpreter did.
@@ -165,7 +160,10 @@ impl Rehearsal {
         let executed =
             if early { place.unwrap_or(self.steps.len() - 1) } else { self.steps.len() - 1 };
         let mut text = String::new();
-        let Some(wanted) = self.steps.get(executed) else {
+        // A gather has done a part of its work when it faults.
+        let both = reason == context::FAULT && self.stop == Some(Stop::Fault);
+        let partly = usize::from(both && executed + 2 == self.steps.len());
+        let Some(wanted) = self.steps.get(executed + partly) else {
             let _ = writeln!(text, "the translated block went {executed} instructions far");
             return Some(text + &self.describe(cpu, trace));
         };

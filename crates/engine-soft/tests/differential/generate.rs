@@ -8,9 +8,11 @@ use iced_x86::{
     InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register,
 };
 
-use crate::case::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, FCW, MXCSR, WRITABLE};
+use crate::case::{
+    AREA, CODE, CODE_SIZE, Case, DATA, DATA_SIZE, FCW, MXCSR, UPPER, WRITABLE, XMM, XSTATE_BV,
+};
 use crate::undefined;
-use crate::values::{Random, float, fpu, general, number};
+use crate::values::{Random, float, fpu, general, number, wide};
 
 /// One way to write an instruction.
 #[derive(Clone, Debug)]
@@ -61,7 +63,26 @@ const OFFERED: &[F] = &[
     F::PAUSE,
     F::PREFETCHW,
     F::D3NOW,
+    F::XSAVEOPT,
+    F::XSAVEC,
+    F::CLFLUSHOPT,
+    F::CLWB,
 ];
+
+/// Features of the processor that are offered to guests where the host has them.
+fn offered_with_host(feature: F) -> bool {
+    use std::arch::is_x86_feature_detected as host;
+    match feature {
+        F::AVX | F::AVX2 | F::BMI1 | F::BMI2 | F::F16C | F::FMA | F::LZCNT => wide(),
+        F::AES => host!("aes"),
+        F::PCLMULQDQ => host!("pclmulqdq"),
+        F::SHA => host!("sha"),
+        F::ADX => host!("adx"),
+        F::VAES => host!("vaes"),
+        F::VPCLMULQDQ => host!("vpclmulqdq"),
+        _ => false,
+    }
+}
 
 /// What must not or cannot be compared with a process of Linux.
 fn excluded(i: &Instruction, narrow: bool) -> bool {
@@ -85,6 +106,10 @@ fn excluded(i: &Instruction, narrow: bool) -> bool {
     || matches!(i.code(), Code::Pushw_ES | Code::Pushw_CS | Code::Pushw_SS | Code::Pushw_DS)
     // Where Linux says that a process is after it differs between virtual and other processors.
     || i.mnemonic() == M::Int1
+    // Only AMD's processors take its operand from anywhere.
+    || i.cpuid_features().contains(&F::SHA) && has_memory(i) && !host_is_amd()
+    // AMD's processors refuse it with VEX.W, Intel's ignore that.
+    || narrow && matches!(i.code(), Code::VEX_Vpextrd_rm32_xmm_imm8 | Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8)
     // Undefined altogether.
     || i.code() == Code::Bswap_r16
     // 3DNow! but for its prefetches.
@@ -133,7 +158,7 @@ fn has_16_bits(i: &Instruction) -> bool {
 impl Encodings {
     /// Every instruction that decodes to something that guests may use.
     pub fn new(narrow: bool) -> Self {
-        let mut found: BTreeMap<(String, bool, bool), (Key, Vec<Template>)> = BTreeMap::new();
+        let mut heads: Vec<(Vec<u8>, bool)> = Vec::new();
         let mut prefixes: Vec<Vec<u8>> =
             [&[][..], &[0x66], &[0xf3], &[0xf2], &[0xf0]].map(<[u8]>::to_vec).into();
         prefixes.extend([vec![0x67], vec![0xf0, 0x66], vec![0x66, 0xf2]]);
@@ -143,31 +168,40 @@ impl Encodings {
             prefixes.extend(wide);
         }
         let maps: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
-        for prefix in &prefixes {
-            for map in maps {
-                for opcode in 0..=255_u8 {
-                    let head = [prefix, map, &[opcode]].concat();
-                    let all = map.is_empty() && (0xd8..=0xdf).contains(&opcode)
-                        || map == [0x0f] && matches!(opcode, 0x01 | 0xae | 0xc7);
-                    for modrm in 0..=255_u8 {
-                        let (form, rm) = (modrm >> 6, modrm & 7);
-                        let wanted = form == 0 && rm == 3 || form == 3 && (all || rm == 1);
-                        if !wanted {
-                            continue;
-                        }
-                        let template = Template { head: head.clone(), modrm };
-                        let bytes = [&head[..], &[modrm], &[0; 12]].concat();
-                        let i = decode(&bytes, narrow);
-                        if !usable(&i, narrow) || i.len() < head.len() {
-                            continue;
-                        }
-                        let key = (i.code(), has_memory(&i), i.has_lock_prefix());
-                        let name = (format!("{:?}", key.0), key.1, key.2);
-                        let templates = &mut found.entry(name).or_insert((key, Vec::new())).1;
-                        if templates.len() < 16 {
-                            templates.push(template);
-                        }
-                    }
+        for opcode in 0..=255_u8 {
+            for (prefix, map) in prefixes.iter().flat_map(|p| maps.map(|map| (p, map))) {
+                let all = map.is_empty() && (0xd8..=0xdf).contains(&opcode)
+                    || map == [0x0f] && matches!(opcode, 0x01 | 0xae | 0xc7);
+                heads.push(([prefix, map, &[opcode]].concat(), all));
+            }
+            // VEX: three maps; W, a second register or none, L and the prefix.
+            for map in 1..=3_u8 {
+                for last in (0..8).flat_map(|low| [0x78, 0x68, 0xf8, 0xe8].map(|high| high | low)) {
+                    heads.push((vec![0xc4, 0xe0 | map, last, opcode], false));
+                }
+            }
+        }
+        let mut found: BTreeMap<(String, bool, bool), (Key, Vec<Template>)> = BTreeMap::new();
+        for (head, all) in heads {
+            for modrm in 0..=255_u8 {
+                let (form, rm) = (modrm >> 6, modrm & 7);
+                // The fifth has an index, which may have to be a vector.
+                let wanted = form == 0 && (rm == 3 || rm == 4 && head[0] == 0xc4)
+                    || form == 3 && (all || rm == 1);
+                if !wanted {
+                    continue;
+                }
+                let template = Template { head: head.clone(), modrm };
+                let bytes = [&head[..], &[modrm], &[0; 12]].concat();
+                let i = decode(&bytes, narrow);
+                if !usable(&i, narrow) || i.len() < head.len() {
+                    continue;
+                }
+                let key = (i.code(), has_memory(&i), i.has_lock_prefix());
+                let name = (format!("{:?}", key.0), key.1, key.2);
+                let templates = &mut found.entry(name).or_insert((key, Vec::new())).1;
+                if templates.len() < 16 {
+                    templates.push(template);
                 }
             }
         }
@@ -203,7 +237,7 @@ impl Encodings {
         }
         case.code = bytes;
         self.suit(&mut case, &i, random);
-        if is_xsave(&i) && case.registers.rax > 3 {
+        if is_xsave(&i) && case.registers.rax > if wide() { 7 } else { 3 } {
             // Components that the host has and the guest has not.
             return self.single(index, random);
         }
@@ -318,7 +352,15 @@ impl Encodings {
                 if random.one_in(4) {
                     modrm = template.modrm;
                 }
-                if !self.narrow {
+                if is_vex(&bytes, opcode) {
+                    // The other register, and the upper halves of all.
+                    if random.below(4) > 0 {
+                        bytes[opcode + 2] ^= (random.below(16) as u8) << 3;
+                    }
+                    if !self.narrow {
+                        bytes[opcode + 1] ^= (random.below(8) as u8) << 5;
+                    }
+                } else if !self.narrow {
                     let rex = random.below(8) as u8;
                     if bytes.get(opcode.wrapping_sub(1)).is_some_and(|b| b & 0xf0 == 0x40)
                         && opcode > 0
@@ -408,6 +450,7 @@ impl Encodings {
             undefined_flags: Vec::new(),
             undefined_if_zero: false,
             coarse: false,
+            partial: false,
             ignored: Vec::new(),
             text: String::new(),
         }
@@ -427,7 +470,7 @@ impl Encodings {
             _ => DATA + 16 * random.below(WRITABLE as u64 / 16 - 8),
         };
         if is_xsave(i) {
-            (r.rax, r.rdx) = (random.below(4), 0);
+            (r.rax, r.rdx) = (random.below(if wide() { 8 } else { 4 }), 0);
             target &= if random.one_in(8) { !0xf } else { !0x3f };
         }
         // Limits of the stack segment are not checked.
@@ -442,7 +485,9 @@ impl Encodings {
         if has_memory(i) {
             aim(r, i, case.fs_base, case.gs_base, target);
         }
-        if let Some(at) = target.checked_sub(DATA).filter(|at| *at + 576 <= DATA_SIZE as u64) {
+        if let Some(at) =
+            target.checked_sub(DATA).filter(|at| *at + AREA as u64 <= DATA_SIZE as u64)
+        {
             suit_operand(i, &mut case.data, at as usize, &mut case.ignored, random);
         }
         if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm()) {
@@ -450,23 +495,40 @@ impl Encodings {
             case.fpu[MXCSR] |= 0x80;
             case.fpu[MXCSR + 1] |= 0x1f;
         }
-        case.coarse = matches!(
-            i.mnemonic(),
-            M::Fnsave
-                | M::Frstor
-                | M::Fldenv
-                | M::Fnstenv
-                | M::Fxsave
-                | M::Fxsave64
-                | M::Fxrstor
-                | M::Fxrstor64
-                | M::Xsave
-                | M::Xsave64
-                | M::Xrstor
-                | M::Xrstor64
-                | M::Maskmovq
-                | M::Maskmovdqu
-        );
+        if i.memory_index().is_vector_register() {
+            // Most indices are small.
+            let number = i.memory_index().number();
+            for place in [XMM + 16 * number, UPPER + 16 * number] {
+                for index in case.fpu[place..place + 16].chunks_exact_mut(8) {
+                    let near = |random: &mut Random| random.below(64) as u32 as u64;
+                    let value = match random.below(4) {
+                        0 => number_of_index(random),
+                        1 => near(random),
+                        _ => near(random) | near(random) << 32,
+                    };
+                    index.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            if case.fpu[XSTATE_BV] & 4 == 0 {
+                case.fpu[UPPER..].fill(0);
+            }
+        }
+        case.partial = i.memory_index().is_vector_register() && !host_is_amd();
+        case.coarse = is_xsave(i)
+            || matches!(
+                i.mnemonic(),
+                M::Fnsave
+                    | M::Frstor
+                    | M::Fldenv
+                    | M::Fnstenv
+                    | M::Fxsave
+                    | M::Fxsave64
+                    | M::Fxrstor
+                    | M::Fxrstor64
+                    | M::Maskmovq
+                    | M::Maskmovdqu
+                    | M::Vmaskmovdqu
+            );
         let place = DATA + random.below(WRITABLE as u64);
         match i.mnemonic() {
             M::Leave | M::Enter => r.rbp = place,
@@ -478,7 +540,7 @@ impl Encodings {
                 case.data[at..at + 8].copy_from_slice(&value.to_le_bytes());
             }
             M::Xlatb => r.rbx = place,
-            M::Maskmovq | M::Maskmovdqu => r.rdi = place,
+            M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => r.rdi = place,
             M::Div | M::Idiv => {
                 if random.one_in(2) {
                     r.rdx = 0;
@@ -524,8 +586,10 @@ fn decode(bytes: &[u8], narrow: bool) -> Instruction {
 
 fn usable(i: &Instruction, narrow: bool) -> bool {
     i.code() != Code::INVALID
-        && i.encoding() == EncodingKind::Legacy
-        && i.cpuid_features().iter().all(|feature| OFFERED.contains(feature))
+        && matches!(i.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        && i.cpuid_features()
+            .iter()
+            .all(|feature| OFFERED.contains(feature) || offered_with_host(*feature))
         && !excluded(i, narrow)
 }
 
@@ -534,7 +598,22 @@ pub fn has_memory(i: &Instruction) -> bool {
 }
 
 fn is_xsave(i: &Instruction) -> bool {
-    matches!(i.mnemonic(), M::Xsave | M::Xsave64 | M::Xrstor | M::Xrstor64)
+    matches!(
+        i.mnemonic(),
+        M::Xsave
+            | M::Xsave64
+            | M::Xsaveopt
+            | M::Xsaveopt64
+            | M::Xsavec
+            | M::Xsavec64
+            | M::Xrstor
+            | M::Xrstor64
+    )
+}
+
+/// Whether the opcode at this place is in truth a VEX prefix, which templates have in its long form.
+fn is_vex(head: &[u8], opcode: usize) -> bool {
+    head[opcode] == 0xc4 && head.len() == opcode + 4
 }
 
 fn is_string(i: &Instruction) -> bool {
@@ -558,6 +637,7 @@ fn is_string(i: &Instruction) -> bool {
 fn tame(i: &Instruction) -> bool {
     matches!(i.flow_control(), iced_x86::FlowControl::Next)
         && !is_string(i)
+        && !is_xsave(i)
         && !matches!(
             i.mnemonic(),
             M::Div
@@ -579,10 +659,8 @@ fn tame(i: &Instruction) -> bool {
                 | M::Bound
                 | M::Fxrstor
                 | M::Fxrstor64
-                | M::Xsave
-                | M::Xsave64
-                | M::Xrstor
-                | M::Xrstor64
+                | M::Vmaskmovdqu
+                | M::Vldmxcsr
                 | M::Fxsave
                 | M::Fxsave64
                 | M::Ldmxcsr
@@ -655,7 +733,10 @@ fn aim(r: &mut Registers, i: &Instruction, fs: u64, gs: u64, target: u64) {
             }
         }
     };
-    let (base, index) = (i.memory_base(), i.memory_index());
+    let (base, mut index) = (i.memory_base(), i.memory_index());
+    if index.is_vector_register() {
+        index = Register::None;
+    }
     let scaled = value(r, index).wrapping_mul(i.memory_index_scale().into());
     let wanted = target.wrapping_sub(segment).wrapping_sub(i.memory_displacement64());
     if base != Register::None && !base.is_ip() {
@@ -670,6 +751,11 @@ fn aim(r: &mut Registers, i: &Instruction, fs: u64, gs: u64, target: u64) {
     }
 }
 
+/// Two indices of 32 bits or one of 64, which may lead anywhere.
+fn number_of_index(random: &mut Random) -> u64 {
+    if random.one_in(4) { number(random) } else { (random.next() as i16 / 64) as i64 as u64 }
+}
+
 /// Values that an instruction accepts where most would be refused, and what of its output is made up.
 fn suit_operand(
     i: &Instruction,
@@ -682,24 +768,33 @@ fn suit_operand(
     let mxcsr = random.next() as u32 & if random.one_in(8) { 0xffff_0000 | 0xffff } else { 0xffff };
     let mxcsr = mxcsr & !(1 << 17);
     match i.mnemonic() {
-        M::Ldmxcsr => data[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes()),
+        M::Ldmxcsr | M::Vldmxcsr => data[at..at + 4].copy_from_slice(&mxcsr.to_le_bytes()),
         M::Fxrstor | M::Fxrstor64 => {
             data[at + MXCSR..at + MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
         }
         M::Xrstor | M::Xrstor64 => {
             data[at + MXCSR..at + MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
             data[at + 512..at + 576].fill(0);
-            data[at + 512] = random.below(4) as u8;
+            data[at + 512] = random.below(if wide() { 8 } else { 4 }) as u8;
+            if random.one_in(2) {
+                // Compacted.
+                data[at + 520] = if random.one_in(4) { random.below(8) as u8 } else { 7 };
+                data[at + 527] = 0x80;
+                // Whether MXCSR is reset with SSE's registers differs, even from one time to the next.
+                data[at + 512] |= 2;
+            }
         }
         // The last instruction and operand, and components that are as after a reset.
-        M::Xsave | M::Xsave64 => ignored.extend([at + 6..at + 24, at + 512..at + 513]),
+        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64 => {
+            ignored.extend([at + 6..at + 24, at + 512..at + 513]);
+        }
         // The last instruction and operand.
         M::Fxsave | M::Fxsave64 => ignored.push(at + 6..at + 24),
         M::Fnstenv | M::Fnsave if i.memory_size().size() >= 28 => ignored.push(at + 12..at + 28),
         M::Fnstenv | M::Fnsave => ignored.push(at + 6..at + 14),
         _ => {}
     }
-    if matches!(i.mnemonic(), M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64) {
+    if is_xsave(i) || matches!(i.mnemonic(), M::Fxsave | M::Fxsave64) {
         // MXCSR_MASK.
         ignored.push(at + 28..at + 32);
     }

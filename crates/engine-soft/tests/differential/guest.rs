@@ -6,7 +6,9 @@ use engine::state::{DescriptorTable, Registers, Segment, VcpuState};
 use engine::{Bus, Engine, Exit, GuestRegion, Kicker, MemoryRegion, Vcpu, VcpuConfig, VmConfig};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress, MmapRegion};
 
-use crate::case::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, INT3, Outcome, WRITABLE};
+use crate::case::{
+    AREA, CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, INT3, Outcome, WRITABLE,
+};
 
 /// Guest-physical addresses.
 const GDT: u64 = 0x1000;
@@ -170,9 +172,8 @@ impl Guest {
         let null = Segment { unusable: true, ..Segment::default() };
         state.system.fs = Segment { base: case.fs_base, ..null };
         state.system.gs = Segment { base: case.gs_base, ..null };
-        state.xsave[..case.fpu.len()].copy_from_slice(&case.fpu);
-        // x87 and SSE are there.
-        state.xsave[512] = 3;
+        let length = state.xsave.len();
+        state.xsave.copy_from_slice(&case.fpu[..length]);
         self.cpu.set_state(state).expect("a possible state");
     }
 }
@@ -196,8 +197,8 @@ fn prepare(state: &mut VcpuState) {
     system.cr3 = TABLES;
     // PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE
     system.cr4 = 0x5_0620;
-    // x87, SSE
-    state.xcr0 = Some(3);
+    // x87, SSE, AVX
+    state.xcr0 = Some(if crate::values::wide() { 7 } else { 3 });
     // SCE, LME, LMA, NXE
     system.efer = 0xd01;
 }
@@ -208,8 +209,8 @@ impl Executor for Guest {
         let exit = self.cpu.run(&self.board).expect("a run");
         let state = self.cpu.state().expect("a state");
         let port = self.board.port.swap(0, std::sync::atomic::Ordering::SeqCst);
-        let mut fpu = [0; 512];
-        fpu.copy_from_slice(&state.xsave[..512]);
+        let mut fpu = [0; AREA];
+        fpu[..state.xsave.len()].copy_from_slice(&state.xsave);
         let mut data = vec![0; DATA_SIZE];
         self.memory.read_slice(&mut data, MemoryRegionAddress(DATA_PLACE)).expect("within memory");
         let mut outcome = Outcome { end: End::Other(-1), registers: state.registers, fpu, data };

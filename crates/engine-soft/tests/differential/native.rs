@@ -6,12 +6,14 @@ use std::ptr::null_mut;
 use engine::state::Registers;
 
 use crate::case::{
-    CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, FXSAVE, INT3, Outcome, WRITABLE,
+    AREA, CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, INT3, Outcome, WRITABLE,
 };
 
 /// Linux's selectors for ring 3.
 const CODE_64: u64 = 0x33;
 const CODE_32: u64 = 0x23;
+/// The register set that is an XSAVE area.
+const NT_X86_XSTATE: i32 = 0x202;
 /// `si_code` of an exception that has no code of its own.
 const SI_KERNEL: i32 = 0x80;
 const FPE_INTDIV: i32 = 1;
@@ -23,6 +25,8 @@ pub struct Native {
     /// Code and data, writable here and as the child sees them there.
     memory: *mut u8,
     registers: libc::user_regs_struct,
+    /// x87 and vector state, as much as the host has.
+    extended: Vec<u8>,
     code: (usize, usize),
 }
 
@@ -80,8 +84,20 @@ impl Native {
                 return Err(failed("trace"));
             }
             memory.cast::<u8>().write_bytes(INT3, CODE_SIZE);
-            Ok(Self { child, memory: memory.cast(), registers, code: (0, 0) })
+            let mut extended = vec![0; 64 << 10];
+            let mut area =
+                libc::iovec { iov_base: extended.as_mut_ptr().cast(), iov_len: extended.len() };
+            let got = libc::ptrace(libc::PTRACE_GETREGSET, child, NT_X86_XSTATE, &raw mut area);
+            if got != 0 {
+                return Err(failed("vectors"));
+            }
+            extended.truncate(area.iov_len.max(AREA));
+            Ok(Self { child, memory: memory.cast(), registers, extended, code: (0, 0) })
         }
+    }
+
+    fn area(&mut self) -> libc::iovec {
+        libc::iovec { iov_base: self.extended.as_mut_ptr().cast(), iov_len: self.extended.len() }
     }
 
     /// Puts the case into memory and registers.
@@ -129,9 +145,12 @@ impl Native {
             data.copy_from_nonoverlapping(case.data.as_ptr(), DATA_SIZE);
             let set = libc::ptrace(libc::PTRACE_SETREGS, self.child, 0, &raw const registers);
             assert_eq!(set, 0, "registers: {}", std::io::Error::last_os_error());
-            let fpu = case.fpu.as_ptr();
-            let set = libc::ptrace(libc::PTRACE_SETFPREGS, self.child, 0, fpu);
-            assert_eq!(set, 0, "x87 and SSE: {}", std::io::Error::last_os_error());
+            self.extended[..AREA].copy_from_slice(&case.fpu);
+            // What Linux says in the bytes that belong to software is only for reading.
+            let mut area = self.area();
+            let set =
+                libc::ptrace(libc::PTRACE_SETREGSET, self.child, NT_X86_XSTATE, &raw mut area);
+            assert_eq!(set, 0, "vectors: {}", std::io::Error::last_os_error());
         }
     }
 
@@ -179,9 +198,11 @@ impl Executor for Native {
         // SAFETY: zeroes are valid registers; the child is stopped; the mapping holds the data.
         unsafe {
             let mut r: libc::user_regs_struct = std::mem::zeroed();
-            let mut fpu = [0; FXSAVE];
+            let mut fpu = [0; AREA];
             libc::ptrace(libc::PTRACE_GETREGS, self.child, 0, &raw mut r);
-            libc::ptrace(libc::PTRACE_GETFPREGS, self.child, 0, fpu.as_mut_ptr());
+            let mut area = self.area();
+            libc::ptrace(libc::PTRACE_GETREGSET, self.child, NT_X86_XSTATE, &raw mut area);
+            fpu.copy_from_slice(&self.extended[..AREA]);
             let registers = Registers {
                 rax: r.rax,
                 rbx: r.rbx,

@@ -59,6 +59,12 @@ pub fn flags(i: &Instruction, count: Option<u64>) -> u64 {
             Some(count) if count <= bits => AF | OF,
             _ => CF | OF | SF | ZF | AF | PF,
         },
+        // ANDN, BZHI, BLSI, BLSMSK, BLSR: "The AF and PF flags are undefined."
+        M::Andn | M::Bzhi | M::Blsi | M::Blsmsk | M::Blsr => AF | PF,
+        // BEXTR: "The AF, SF, and PF flags are undefined."
+        M::Bextr => AF | SF | PF,
+        // LZCNT, TZCNT: "the OF, SF, PF, and AF flags are undefined."
+        M::Lzcnt | M::Tzcnt => OF | SF | PF | AF,
         _ => 0,
     }
 }

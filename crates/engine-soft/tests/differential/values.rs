@@ -2,7 +2,7 @@
 
 use engine::state::Registers;
 
-use crate::case::{DATA, DATA_SIZE, FCW, FSW, FTW, FXSAVE, MXCSR, ST, XMM};
+use crate::case::{AREA, DATA, DATA_SIZE, FCW, FSW, FTW, MXCSR, ST, UPPER, XMM, XSTATE_BV};
 
 /// SplitMix64: the same numbers for the same seed, everywhere.
 pub struct Random(pub u64);
@@ -84,9 +84,9 @@ pub fn float(random: &mut Random) -> f64 {
     }
 }
 
-/// A state that FXRSTOR accepts.
-pub fn fpu(random: &mut Random, narrow: bool) -> [u8; FXSAVE] {
-    let mut area = [0; FXSAVE];
+/// A state that XRSTOR accepts.
+pub fn fpu(random: &mut Random, narrow: bool) -> [u8; AREA] {
+    let mut area = [0; AREA];
     let mut control = 0x37f_u16;
     if random.one_in(2) {
         control =
@@ -114,8 +114,10 @@ pub fn fpu(random: &mut Random, narrow: bool) -> [u8; FXSAVE] {
         let at = ST + 16 * register;
         area[at..at + 10].copy_from_slice(&extended(random));
     }
-    for register in 0..if narrow { 8 } else { 16 } {
-        let at = XMM + 16 * register;
+    let registers = if narrow { 8 } else { 16 };
+    let lows = (0..registers).map(|register| XMM + 16 * register);
+    let uppers = (0..registers).map(|register| UPPER + 16 * register);
+    for at in lows.chain(uppers) {
         let halves: [u64; 2] = match random.below(5) {
             0 => [float(random).to_bits(), float(random).to_bits()],
             1 => std::array::from_fn(|_| {
@@ -128,7 +130,18 @@ pub fn fpu(random: &mut Random, narrow: bool) -> [u8; FXSAVE] {
         area[at..at + 8].copy_from_slice(&halves[0].to_le_bytes());
         area[at + 8..at + 16].copy_from_slice(&halves[1].to_le_bytes());
     }
+    area[XSTATE_BV] = 3;
+    if wide() && !random.one_in(4) {
+        area[XSTATE_BV] = 7;
+    } else {
+        area[UPPER..].fill(0);
+    }
     area
+}
+
+/// Whether there are upper halves.
+pub fn wide() -> bool {
+    std::arch::is_x86_feature_detected!("avx2")
 }
 
 /// A number of 80 bits.
