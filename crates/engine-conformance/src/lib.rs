@@ -20,6 +20,7 @@ mod kick;
 mod memory;
 mod processors;
 mod state;
+mod vectors;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,6 +71,7 @@ pub fn tests() -> Vec<Test> {
         processors::TESTS,
         kick::TESTS,
         state::TESTS,
+        vectors::TESTS,
     ]
     .concat()
 }

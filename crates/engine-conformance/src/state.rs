@@ -67,7 +67,7 @@ fn same_state(seen: VcpuState, expected: VcpuState) -> Outcome {
 }
 
 /// Goes on with a guest of one processor in a fresh virtual machine.
-fn move_guest(
+pub(crate) fn move_guest(
     engine: &dyn Engine,
     guest: &Guest,
     cpu: &mut dyn Vcpu,
