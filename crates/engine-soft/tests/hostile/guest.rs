@@ -50,7 +50,7 @@ fn watch(kicker: Option<Kicker>) {
     });
 }
 
-fn start(cpu: &mut dyn Vcpu, mode: u8) -> VcpuState {
+fn start(engine: &SoftEngine, cpu: &mut dyn Vcpu, mode: u8) -> VcpuState {
     let mut state = cpu.state().expect("a state");
     let (data, code, cr0, cr4, efer) = match mode & 3 {
         // Real mode, protected mode, compatibility mode, 64-bit mode.
@@ -72,6 +72,9 @@ fn start(cpu: &mut dyn Vcpu, mode: u8) -> VcpuState {
         DescriptorTable { base: INPUT, limit: 0xfff },
     );
     (s.cr0, s.cr3, s.cr4, s.efer) = (cr0, TABLES, cr4, efer);
+    // All that the engine has.
+    let components = engine.capabilities().cpuid.get(0xd, 0).map_or(1, |leaf| leaf.eax);
+    state.xcr0 = Some(components.into());
     state.registers.rip = INPUT;
     state.registers.rsp = INPUT + 0x4000;
     state.registers.rflags = 2;
@@ -94,7 +97,7 @@ pub fn run(engine: &SoftEngine, mode: u8, code: &[u8]) {
     memory.write_slice(code, MemoryRegionAddress(INPUT)).expect("within memory");
     let cpuid = engine.capabilities().cpuid.clone();
     let mut cpu = vm.create_vcpu(&VcpuConfig { index: 0, cpuid }).expect("a processor");
-    let state = start(&mut *cpu, mode);
+    let state = start(engine, &mut *cpu, mode);
     cpu.set_state(&state).expect("a possible state");
     watch(Some(cpu.kicker()));
     cpu.run(&Echo(Mutex::default())).expect("an exit");
