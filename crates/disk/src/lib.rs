@@ -71,7 +71,7 @@ pub use format::{Format, UnknownFormat};
 pub use fuzz::fuzz;
 pub use open::{
     FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over,
-    open_url, overlay,
+    open_remote, open_url, overlay,
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};
@@ -79,8 +79,8 @@ pub use rebase::{NewParent, Rebased, rebase};
 pub use resize::resize;
 pub use snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
 pub use source::{
-    FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource, Source,
-    WritableSource, is_url,
+    FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource,
+    ReadAhead, RemoteSource, Source, WritableSource, is_url,
 };
 
 /// Bytes in a sector, the unit of a disk's length.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::archive::{self, Archive};
 use crate::layer::{Image, Layer};
 use crate::qcow2::Qcow2Options;
-use crate::source::{FileSource, HttpOptions, HttpSource, Source, is_url};
+use crate::source::{FileSource, HttpOptions, HttpSource, RemoteSource, Source, is_url};
 use crate::{Disk, Error, Format, OpenOptions, RawDisk, Result, SECTOR_SIZE};
 use crate::{asif, dmg, parallels, qcow, qcow2, qed, vdi, vhd, vhdx, vma, vmdk};
 
@@ -151,18 +151,28 @@ pub fn open_url(
         let archive: Arc<dyn Source> = source.clone();
         let found = archive::open_member(archive, Archive::Url(&address), name, options.format)?;
         if let Some((disk, mut info)) = found {
-            info.details.extend(version_of(&source));
+            info.details.extend(version_of(&*source));
             return Ok((disk, vec![info]));
         }
     }
-    let mut chain = Chain::default();
+    open_remote(source, &[], options)
+}
+
+/// Opens an image that is a file of another computer, with its parents, and tells of every image of its chain, itself
+/// first. `parents` are names of files that may be parents which an image knows by their identity only.
+pub fn open_remote(
+    source: Arc<dyn RemoteSource>,
+    parents: &[String],
+    options: &ImageOptions,
+) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>)> {
+    let mut chain = Chain { parents, ..Chain::default() };
     let link = chain.open_remote(source, options)?;
     Ok((link.disk, chain.infos))
 }
 
-/// What the server says to tell the file from other versions of it.
-fn version_of(source: &HttpSource) -> Option<(&'static str, String)> {
-    Some(("version", source.version()?.to_owned()))
+/// What tells the file from other versions of it.
+fn version_of(source: &dyn RemoteSource) -> Option<(&'static str, String)> {
+    Some(("version", source.state()?))
 }
 
 /// Makes a new qcow2 image at `path` that holds what is written to it and reads as `parent` elsewhere.
@@ -281,7 +291,7 @@ pub(crate) struct Neighbours<'a> {
     pub within: Option<&'a Path>,
     pub read_only: bool,
     /// The image itself, if it is a server's.
-    pub remote: Option<&'a HttpSource>,
+    pub remote: Option<&'a dyn RemoteSource>,
 }
 
 impl Neighbours<'_> {
@@ -291,7 +301,7 @@ impl Neighbours<'_> {
     /// Opens a file that the image names.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Source>> {
         if let Some(remote) = self.remote {
-            return Ok(Arc::new(remote.sibling(name)?));
+            return Ok(remote.sibling(name)?);
         }
         let path = self.find(name)?;
         Ok(Arc::new(FileSource::open(path, self.read_only)?))
@@ -341,14 +351,16 @@ impl Link {
 }
 
 #[derive(Default)]
-struct Chain {
+struct Chain<'a> {
     folder: Option<PathBuf>,
     infos: Vec<ImageInfo>,
     seen: Vec<(u64, u64)>,
-    seen_remote: Vec<Arc<HttpSource>>,
+    seen_remote: Vec<String>,
+    /// Files of another computer that may be parents.
+    parents: &'a [String],
 }
 
-impl Chain {
+impl Chain<'_> {
     fn open(&mut self, path: &Path, options: &ImageOptions) -> Result<Link> {
         if self.infos.len() >= MAX_DEPTH {
             return Err(Error::Chain("is too long"));
@@ -434,24 +446,29 @@ impl Chain {
         self.open(&path, &options)?.into_parent(link, path)
     }
 
-    fn open_remote(&mut self, source: Arc<HttpSource>, options: &ImageOptions) -> Result<Link> {
+    fn open_remote(
+        &mut self,
+        source: Arc<dyn RemoteSource>,
+        options: &ImageOptions,
+    ) -> Result<Link> {
         if self.infos.len() >= MAX_DEPTH {
             return Err(Error::Chain("is too long"));
         }
-        if self.seen_remote.iter().any(|seen| seen.is_same(&source)) {
+        let identity = source.identity();
+        if self.seen_remote.contains(&identity) {
             return Err(Error::Chain("leads back to itself"));
         }
-        self.seen_remote.push(Arc::clone(&source));
+        self.seen_remote.push(identity);
         let path = PathBuf::from(source.address());
         let failed = |source| Error::Image { path: path.clone(), source: Box::new(source) };
         let (parsed, mut info) =
-            archive::read_image(source.clone(), options, Some(&source)).map_err(failed)?;
+            archive::read_image(source.clone(), options, Some(&*source)).map_err(failed)?;
         info.path = path.clone();
-        info.details.extend(version_of(&source));
+        info.details.extend(version_of(&*source));
         let format = info.format;
         self.infos.push(info);
         let parent = match &parsed.parent {
-            Some(link) => Some(self.open_remote_parent(&source, link).map_err(failed)?),
+            Some(link) => Some(self.open_remote_parent(&*source, link).map_err(failed)?),
             None => None,
         };
         let image = Image::new(format, parsed.layer, parsed.length, parent, true);
@@ -460,17 +477,25 @@ impl Chain {
 
     fn open_remote_parent(
         &mut self,
-        child: &HttpSource,
+        child: &dyn RemoteSource,
         link: &ParentLink,
     ) -> Result<Arc<dyn Disk>> {
+        let options = ImageOptions { format: link.format, ..ImageOptions::default() };
         for name in &link.names {
             let found = match child.sibling(name) {
                 Err(Error::NotFound { .. }) => continue,
-                found => Arc::new(found?),
+                found => found?,
             };
             let path = PathBuf::from(found.address());
-            let options = ImageOptions { format: link.format, ..ImageOptions::default() };
             return self.open_remote(found, &options)?.into_parent(link, path);
+        }
+        // Of those that are said to be parents, the one that has the identity.
+        for name in self.parents.iter().filter(|_| link.identity.is_some()) {
+            let Ok(found) = child.sibling(name) else { continue };
+            let read = archive::read_image(found.clone(), &options, Some(&*found));
+            if read.is_ok_and(|(parsed, _)| parsed.identity == link.identity) {
+                return self.open_remote(found, &options).map(|link| link.disk);
+            }
         }
         Err(Error::NotFound { name: link.names.first().cloned().unwrap_or_default() })
     }

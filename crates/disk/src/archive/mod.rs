@@ -14,7 +14,7 @@ pub use tar::{Member, members};
 
 use crate::layer::{Image, Layer, Place, Run};
 use crate::open::{Neighbours, Parsed, parse};
-use crate::source::{GzipSource, HttpSource, PartSource, Source, gzip};
+use crate::source::{GzipSource, PartSource, RemoteSource, Source, gzip};
 use crate::{Disk, Error, Format, ImageInfo, ImageOptions, MemorySource, Result, SECTOR_SIZE};
 
 /// Opens the image that a source holds, for reading; other files that it names are not found. The format is found out by
@@ -37,7 +37,7 @@ pub fn open_source(
 pub(crate) fn read_image(
     source: Arc<dyn Source>,
     options: &ImageOptions,
-    remote: Option<&HttpSource>,
+    remote: Option<&dyn RemoteSource>,
 ) -> Result<(Parsed, ImageInfo)> {
     let format = match options.format {
         Some(format) => format,

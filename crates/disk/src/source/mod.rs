@@ -1,17 +1,21 @@
 //! Bytes by offset beneath a format: a file, a block device, a file of an HTTP server, what gzip compressed, memory.
 
+mod ahead;
 mod file;
 pub(crate) mod gzip;
 mod http;
 mod memory;
 mod part;
+mod window;
 
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
+pub use ahead::ReadAhead;
 pub use file::FileSource;
 pub(crate) use file::version;
 pub use gzip::GzipSource;
@@ -48,6 +52,23 @@ pub trait Source: Send + Sync + fmt::Debug {
     fn writable(&self) -> Option<&dyn WritableSource> {
         None
     }
+}
+
+/// A file of another computer, which is only read.
+pub trait RemoteSource: Source {
+    /// Its address or path, without anything secret.
+    fn address(&self) -> String;
+
+    /// What tells it from every other file.
+    fn identity(&self) -> String {
+        self.address()
+    }
+
+    /// What tells its bytes from what they were before a change, if anything does.
+    fn state(&self) -> Option<String>;
+
+    /// The file that an image in this one calls so: [`Error::NotFound`] if it is not there, or may not be looked for.
+    fn sibling(&self, name: &str) -> Result<Arc<dyn RemoteSource>>;
 }
 
 /// A source that can be changed. What is written may be lost, in any order, until the next

@@ -2,19 +2,18 @@
 
 mod address;
 mod client;
-mod window;
 
 use std::fmt;
 use std::io::Read;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::is_url;
 use address::{beside, displayed};
 use client::{Client, Part};
-use window::{BLOCK, Window};
 
-use super::{Source, truncated};
+use super::ahead::{BLOCK, ReadAhead};
+use super::{RemoteSource, Source};
 use crate::{Error, MAX_LENGTH, Result};
 
 /// Most headers of a caller's own.
@@ -91,8 +90,7 @@ pub enum HttpError {
 pub struct HttpSource {
     client: Client,
     version: Version,
-    state: Mutex<Window>,
-    arrived: Condvar,
+    ahead: ReadAhead,
     options: HttpOptions,
 }
 
@@ -122,10 +120,9 @@ impl HttpSource {
         }
         let address = address::parse(url).map_err(failed)?;
         let client = Client::new(address, options).map_err(failed)?;
-        let mut window = Window::default();
-        let version = begin(&client, &mut window, options).map_err(failed)?;
-        let (state, arrived) = (Mutex::new(window), Condvar::new());
-        Ok(Self { client, version, state, arrived, options: options.clone() })
+        let ahead = ReadAhead::default();
+        let version = begin(&client, &ahead, options).map_err(failed)?;
+        Ok(Self { client, version, ahead, options: options.clone() })
     }
 
     /// Its address, without a user's name, a password and what follows a question mark.
@@ -138,51 +135,14 @@ impl HttpSource {
         self.version.etag.as_deref().or(self.version.modified.as_deref())
     }
 
-    /// The file of this name, which must lie in the same folder or below.
-    pub(crate) fn sibling(&self, name: &str) -> Result<Self> {
-        let missing = || Error::NotFound { name: name.to_owned() };
-        let address = beside(self.client.address(), name).ok_or_else(missing)?;
-        match Self::open(&address.to_string(), &self.options) {
-            Err(Error::Http { source, .. }) if matches!(*source, HttpError::Status(404, _)) => {
-                Err(missing())
-            }
-            other => other,
-        }
-    }
-
-    /// Whether both are the same file.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.client.address() == other.client.address()
-    }
-
-    /// The block of this number; reads on to the block `last` where nothing is kept of it.
-    fn block(&self, number: u64, last: u64) -> Result<Arc<[u8]>> {
-        let run = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if let Some(found) = state.get(number) {
-                    return Ok(found);
-                }
-                if !state.is_coming(number) {
-                    break;
-                }
-                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            state.begin(number, last, self.version.length.div_ceil(BLOCK))
-        };
-        let landing = Landing { source: self, first: run.start };
-        let first = self
-            .fetch(run)
-            .map_err(|source| Error::Http { url: self.address(), source: Box::new(source) });
-        drop(landing);
-        first
-    }
-
-    /// Fetches blocks, however often the connection is lost on the way, and returns the first.
-    fn fetch(&self, run: std::ops::Range<u64>) -> std::result::Result<Arc<[u8]>, HttpError> {
+    /// Fetches blocks, however often the connection is lost on the way.
+    fn fetch(
+        &self,
+        run: std::ops::Range<u64>,
+        give: &mut dyn FnMut(u64, Arc<[u8]>),
+    ) -> std::result::Result<(), HttpError> {
         let length = self.version.length;
         let end = (run.end * BLOCK).min(length);
-        let mut first = None;
         let mut at = run.start;
         let mut failures = 0;
         while at < run.end {
@@ -192,11 +152,7 @@ impl HttpSource {
                     return Err(HttpError::Changed);
                 }
                 while at < run.end && at * BLOCK < part.end {
-                    let block = read_block(&mut part, at, length)?;
-                    let kept = first.get_or_insert_with(|| Arc::clone(&block));
-                    debug_assert!(!kept.is_empty());
-                    self.state.lock().unwrap_or_else(PoisonError::into_inner).insert(at, block);
-                    self.arrived.notify_all();
+                    give(at, read_block(&mut part, at, length)?);
                     at += 1;
                 }
                 part.finish();
@@ -211,14 +167,14 @@ impl HttpSource {
                 }
             }
         }
-        first.ok_or(HttpError::Answer("it is empty"))
+        Ok(())
     }
 }
 
 /// Reads the first block, and what the server says of the file.
 fn begin(
     client: &Client,
-    window: &mut Window,
+    ahead: &ReadAhead,
     options: &HttpOptions,
 ) -> std::result::Result<Version, HttpError> {
     let mut failures = 0;
@@ -229,7 +185,7 @@ fn begin(
                 return Err(HttpError::TooLong(version.length));
             }
             if version.length != 0 {
-                window.insert(0, read_block(&mut part, 0, version.length)?);
+                ahead.insert(0, read_block(&mut part, 0, version.length)?);
                 part.finish();
             }
             Ok(version)
@@ -255,20 +211,6 @@ fn read_block(
     Ok(bytes.into())
 }
 
-/// Takes back what was said to be coming, whether it came or not.
-struct Landing<'a> {
-    source: &'a HttpSource,
-    first: u64,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        let mut state = self.source.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.end(self.first);
-        self.source.arrived.notify_all();
-    }
-}
-
 impl fmt::Debug for HttpSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpSource").field("address", &self.address()).finish_non_exhaustive()
@@ -285,17 +227,34 @@ impl Source for HttpSource {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len());
-        let end = end.ok_or_else(|| truncated(self, offset, buffer.len()))?;
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = offset + done as u64;
-            let block = self.block(at / BLOCK, (end - 1) / BLOCK)?;
-            let part = &block[(at % BLOCK) as usize..];
-            let count = part.len().min(buffer.len() - done);
-            buffer[done..done + count].copy_from_slice(&part[..count]);
-            done += count;
+        self.ahead.read_at(self, buffer, offset, &|run, give| {
+            let failed = |source| Error::Http { url: self.address(), source: Box::new(source) };
+            self.fetch(run, give).map_err(failed)
+        })
+    }
+}
+
+impl RemoteSource for HttpSource {
+    fn address(&self) -> String {
+        self.address()
+    }
+
+    fn identity(&self) -> String {
+        self.client.address().to_string()
+    }
+
+    fn state(&self) -> Option<String> {
+        self.version().map(str::to_owned)
+    }
+
+    fn sibling(&self, name: &str) -> Result<Arc<dyn RemoteSource>> {
+        let missing = || Error::NotFound { name: name.to_owned() };
+        let address = beside(self.client.address(), name).ok_or_else(missing)?;
+        match Self::open(&address.to_string(), &self.options) {
+            Err(Error::Http { source, .. }) if matches!(*source, HttpError::Status(404, _)) => {
+                Err(missing())
+            }
+            other => Ok(Arc::new(other?)),
         }
-        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Unit of what is asked for and kept.
-pub(super) const BLOCK: u64 = 64 << 10;
+pub(crate) const BLOCK: u64 = 64 << 10;
 /// Most blocks that are kept: 16 MiB.
 const MAX_KEPT: usize = 256;
 /// Most blocks of one request: 4 MiB.
@@ -15,7 +15,7 @@ const MAX_READERS: usize = 8;
 
 /// The blocks that are kept and those that are on their way.
 #[derive(Default)]
-pub(super) struct Window {
+pub(crate) struct Window {
     kept: HashMap<u64, (Arc<[u8]>, u64)>,
     /// Counts uses, to tell which block was not used for longest.
     clock: u64,
