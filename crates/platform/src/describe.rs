@@ -1,6 +1,6 @@
 //! Descriptions that a platform prints instead of having them in a file here.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use spec::foreign::{Description, FileState, ReadOptions};
@@ -47,26 +47,14 @@ pub(crate) fn for_another_computer(vm: &mut Description) {
     }
 }
 
-/// Opens the image of a drive on this computer, read-only.
-pub(crate) fn open_local(vm: &Description, drive: usize) -> Result<std::sync::Arc<dyn disk::Disk>> {
-    let drive = vm.drives.get(drive).ok_or_else(|| Error::NotFound {
-        place: vm.name.clone().unwrap_or_default(),
-        what: "drive",
-        name: drive.to_string(),
-    })?;
-    let path = drive.file.as_ref().and_then(|file| file.disk_path()).ok_or_else(|| {
-        let source = io::Error::from(io::ErrorKind::NotFound);
-        let written = drive.file.as_ref().map(|file| file.written.clone()).unwrap_or_default();
-        Error::File { path: written.into(), source }
-    })?;
-    let format = drive.format.as_deref().and_then(|name| name.parse().ok());
-    let options = disk::ImageOptions {
-        read_only: true,
-        format,
-        files: disk::FilePolicy::Anywhere,
-        ..disk::ImageOptions::default()
-    };
-    Ok(disk::open(path, &options)?)
+/// The last part of a path.
+pub(crate) fn file_name(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+/// The folder of a path.
+pub(crate) fn folder(path: &str) -> Option<String> {
+    path.rsplit_once('/').map(|(folder, _)| folder.to_owned())
 }
 
 /// The end of the file that a VM's first serial port writes to, by its description.

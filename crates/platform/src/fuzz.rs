@@ -1,6 +1,6 @@
 //! What the fuzzer gives.
 
-use crate::{Uri, VmName, libvirt, own, parallels, virtualbox, xen};
+use crate::{Uri, VmName, files, libvirt, own, parallels, virtualbox, xen};
 
 /// Reads any bytes as what platforms say, and as names.
 pub fn fuzz(bytes: &[u8]) {
@@ -10,6 +10,7 @@ pub fn fuzz(bytes: &[u8]) {
     xen::fuzz(&text);
     own::fuzz(bytes);
     parallels::fuzz(bytes);
+    files::fuzz(bytes);
     if let Ok(uri) = Uri::parse(&text) {
         assert_eq!(Uri::parse(&uri.to_string()).ok(), Some(uri));
     }

@@ -14,6 +14,7 @@ mod credentials;
 mod describe;
 mod error;
 mod esx;
+mod files;
 mod fuzz;
 mod libvirt;
 mod mirror;
@@ -40,7 +41,8 @@ pub use registry::{DRIVERS, Driver, Met, driver};
 pub use runner::{Output, Runner};
 pub use spec::foreign::Snapshot;
 pub use traits::{
-    AskPassword, ConsoleLog, Options, Platform, Pull, RemoteDisks, Secret, Still, StillDisk, Watch,
+    AskPassword, BootPart, ConsoleLog, Options, Platform, Pull, RemoteDisks, Secret, Still,
+    StillDisk, StillFile, Watch,
 };
 pub use verb::{Ability, Action, Verb};
 pub use vm::{Change, State, VmDetails, VmSummary};

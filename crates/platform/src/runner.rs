@@ -115,11 +115,7 @@ impl Runner {
                 Broken::Start(source) if self.ssh.is_none() => {
                     Error::Program { program: program.into(), source, repair: self.repair.clone() }
                 }
-                Broken::Start(source) => Error::Program {
-                    program: "ssh".into(),
-                    source,
-                    repair: Some("install OpenSSH's client".into()),
-                },
+                Broken::Start(source) => Self::no_ssh(source),
                 Broken::Known(error) => error,
             })?;
         match &self.ssh {
@@ -177,17 +173,61 @@ impl Runner {
             command.args(args).env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
             return command;
         };
-        let program_of_ssh = std::env::var_os(SSH_VARIABLE).filter(|name| !name.is_empty());
-        let mut command = Command::new(program_of_ssh.unwrap_or_else(|| OsString::from("ssh")));
+        let mut command = self.ssh_command(ssh, &[]);
+        let words = [&["env", "LC_ALL=C.UTF-8", program], args].concat();
+        command.arg(words.into_iter().map(quote).collect::<Vec<_>>().join(" "));
+        command
+    }
+
+    /// ssh with a subsystem of the other computer's server at its standard streams. Here, a command that fails.
+    pub(crate) fn subsystem(&self, name: &str) -> Command {
+        match &self.ssh {
+            Some(ssh) => {
+                let mut command = self.ssh_command(ssh, &["-s"]);
+                command.arg(name);
+                command
+            }
+            None => Command::new("false"),
+        }
+    }
+
+    /// ssh up to the name of the other computer.
+    fn ssh_command(&self, ssh: &Ssh, options: &[&str]) -> Command {
+        let named = std::env::var_os(SSH_VARIABLE).filter(|name| !name.is_empty());
+        let mut command = Command::new(named.unwrap_or_else(|| OsString::from("ssh")));
         command.args(["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=5"]);
         command.arg("-o").arg(format!("ConnectTimeout={}", self.time_limit.as_secs().clamp(1, 15)));
         if let Some(port) = ssh.port {
             command.arg("-p").arg(port.to_string());
         }
-        command.arg("--").arg(&ssh.destination);
-        let words = [&["env", "LC_ALL=C.UTF-8", program], args].concat();
-        command.arg(words.into_iter().map(quote).collect::<Vec<_>>().join(" "));
+        command.args(options).arg("--").arg(&ssh.destination).process_group(0);
         command
+    }
+
+    /// ssh cannot be started.
+    pub(crate) fn no_ssh(source: io::Error) -> Error {
+        let repair = Some("install OpenSSH's client".into());
+        Error::Program { program: "ssh".into(), source, repair }
+    }
+
+    /// ssh ended where it should have gone on, with these words.
+    pub(crate) fn lost(&self, output: &Output) -> Error {
+        let place = self.place().to_owned();
+        match &self.ssh {
+            Some(_) if output.stderr.contains("subsystem request failed") => Error::Failed {
+                what: format!("SFTP to {place}"),
+                message: "its SSH server has no subsystem sftp".into(),
+                repair: Some("its sshd_config needs: Subsystem sftp internal-sftp".into()),
+            },
+            Some(ssh) if output.code == SSH_FAILED && !output.stderr.trim().is_empty() => {
+                ssh.failed(output)
+            }
+            _ => Error::Unreachable {
+                place,
+                message: "the connection was lost".into(),
+                repair: None,
+            },
+        }
     }
 
     /// A command in the words of an error.

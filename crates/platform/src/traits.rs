@@ -82,8 +82,27 @@ pub struct Still {
     pub description: Description,
     /// Its disks.
     pub disks: Vec<StillDisk>,
+    /// What else it is booted with.
+    pub files: Vec<StillFile>,
     /// Undoes what was done to the VM, told whether all is copied.
     pub undo: Undo,
+}
+
+/// A file that a VM is booted with, and that lies outside of its disks.
+pub struct StillFile {
+    /// What it is.
+    pub part: BootPart,
+    /// All of it.
+    pub content: Vec<u8>,
+}
+
+/// What such a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootPart {
+    /// A kernel.
+    Kernel,
+    /// Its initial RAM disk.
+    Initrd,
 }
 
 /// A disk that nobody changes.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use disk::{Disk, Format};
 use machine::disks::{OpenDisk, Writes};
-use platform::{Mirror, PullOptions, Undo, VmName};
+use platform::{BootPart, Mirror, PullOptions, StillFile, Undo, VmName};
 use spec::VmSpec;
 use spec::foreign::{Description, DriveKind, FileRef, FileState};
 
@@ -51,6 +51,7 @@ pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
         mirrors.push((path, Arc::new(mirror.map_err(platforms::failed)?)));
     }
     place(&mut description, &folder, &mirrors);
+    keep_boot_files(&mut description, &folder, &still.files)?;
     let spec = spec_of(&description)?;
     keep(&folder, &description)?;
     copy_behind(&mirrors, name, &undo);
@@ -136,18 +137,37 @@ fn place(description: &mut Description, folder: &Path, mirrors: &[(PathBuf, Arc<
     for (index, drive) in description.drives.iter_mut().enumerate() {
         let path = disk_path(folder, index);
         if mirrors.iter().any(|(mirrored, _)| *mirrored == path) {
-            let written = path.display().to_string();
-            let file = FileRef {
-                written,
-                path: Some(path),
-                state: FileState::Present,
-                ..FileRef::default()
-            };
-            (drive.file, drive.format) = (Some(file), Some("raw".into()));
+            (drive.file, drive.format) = (Some(here(path)), Some("raw".into()));
         } else if drive.kind != DriveKind::Disk {
             drive.file = None;
         }
     }
+}
+
+/// Keeps what the VM is booted with beside its disks.
+fn keep_boot_files(
+    description: &mut Description,
+    folder: &Path,
+    files: &[StillFile],
+) -> Result<(), Failure> {
+    for file in files {
+        let (name, place) = match file.part {
+            BootPart::Kernel => ("remote-kernel", &mut description.boot.kernel),
+            BootPart::Initrd => ("remote-initrd", &mut description.boot.initrd),
+        };
+        let path = folder.join(name);
+        std::fs::write(&path, &file.content).map_err(|error| {
+            Failure::new(FAILED, format!("Cannot write {}: {error}", path.display()))
+        })?;
+        *place = Some(here(path));
+    }
+    Ok(())
+}
+
+/// A file of this computer.
+fn here(path: PathBuf) -> FileRef {
+    let written = path.display().to_string();
+    FileRef { written, path: Some(path), state: FileState::Present, ..FileRef::default() }
 }
 
 fn spec_of(description: &Description) -> Result<VmSpec, Failure> {

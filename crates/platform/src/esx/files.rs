@@ -145,7 +145,7 @@ impl Held {
                     true => Self::release(snapshot, &session),
                     false => Ok(()),
                 };
-                Ok(Still { description, disks, undo: Box::new(undo) })
+                Ok(Still { description, disks, files: Vec::new(), undo: Box::new(undo) })
             }
             Err(error) => {
                 let _ = Self::release(snapshot, &session);

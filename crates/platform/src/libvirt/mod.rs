@@ -9,10 +9,11 @@ use std::sync::Arc;
 use disk::Disk;
 use spec::foreign::Description;
 
+use crate::files::{Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, RemoteDisks, Result, Runner,
-    Snapshot, State, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
+    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 pub use parse::fuzz;
@@ -31,7 +32,9 @@ pub const DRIVER: Driver = Driver {
 fn ability(verb: Verb) -> Ability {
     match verb {
         Verb::ConsoleLog => Ability::partly("if a serial port of the VM writes to a file"),
-        Verb::ReadDisks => Ability::partly("disks that are files of this computer"),
+        Verb::ReadDisks => Ability::partly(
+            "files and block devices of its computer; the VM is switched off to be copied or run",
+        ),
         Verb::Watch => Ability::partly("by asking again and again"),
         _ => Ability::Yes,
     }
@@ -52,10 +55,12 @@ fn connect(uri: &Uri, options: &Options) -> Result<Box<dyn Platform>> {
     let runner = Runner::new(uri, options.time_limit)
         .repair("install libvirt's client: sudo apt install libvirt-clients");
     let connection = format!("{driver}:///{instance}");
-    Ok(Box::new(Libvirt { runner, connection, uri: uri.clone() }))
+    let place = Place::of(&runner, options.time_limit);
+    Ok(Box::new(Libvirt { runner, place, connection, uri: uri.clone() }))
 }
 
 struct Libvirt {
+    place: Arc<Place>,
     runner: Runner,
     /// As `virsh` on its host knows it.
     connection: String,
@@ -99,6 +104,34 @@ impl Libvirt {
         describe::read(&output.stdout, "xml", &label, self.runner.is_local())
     }
 
+    /// The VM with the places of its disks.
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let args = ["dumpxml", "--inactive", "--domain", vm];
+        let document = self.expect(Some(vm), &args)?.stdout;
+        let mut description = self.description(vm)?;
+        let name = description.name.clone().unwrap_or_else(|| vm.into());
+        for drive in &mut description.drives {
+            if let Some(file) = &mut drive.file
+                && let Some((pool, volume)) = parse::volume(&file.written)
+            {
+                let args = ["vol-path", "--pool", pool, "--vol", volume];
+                let output = self.expect(None, &args)?;
+                output.text("virsh vol-path")?.trim().clone_into(&mut file.written);
+            }
+        }
+        let state = self.list()?.into_iter().find(|one| one.name == name).map(|one| one.state);
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name: name.clone() }.to_string(),
+            state: state.unwrap_or_default(),
+            description,
+            document: (format!("{}.xml", name.replace('/', "_")), document),
+            home: None,
+            // libvirt looks into no disk, either (its documentation of `driver`).
+            format: Some(disk::Format::Raw),
+        })
+    }
+
     fn summaries(&self, commands: &str) -> Result<Vec<VmSummary>> {
         // All of it by one connection: what comes and goes meanwhile is in both answers or in one.
         let output = self.expect(None, &[commands])?;
@@ -137,9 +170,6 @@ impl Platform for Libvirt {
     }
 
     fn ability(&self, verb: Verb) -> Ability {
-        if verb == Verb::ReadDisks && !self.runner.is_local() {
-            return Ability::no("disks of another computer are not read through virsh");
-        }
         ability(verb)
     }
 
@@ -230,7 +260,11 @@ impl Platform for Libvirt {
     }
 
     fn disks(&self) -> Option<&dyn RemoteDisks> {
-        self.runner.is_local().then_some(self)
+        Some(self)
+    }
+
+    fn pull(&self) -> Option<&dyn Pull> {
+        Some(self)
     }
 }
 
@@ -242,6 +276,16 @@ impl ConsoleLog for Libvirt {
 
 impl RemoteDisks for Libvirt {
     fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        describe::open_local(&self.description(vm)?, drive)
+        self.vm_disks(vm)?.open_disk(drive)
+    }
+}
+
+impl Pull for Libvirt {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.vm_disks(vm)?.pullable(tell)
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.vm_disks(vm)?.still(tell)
     }
 }

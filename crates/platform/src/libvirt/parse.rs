@@ -104,6 +104,12 @@ pub fn fuzz(text: &str) {
     let _ = (addresses(text), utc(text));
 }
 
+/// Pool and volume of a disk that is written `POOL/VOLUME`.
+pub(super) fn volume(written: &str) -> Option<(&str, &str)> {
+    let is_plain = |part: &str| !part.is_empty() && !part.starts_with('-') && !part.contains(':');
+    written.split_once('/').filter(|(pool, volume)| is_plain(pool) && is_plain(volume))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

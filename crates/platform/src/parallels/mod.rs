@@ -5,14 +5,17 @@
 
 mod parse;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use disk::Disk;
 use spec::foreign::{Description, ReadOptions};
 
+use crate::files::{Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, Error, Options, Output, Platform, Result, Runner, Snapshot, Uri, Verb,
-    VmDetails, VmSummary, describe,
+    Ability, Action, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks, Result, Runner,
+    Snapshot, Still, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 use parse::Vm;
@@ -32,7 +35,7 @@ pub const DRIVER: Driver = Driver {
 fn ability(verb: Verb) -> Ability {
     match verb {
         Verb::ConsoleLog => Ability::no("prlctl has no way to it"),
-        Verb::ReadDisks => Ability::no("there is no way to do it yet"),
+        Verb::ReadDisks => Ability::partly("of VMs that are switched off"),
         Verb::Watch => Ability::partly("by asking again and again"),
         _ => Ability::Yes,
     }
@@ -41,10 +44,12 @@ fn ability(verb: Verb) -> Ability {
 fn connect(uri: &Uri, options: &Options) -> Result<Box<dyn Platform>> {
     let runner = Runner::new(uri, options.time_limit)
         .repair("it comes with Parallels Desktop, for macOS: parallels+ssh://[USER@]MAC");
-    Ok(Box::new(Parallels { runner, uri: uri.clone() }))
+    let place = Place::of(&runner, options.time_limit);
+    Ok(Box::new(Parallels { runner, place, uri: uri.clone() }))
 }
 
 struct Parallels {
+    place: Arc<Place>,
     runner: Runner,
     uri: Uri,
 }
@@ -96,6 +101,22 @@ impl Parallels {
         }
         let bytes = self.runner.read_file(file, describe::LONGEST)?;
         describe::read(&bytes, "pvs", file, false)
+    }
+
+    /// The VM with the places of its disks.
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let vm = self.find(vm)?;
+        let file = vm.file.as_deref().unwrap_or_default();
+        let name = vm.summary.name.clone();
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
+            state: vm.summary.state,
+            description: self.description(&vm)?,
+            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
+            home: describe::folder(file),
+            format: None,
+        })
     }
 
     fn snapshots_of(&self, id: &str) -> Result<Vec<Snapshot>> {
@@ -177,5 +198,28 @@ impl Platform for Parallels {
             false => self.runner.clone(),
         };
         self.expect(&runner, &args).map(drop)
+    }
+    fn disks(&self) -> Option<&dyn RemoteDisks> {
+        Some(self)
+    }
+
+    fn pull(&self) -> Option<&dyn Pull> {
+        Some(self)
+    }
+}
+
+impl RemoteDisks for Parallels {
+    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
+        self.vm_disks(vm)?.open_disk(drive)
+    }
+}
+
+impl Pull for Parallels {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.vm_disks(vm)?.pullable(tell)
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.vm_disks(vm)?.still(tell)
     }
 }

@@ -45,6 +45,14 @@ pub trait RemoteFile: Send + Sync {
     /// # Errors
     /// It is not in the state of [`stamp`](Self::stamp) any more, or cannot be read.
     fn read(&self, range: Range<u64>, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// Changes the copy at `path` so that it can be used here: `false` if it is as it was there.
+    ///
+    /// # Errors
+    /// It cannot be changed.
+    fn adapt(&self, _path: &Path) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// A VM that is ready to be copied. What was done to the VM for that is undone by [`finish`](Self::finish).
@@ -211,12 +219,17 @@ fn copy_file(
     let fetch = Fetch { file, local: &local, path: &part, note: &note, options };
     let digest = fetch.run(start, digest, tell)?;
     local.sync_all().map_err(|source| failed(&part, source))?;
-    let sha256 = hexadecimal(&digest.finalize());
+    let mut sha256 = hexadecimal(&digest.finalize());
     let back = hash(&part, length)?.map(|digest| hexadecimal(&digest.finalize()));
     if back.as_deref() != Some(&sha256) {
         let _ = fs::remove_file(&note);
         let message = "what was read back is not what was written";
         return Err(failed(&part, std::io::Error::other(message)));
+    }
+    if file.adapt(&part)?
+        && let Some(digest) = hash(&part, length)?
+    {
+        sha256 = hexadecimal(&digest.finalize());
     }
     Kept { done: length, sha256: sha256.clone() }.write(&note, length, stamp)?;
     fs::rename(&part, path).map_err(|source| failed(path, source))?;

@@ -11,10 +11,11 @@ use std::time::Duration;
 use disk::Disk;
 use spec::foreign::{Description, ReadOptions};
 
+use crate::files::{Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, RemoteDisks, Result, Runner,
-    Snapshot, State, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
+    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 use parse::Info;
@@ -36,7 +37,7 @@ pub const DRIVER: Driver = Driver {
 fn ability(verb: Verb) -> Ability {
     match verb {
         Verb::ConsoleLog => Ability::partly("if a serial port of the VM writes to a file"),
-        Verb::ReadDisks => Ability::partly("disks that are files of this computer"),
+        Verb::ReadDisks => Ability::partly("the VM is switched off to be copied or run"),
         Verb::Watch => Ability::partly("by asking again and again"),
         Verb::Reset => Ability::partly("without --force only with Guest Additions in the guest"),
         _ => Ability::Yes,
@@ -46,10 +47,12 @@ fn ability(verb: Verb) -> Ability {
 fn connect(uri: &Uri, options: &Options) -> Result<Box<dyn Platform>> {
     let runner = Runner::new(uri, options.time_limit)
         .repair("install VirtualBox, or add its folder to PATH");
-    Ok(Box::new(VirtualBox { runner, uri: uri.clone() }))
+    let place = Place::of(&runner, options.time_limit);
+    Ok(Box::new(VirtualBox { runner, place, uri: uri.clone() }))
 }
 
 struct VirtualBox {
+    place: Arc<Place>,
     runner: Runner,
     uri: Uri,
 }
@@ -108,6 +111,22 @@ impl VirtualBox {
         describe::read(&bytes, "vbox", &info.file, false)
     }
 
+    /// The VM with the places of its disks.
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let info = self.info(vm)?;
+        let summary = info.summary();
+        let file = info.file.as_str();
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name: summary.name }.to_string(),
+            state: summary.state,
+            description: self.description(&info)?,
+            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
+            home: describe::folder(file),
+            format: None,
+        })
+    }
+
     fn summary(&self, name: &str, id: &str) -> VmSummary {
         match self.info(id) {
             Ok(info) => info.summary(),
@@ -138,9 +157,6 @@ impl Platform for VirtualBox {
             Verb::Start if here && !Path::new(MODULE).exists() => Ability::no(
                 "its kernel module vboxdrv is not loaded, as `omnivisor probe` explains",
             ),
-            Verb::ReadDisks if !here => {
-                Ability::no("disks of another computer are not read through VBoxManage")
-            }
             _ => ability(verb),
         }
     }
@@ -221,7 +237,11 @@ impl Platform for VirtualBox {
     }
 
     fn disks(&self) -> Option<&dyn RemoteDisks> {
-        self.runner.is_local().then_some(self)
+        Some(self)
+    }
+
+    fn pull(&self) -> Option<&dyn Pull> {
+        Some(self)
     }
 }
 
@@ -234,6 +254,16 @@ impl ConsoleLog for VirtualBox {
 
 impl RemoteDisks for VirtualBox {
     fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        describe::open_local(&self.description(&self.info(vm)?)?, drive)
+        self.vm_disks(vm)?.open_disk(drive)
+    }
+}
+
+impl Pull for VirtualBox {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.vm_disks(vm)?.pullable(tell)
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.vm_disks(vm)?.still(tell)
     }
 }

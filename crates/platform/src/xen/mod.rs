@@ -4,12 +4,16 @@
 
 mod parse;
 
+use std::sync::Arc;
+
+use disk::Disk;
 use spec::foreign::Description;
 
+use crate::files::{Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Result, Runner, Snapshot, State,
-    Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
+    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 pub use parse::fuzz;
@@ -34,7 +38,7 @@ fn ability(verb: Verb) -> Ability {
         Verb::Start => Ability::partly("if its configuration is in /etc/xen"),
         Verb::Reset => Ability::partly("with --force only HVM guests"),
         Verb::ConsoleLog => Ability::partly("if xenconsoled runs with --log=guest"),
-        Verb::ReadDisks => Ability::no("there is no way to do it yet"),
+        Verb::ReadDisks => Ability::partly("of VMs that are switched off"),
         Verb::Watch => Ability::partly("by asking again and again"),
         Verb::List | Verb::Show | Verb::Stop | Verb::Pause | Verb::Resume => Ability::Yes,
     }
@@ -43,10 +47,12 @@ fn ability(verb: Verb) -> Ability {
 fn connect(uri: &Uri, options: &Options) -> Result<Box<dyn Platform>> {
     let runner = Runner::new(uri, options.time_limit)
         .repair("it belongs to Xen's dom0: omnivisor probe tells what is missing");
-    Ok(Box::new(Xen { runner, uri: uri.clone() }))
+    let place = Place::of(&runner, options.time_limit);
+    Ok(Box::new(Xen { runner, place, uri: uri.clone() }))
 }
 
 struct Xen {
+    place: Arc<Place>,
     runner: Runner,
     uri: Uri,
 }
@@ -146,6 +152,29 @@ impl Xen {
         Ok(all.swap_remove(at))
     }
 
+    /// The VM with the places of its disks.
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let found = self.find(vm)?;
+        let name = found.summary.name.clone();
+        let document = match &found.configuration {
+            Some((file, _)) => {
+                (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?)
+            }
+            None => (format!("{}.json", name.replace('/', "_")), Vec::new()),
+        };
+        let home = found.configuration.as_ref().and_then(|(file, _)| describe::folder(file));
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
+            state: found.summary.state,
+            description: self.description(&found)?,
+            document,
+            home,
+            // xl-disk-configuration(5): `format` is raw if it is not said.
+            format: Some(disk::Format::Raw),
+        })
+    }
+
     fn description(&self, found: &Found) -> Result<Description> {
         if let Some((_, description)) = &found.configuration {
             return Ok(description.clone());
@@ -223,6 +252,30 @@ impl Platform for Xen {
 
     fn console(&self) -> Option<&dyn ConsoleLog> {
         Some(self)
+    }
+
+    fn disks(&self) -> Option<&dyn RemoteDisks> {
+        Some(self)
+    }
+
+    fn pull(&self) -> Option<&dyn Pull> {
+        Some(self)
+    }
+}
+
+impl RemoteDisks for Xen {
+    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
+        self.vm_disks(vm)?.open_disk(drive)
+    }
+}
+
+impl Pull for Xen {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.vm_disks(vm)?.pullable(tell)
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.vm_disks(vm)?.still(tell)
     }
 }
 
