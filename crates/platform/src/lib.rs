@@ -24,11 +24,13 @@ mod parallels;
 mod pull;
 mod registry;
 mod runner;
+mod tls;
 mod traits;
 mod verb;
 mod virtualbox;
 mod vm;
 mod xen;
+mod xml;
 
 pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};

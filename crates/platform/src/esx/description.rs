@@ -112,7 +112,7 @@ fn devices(hardware: &Element) -> impl Iterator<Item = &Element> {
 }
 
 fn kind(device: &Element) -> &str {
-    device.kind.as_deref().unwrap_or_default()
+    device.kind().unwrap_or_default()
 }
 
 /// Controllers of drives by their key: bus, number and model in the words of `.vmx`.

@@ -10,8 +10,8 @@ use ureq::http::{Response, StatusCode};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
-use super::soap::LONGEST_REPLY;
-use super::tls::{TlsConnector, Verifier};
+use crate::tls::{TlsConnector, Verifier};
+use crate::xml::LONGEST as LONGEST_REPLY;
 use crate::{Error, Options, Result, Uri};
 
 /// A server without a word for so long is gone.

@@ -11,7 +11,6 @@ mod remote;
 mod session;
 mod snapshots;
 mod soap;
-mod tls;
 
 use std::sync::Arc;
 

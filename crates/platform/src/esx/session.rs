@@ -249,6 +249,6 @@ fn lacks_login(reply: &Element) -> bool {
     let objects = reply.child("returnval").into_iter().flat_map(|value| value.children("objects"));
     objects.flat_map(|object| object.children("missingSet")).any(|missing| {
         let fault = missing.at(&["fault", "fault"]);
-        fault.and_then(|fault| fault.kind.as_deref()) == Some("NotAuthenticated")
+        fault.and_then(Element::kind) == Some("NotAuthenticated")
     })
 }

@@ -1,32 +1,11 @@
 //! SOAP 1.1 as VMware's servers speak it: requests are written as text, replies read into a small tree.
-//!
-//! A reply is the word of a stranger: depth, parts and size are bounded, entities beyond XML's own five and document
-//! types are refused.
 
 use std::fmt;
 
-use quick_xml::Reader;
 use quick_xml::escape::escape;
-use quick_xml::events::{BytesStart, Event};
 
-/// Most bytes of a reply.
-pub(super) const LONGEST_REPLY: usize = 32 << 20;
-/// Nothing real is deeper.
-const DEEPEST: usize = 64;
-/// Most elements of a reply.
-const MOST_ELEMENTS: usize = 500_000;
-
-/// An element of a reply, by local names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Element {
-    pub name: String,
-    /// Its `xsi:type` without the prefix.
-    pub kind: Option<String>,
-    /// Its `type` attribute: the class of the managed object that it names.
-    pub class: Option<String>,
-    pub text: String,
-    pub children: Vec<Element>,
-}
+pub(super) use crate::xml::{Element, parse};
+use crate::xml::{local, shortened};
 
 /// Names a managed object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,45 +68,17 @@ pub(super) fn reply(bytes: &[u8]) -> Result<Result<Element, Fault>, String> {
 }
 
 impl Element {
-    /// The first child of this name.
-    pub fn child(&self, name: &str) -> Option<&Self> {
-        self.children.iter().find(|child| child.name == name)
+    /// Its `xsi:type` without the prefix.
+    pub(super) fn kind(&self) -> Option<&str> {
+        let mut found = self.attributes.iter().filter(|(key, _)| key.contains(':'));
+        found.find(|(key, _)| local(key) == "type").map(|(_, value)| local(value))
     }
 
-    /// All children of this name.
-    pub fn children<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
-        self.children.iter().filter(move |child| child.name == name)
-    }
-
-    /// The element at the end of these names.
-    pub fn at(&self, path: &[&str]) -> Option<&Self> {
-        path.iter().try_fold(self, |element, name| element.child(name))
-    }
-
-    /// The text of the first child of this name.
-    pub fn value(&self, name: &str) -> Option<&str> {
-        self.child(name).map(|child| child.text.trim())
-    }
-
-    /// The number in the first child of this name.
-    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
-        self.value(name)?.parse().ok()
-    }
-
-    /// Whether the first child of this name says `true`.
-    pub fn flag(&self, name: &str) -> bool {
-        matches!(self.value(name), Some("true" | "1"))
-    }
-
-    /// The managed object that it names.
-    pub fn reference(&self) -> Option<Reference> {
+    /// The managed object that it names, with the class in its `type`.
+    pub(super) fn reference(&self) -> Option<Reference> {
         let id = self.text.trim();
-        let class = self.class.clone()?;
-        (!id.is_empty()).then(|| Reference { class, id: id.to_owned() })
-    }
-
-    fn into_child(self, name: &str) -> Option<Self> {
-        self.children.into_iter().find(|child| child.name == name)
+        let (_, class) = self.attributes.iter().find(|(key, _)| key == "type")?;
+        (!id.is_empty()).then(|| Reference { class: class.clone(), id: id.to_owned() })
     }
 }
 
@@ -154,10 +105,8 @@ impl fmt::Display for Fault {
 }
 
 fn fault_kind(detail: &Element) -> String {
-    let kind = detail
-        .kind
-        .as_deref()
-        .unwrap_or_else(|| detail.name.strip_suffix("Fault").unwrap_or(&detail.name));
+    let kind =
+        detail.kind().unwrap_or_else(|| detail.name.strip_suffix("Fault").unwrap_or(&detail.name));
     shortened(kind)
 }
 
@@ -191,93 +140,6 @@ fn words(kind: &str) -> String {
     words
 }
 
-/// As much of a stranger's text as fits into a sentence.
-fn shortened(text: &str) -> String {
-    text.chars().filter(|letter| !letter.is_control()).take(300).collect()
-}
-
-/// Reads a document.
-pub(super) fn parse(bytes: &[u8]) -> Result<Element, String> {
-    if bytes.len() > LONGEST_REPLY {
-        return Err(format!("it is longer than {LONGEST_REPLY} bytes"));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
-    let mut reader = Reader::from_str(text.trim_start_matches('\u{feff}'));
-    reader.config_mut().expand_empty_elements = true;
-    let mut open: Vec<Element> = Vec::new();
-    let mut count = 0;
-    loop {
-        let event = reader.read_event().map_err(|error| format!("it is not XML: {error}"))?;
-        match event {
-            Event::Start(tag) => {
-                count += 1;
-                if open.len() >= DEEPEST || count > MOST_ELEMENTS {
-                    return Err("it is deeper or has more parts than any real one".into());
-                }
-                open.push(started(&tag)?);
-            }
-            Event::End(_) => {
-                let Some(element) = open.pop() else {
-                    return Err("an element ends that did not begin".into());
-                };
-                match open.last_mut() {
-                    Some(parent) => parent.children.push(element),
-                    None => return Ok(element),
-                }
-            }
-            Event::Text(text) => add(&mut open, &text.xml10_content()),
-            Event::CData(text) => add(&mut open, &text.xml10_content()),
-            Event::GeneralRef(name) => {
-                let resolved = match name.resolve_char_ref() {
-                    Ok(Some(letter)) => letter,
-                    _ => match name.xml10_content().as_ref() {
-                        "lt" => '<',
-                        "gt" => '>',
-                        "amp" => '&',
-                        "apos" => '\'',
-                        "quot" => '"',
-                        _ => return Err("it has an entity that is not one of XML's own".into()),
-                    },
-                };
-                add(&mut open, resolved.encode_utf8(&mut [0; 4]));
-            }
-            Event::DocType(_) => return Err("it has a document type".into()),
-            Event::Eof => return Err("it ends in the middle".into()),
-            Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
-        }
-    }
-}
-
-fn add(open: &mut [Element], text: &str) {
-    if let Some(element) = open.last_mut() {
-        element.text.push_str(text);
-    }
-}
-
-fn started(tag: &BytesStart<'_>) -> Result<Element, String> {
-    let mut element = Element { name: local(tag.name().into_inner()).into(), ..Element::default() };
-    for attribute in tag.attributes().with_checks(false) {
-        let attribute = attribute.map_err(|error| format!("it is not XML: {error}"))?;
-        let key = attribute.key.into_inner();
-        if local(key) != "type" {
-            continue;
-        }
-        let value = attribute
-            .normalized_value(quick_xml::XmlVersion::Implicit1_0)
-            .map_err(|error| format!("it is not XML: {error}"))?;
-        if key.contains(':') {
-            element.kind = Some(local(&value).into());
-        } else {
-            element.class = Some(value.into_owned());
-        }
-    }
-    Ok(element)
-}
-
-fn local(name: &str) -> &str {
-    name.rsplit(':').next().unwrap_or(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,7 +158,7 @@ mod tests {
         let object = element.child("obj").unwrap().reference().unwrap();
         assert_eq!(object, Reference::new("VirtualMachine", "vm-9"));
         let value = element.child("val").unwrap();
-        assert_eq!((value.kind.as_deref(), value.text.as_str()), (Some("string"), "a & b<c>"));
+        assert_eq!((value.kind(), value.text.as_str()), (Some("string"), "a & b<c>"));
         assert_eq!(element.value("none"), Some(""));
     }
 
@@ -316,7 +178,7 @@ mod tests {
     #[test]
     fn what_is_no_reply_is_refused_with_a_reason() {
         let deep = format!("{}{}", "<a>".repeat(100), "</a>".repeat(100));
-        let many = format!("<a>{}</a>", "<b/>".repeat(MOST_ELEMENTS));
+        let many = format!("<a>{}</a>", "<b/>".repeat(500_000));
         for (bytes, reason) in [
             ("", "ends in the middle"),
             ("<a>", "ends in the middle"),

@@ -21,11 +21,11 @@ use crate::Error;
 
 /// SHA-256 of a certificate.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Thumbprint([u8; 32]);
+pub(crate) struct Thumbprint([u8; 32]);
 
 /// Decides whether a server is the right one, and remembers one that was not.
 #[derive(Debug)]
-pub(super) struct Verifier {
+pub(crate) struct Verifier {
     provider: Arc<CryptoProvider>,
     pin: Option<Thumbprint>,
     authorities: Option<Arc<WebPkiServerVerifier>>,
@@ -34,7 +34,7 @@ pub(super) struct Verifier {
 
 /// A server that was not the right one.
 #[derive(Clone, Debug)]
-pub(super) struct Refused {
+pub(crate) struct Refused {
     /// Its certificate's thumbprint.
     pub thumbprint: Thumbprint,
     /// Why it was refused.
@@ -137,7 +137,7 @@ impl ServerCertVerifier for Verifier {
 
 /// Puts TLS over connections.
 #[derive(Debug)]
-pub(super) struct TlsConnector {
+pub(crate) struct TlsConnector {
     config: Arc<ClientConfig>,
 }
 
@@ -180,7 +180,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
 }
 
 /// A connection with TLS.
-pub(super) struct TlsTransport {
+pub(crate) struct TlsTransport {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     buffers: LazyBuffers,
 }
