@@ -191,6 +191,21 @@ impl Runner {
         }
     }
 
+    /// ssh that leads from a socket here to one of the other computer. Here, a command that fails.
+    pub(crate) fn forward(&self, here: &std::path::Path, there: &std::path::Path) -> Command {
+        match &self.ssh {
+            Some(ssh) => {
+                let mut sockets = here.as_os_str().to_owned();
+                sockets.push(":");
+                sockets.push(there);
+                let sockets = sockets.to_string_lossy().into_owned();
+                let failing = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", &sockets];
+                self.ssh_command(ssh, &failing)
+            }
+            None => Command::new("false"),
+        }
+    }
+
     /// ssh up to the name of the other computer.
     fn ssh_command(&self, ssh: &Ssh, options: &[&str]) -> Command {
         let named = std::env::var_os(SSH_VARIABLE).filter(|name| !name.is_empty());

@@ -3,8 +3,11 @@
 //! Source: xl(1), xl.cfg(5).
 
 mod parse;
+mod xenstore;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use disk::Disk;
 use spec::foreign::Description;
@@ -12,11 +15,18 @@ use spec::foreign::Description;
 use crate::files::{Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
-    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, Change, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable,
+    RemoteDisks, Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, Watch,
+    describe,
 };
 
-pub use parse::fuzz;
+use xenstore::Xenstore;
+
+/// Reads any bytes in the place of xl and xenstored.
+pub(crate) fn fuzz(bytes: &[u8], text: &str) {
+    parse::fuzz(text);
+    xenstore::fuzz(bytes);
+}
 
 /// How it is reached.
 pub const DRIVER: Driver = Driver {
@@ -39,8 +49,9 @@ fn ability(verb: Verb) -> Ability {
         Verb::Reset => Ability::partly("with --force only HVM guests"),
         Verb::ConsoleLog => Ability::partly("if xenconsoled runs with --log=guest"),
         Verb::ReadDisks => Ability::partly("of VMs that are switched off"),
-        Verb::Watch => Ability::partly("by asking again and again"),
-        Verb::List | Verb::Show | Verb::Stop | Verb::Pause | Verb::Resume => Ability::Yes,
+        Verb::List | Verb::Show | Verb::Stop | Verb::Pause | Verb::Resume | Verb::Watch => {
+            Ability::Yes
+        }
     }
 }
 
@@ -48,11 +59,12 @@ fn connect(uri: &Uri, options: &Options) -> Result<Box<dyn Platform>> {
     let runner = Runner::new(uri, options.time_limit)
         .repair("it belongs to Xen's dom0: omnivisor probe tells what is missing");
     let place = Place::of(&runner, options.time_limit);
-    Ok(Box::new(Xen { runner, place, uri: uri.clone() }))
+    Ok(Box::new(Xen { runner, place, time_limit: options.time_limit, uri: uri.clone() }))
 }
 
 struct Xen {
     place: Arc<Place>,
+    time_limit: Duration,
     runner: Runner,
     uri: Uri,
 }
@@ -152,6 +164,22 @@ impl Xen {
         Ok(all.swap_remove(at))
     }
 
+    /// What the tools in the guests have told, for VMs with these numbers.
+    fn add_facts(&self, vms: &mut [(Option<u32>, &mut VmSummary)]) {
+        // A list without them is better than none.
+        let mut store = match Xenstore::connect(&self.runner, self.time_limit) {
+            Ok(store) => store,
+            Err(error) => return tracing::info!(%error, "what guests tell is not known"),
+        };
+        for (domain, summary) in vms {
+            let place = format!("/local/domain/{}", domain.unwrap_or_default());
+            let facts = store.tree(&format!("{place}/attr")).unwrap_or_default();
+            summary.addresses = parse::addresses(&facts);
+            let name = store.read(&format!("{place}/data/os_name")).ok().flatten();
+            summary.guest_os = name.map(|name| parse::os_name(&name)).or(summary.guest_os.take());
+        }
+    }
+
     /// The VM with the places of its disks.
     fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
         let found = self.find(vm)?;
@@ -204,18 +232,22 @@ impl Platform for Xen {
     }
 
     fn list(&self) -> Result<Vec<VmSummary>> {
-        Ok(self.all()?.into_iter().map(|found| found.summary).collect())
+        let mut all = self.all()?;
+        let mut running: Vec<_> =
+            all.iter_mut().map(|found| (found.domain, &mut found.summary)).collect();
+        running.retain(|(domain, _)| domain.is_some());
+        if !running.is_empty() {
+            self.add_facts(&mut running);
+        }
+        Ok(all.into_iter().map(|found| found.summary).collect())
     }
 
     fn show(&self, vm: &str) -> Result<VmDetails> {
         let found = self.find(vm)?;
         let description = self.description(&found)?;
         let mut summary = found.summary;
-        if let Some(id) = found.domain {
-            // Guests that tell nothing have no such key.
-            let place = format!("/local/domain/{id}/attr");
-            let output = self.runner.run("xenstore-ls", &["-f", &place]).unwrap_or_default();
-            summary.addresses = parse::addresses(&String::from_utf8_lossy(&output.stdout));
+        if found.domain.is_some() {
+            self.add_facts(&mut [(found.domain, &mut summary)]);
         }
         Ok(VmDetails { summary, description })
     }
@@ -261,7 +293,44 @@ impl Platform for Xen {
     fn pull(&self) -> Option<&dyn Pull> {
         Some(self)
     }
+
+    fn watch(&self) -> Option<&dyn Watch> {
+        Some(self)
+    }
 }
+
+impl Watch for Xen {
+    fn watch(&self, tell: &mut dyn FnMut(Change) -> bool) -> Result<()> {
+        let mut store = Xenstore::connect(&self.runner, self.time_limit)?;
+        for place in ["@introduceDomain", "@releaseDomain", "/local/domain"] {
+            store.watch(place)?;
+        }
+        let mut known = BTreeMap::new();
+        loop {
+            let now: BTreeMap<_, _> =
+                self.list()?.into_iter().map(|vm| ((vm.name.clone(), vm.id.clone()), vm)).collect();
+            for change in crate::connection::changes(&known, &now) {
+                if !tell(change) {
+                    return Ok(());
+                }
+            }
+            known = now;
+            // The store does not tell that a VM was paused.
+            if store.wait(LONGEST_SILENCE)?.is_some() {
+                // One change is many events.
+                let settled = Instant::now() + SETTLING;
+                while let Some(left) = settled.checked_duration_since(Instant::now()) {
+                    store.wait(left)?;
+                }
+            }
+        }
+    }
+}
+
+/// After so long without an event the VMs are looked at all the same.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+/// So long is waited for what belongs to an event.
+const SETTLING: Duration = Duration::from_millis(300);
 
 impl RemoteDisks for Xen {
     fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {

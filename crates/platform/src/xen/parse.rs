@@ -71,16 +71,18 @@ pub(super) fn add_uuids(text: &str, domains: &mut [(u32, VmSummary)]) {
     }
 }
 
-/// The addresses that a guest's agent tells: `/local/domain/1/attr/vif/0/ipv4/0 = "192.0.2.1"`.
-pub(super) fn addresses(text: &str) -> Vec<String> {
-    let address = |line: &str| {
-        let (_, value) = line.split_once(" = \"")?;
-        value.strip_suffix('"')?.parse::<std::net::IpAddr>().ok()
-    };
-    let mut found: Vec<_> = text.lines().take(1000).filter_map(address).collect();
+/// The addresses that a guest's agent tells below `attr`: `/vif/0/ipv4/0` is `192.0.2.1`.
+pub(super) fn addresses(facts: &[(String, String)]) -> Vec<String> {
+    let address = |(_, value): &(String, String)| value.parse::<std::net::IpAddr>().ok();
+    let mut found: Vec<_> = facts.iter().filter_map(address).collect();
     found.sort();
     found.dedup();
     found.iter().map(ToString::to_string).collect()
+}
+
+/// `Debian GNU/Linux 12|/boot/...` as the name alone: what follows is of Windows' tools.
+pub(super) fn os_name(text: &str) -> String {
+    text.split('|').next().unwrap_or(text).trim().chars().take(200).collect()
 }
 
 /// Reads what a fuzzer says in xl's place.
@@ -88,7 +90,7 @@ pub fn fuzz(text: &str) {
     if let Ok(mut domains) = list(text) {
         add_uuids(text, &mut domains);
     }
-    let _ = addresses(text);
+    let _ = os_name(text);
 }
 
 #[cfg(test)]
@@ -130,8 +132,8 @@ UUID                                  ID    name
 
     #[test]
     fn addresses_are_found_among_what_guests_tell() {
-        let text = "/local/domain/1/attr/vif/0/ipv4/0 = \"192.0.2.1\"\n\
-                    /local/domain/1/attr/PVAddons = \"1\"\nrubbish\n/x = \"2001:db8::1\"\n";
-        assert_eq!(addresses(text), ["192.0.2.1", "2001:db8::1"]);
+        let facts = [("/vif/0/ipv4/0", "192.0.2.1"), ("/PVAddons", "1"), ("/x", "2001:db8::1")];
+        let facts = facts.map(|(path, value)| (path.to_owned(), value.to_owned()));
+        assert_eq!(addresses(&facts), ["192.0.2.1", "2001:db8::1"]);
     }
 }
