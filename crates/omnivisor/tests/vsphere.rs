@@ -93,3 +93,30 @@ fn secrets_are_not_in_what_is_said() {
         "{said}"
     );
 }
+
+#[test]
+fn a_password_comes_from_the_desktops_keyring() {
+    let simulator = Simulator::start();
+    let home = tempfile::tempdir().unwrap();
+    let host = "server 127.0.0.1 user root";
+    // A keyring of its own that is open, with a password for this server and a wrong one for another user.
+    let script = format!(
+        "printf pass | gnome-keyring-daemon --unlock --components=secrets >/dev/null
+         printf wrong | secret-tool store --label=other server 127.0.0.1 user admin
+         printf secret | secret-tool store --label=web {host}
+         exec {OMNIVISOR} list --tls-thumbprint {} {}",
+        simulator.thumbprint, simulator.uri
+    );
+    let output = Command::new("dbus-run-session")
+        .args(["--", "sh", "-c", &script])
+        .env_remove("OMNIVISOR_PASSWORD")
+        .env("HOME", home.path())
+        .env("XDG_RUNTIME_DIR", home.path())
+        .env_remove("XDG_DATA_HOME")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let talk = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{talk}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ha-host_VM0"), "{talk}");
+}

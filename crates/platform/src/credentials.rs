@@ -1,14 +1,16 @@
-//! Passwords: from the environment, from `~/.netrc`, or asked for. Never from the command line.
+//! Passwords: from the environment, from `~/.netrc`, from the desktop's keyring, or asked for. Never from the command
+//! line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::{Error, Options, Result, Secret, Uri};
+use crate::{Error, Options, Result, Runner, Secret, Uri};
 
 /// The variable that holds a password.
 const VARIABLE: &str = "OMNIVISOR_PASSWORD";
 
 /// Where a password may come from.
-pub(crate) const ADVICE: &str = "put the right password into OMNIVISOR_PASSWORD or ~/.netrc, or run it in a terminal to be asked";
+pub(crate) const ADVICE: &str = "put the right password into OMNIVISOR_PASSWORD, ~/.netrc or the keyring, or run it in a terminal to be asked";
 
 /// Longest file of passwords.
 const LONGEST: u64 = 1 << 20;
@@ -23,6 +25,9 @@ pub(crate) fn password(uri: &Uri, options: &Options) -> Result<Secret> {
     }
     let host = uri.host.as_deref().unwrap_or_default();
     if let Some(password) = from_netrc(host, uri.user.as_deref())? {
+        return Ok(password);
+    }
+    if let Some(password) = from_keyring(host, uri.user.as_deref()) {
         return Ok(password);
     }
     options.ask_password.as_ref().and_then(|ask| ask(uri)).ok_or_else(|| Error::Credentials {
@@ -48,6 +53,23 @@ fn from_netrc(host: &str, user: Option<&str>) -> Result<Option<Secret>> {
     }
     let text = std::fs::read_to_string(&path).map_err(file)?;
     Ok(find(&text, host, user))
+}
+
+/// The program that asks the desktop's secret service, of libsecret.
+const KEYRING: &str = "secret-tool";
+/// A keyring may ask its owner to open it.
+const KEYRING_TIME: Duration = Duration::from_secs(60);
+
+/// What the keyring has for the server and the user, by the attributes that desktops use for passwords of the network.
+fn from_keyring(host: &str, user: Option<&str>) -> Option<Secret> {
+    let runner = Runner::new(&Uri::default(), KEYRING_TIME).output_limit(4096);
+    let mut args = vec!["lookup", "server", host];
+    args.extend(user.into_iter().flat_map(|user| ["user", user]));
+    // Most computers have none, or nobody who could open it.
+    let output = runner.run(KEYRING, &args).ok().filter(|output| output.code == 0)?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    (!password.is_empty()).then(|| Secret::new(password))
 }
 
 /// Looks for a host in the form of netrc: words, macros up to an empty line, comments.
