@@ -158,7 +158,11 @@ fn by_identity(vms: Vec<VmSummary>) -> Known {
     vms.into_iter().map(|vm| (key(&vm), vm)).collect()
 }
 
-fn changes(before: &Known, now: &Known) -> Vec<Change> {
+/// What is different now.
+pub(crate) fn changes<K: Ord>(
+    before: &BTreeMap<K, VmSummary>,
+    now: &BTreeMap<K, VmSummary>,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     for (key, vm) in before {
         if !now.contains_key(key) {

@@ -16,6 +16,7 @@ mod error;
 mod esx;
 mod files;
 mod fuzz;
+mod https;
 mod libvirt;
 mod mirror;
 mod name;
@@ -29,6 +30,7 @@ mod traits;
 mod verb;
 mod virtualbox;
 mod vm;
+mod xapi;
 mod xen;
 mod xml;
 
@@ -38,7 +40,9 @@ pub use esx::fuzz as fuzz_soap;
 pub use fuzz::fuzz;
 pub use mirror::{Mirror, Whole};
 pub use name::{Uri, VmName};
-pub use pull::{Progress, PullOptions, PullReport, Pullable, PulledFile, RemoteFile, Undo};
+pub use pull::{
+    Progress, PullOptions, PullReport, Pullable, PulledFile, RemoteFile, StreamFile, Undo,
+};
 pub use registry::{DRIVERS, Driver, Met, driver};
 pub use runner::{Output, Runner};
 pub use spec::foreign::Snapshot;

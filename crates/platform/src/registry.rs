@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::{
-    Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, own, parallels, virtualbox, xen,
+    Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, own, parallels, virtualbox, xapi,
+    xen,
 };
 
 /// How a kind of platform is reached.
@@ -46,6 +47,7 @@ pub const DRIVERS: &[Driver] = &[
     virtualbox::DRIVER,
     parallels::DRIVER,
     xen::DRIVER,
+    xapi::DRIVER,
 ];
 
 /// The driver of a scheme.

@@ -12,8 +12,9 @@ use crate::failure::Failure;
 
 /// Options of `omnivisor pull`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   omnivisor pull esx://root@host/web web    copies the VM into the folder web; omnivisor run web boots it
+  omnivisor pull xen+ssh://root@host/web    the same of a Xen host, by nothing but its SSH server
 
 What is here already is not copied again: after a lost connection, run the same command once more. SHA256SUMS in the
 folder has the hash of each file.")]
@@ -50,7 +51,7 @@ pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
         rate: args.rate.map(|rate| rate.bytes()),
         ..PullOptions::default()
     };
-    let progress = Progress::new(ready.files.iter().map(|file| file.len()).sum());
+    let progress = Progress::new(ready.total());
     let report = ready.pull(&folder, &options, &mut |at| progress.show(at.done)).map_err(failed)?;
     drop(progress);
     for file in &report.files {

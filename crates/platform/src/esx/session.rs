@@ -4,8 +4,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::http::{Answer, Http};
 use super::soap::{self, Element, Fault, Reference};
+use crate::https::{Answer, Http};
 use crate::{Error, Options, Result, Secret, Uri, credentials};
 
 /// How often a call is repeated after a new login.
@@ -94,7 +94,7 @@ impl Session {
         let request = soap::envelope(method, this, arguments);
         for _ in 0..LOGINS {
             let (cookie, login) = self.cookie();
-            let answer = self.http.post(method, "/sdk", cookie.as_deref(), &request, limit)?;
+            let answer = post(&self.http, method, cookie.as_deref(), &request, limit)?;
             match read(&self.http, method, &answer)? {
                 // The server did nothing, so asking once more does nothing twice.
                 Err(fault) if fault.kind == "NotAuthenticated" => self.log_in(login)?,
@@ -152,7 +152,7 @@ impl Session {
         let arguments =
             soap::text("userName", &self.user) + &soap::text("password", self.password.reveal());
         let request = soap::envelope("Login", &self.content.sessions, &arguments);
-        let answer = self.http.post("Login", "/sdk", None, &request, self.http.limit)?;
+        let answer = post(&self.http, "Login", None, &request, self.http.limit)?;
         if let Err(fault) = read(&self.http, "Login", &answer)? {
             return Err(Error::Credentials {
                 place: self.http.place.clone(),
@@ -201,7 +201,7 @@ impl Drop for Session {
         let request = soap::envelope("Logout", &self.content.sessions, "");
         let limit = FAREWELL.min(self.http.limit);
         // A server that is gone has no session to end.
-        let _ = self.http.post("Logout", "/sdk", Some(&cookie), &request, limit);
+        let _ = post(&self.http, "Logout", Some(&cookie), &request, limit);
     }
 }
 
@@ -210,7 +210,7 @@ fn content(http: &Http) -> Result<Content> {
     let what = "RetrieveServiceContent";
     let this = Reference::new("ServiceInstance", "ServiceInstance");
     let request = soap::envelope(what, &this, "");
-    let answer = http.post(what, "/sdk", None, &request, http.limit)?;
+    let answer = post(http, what, None, &request, http.limit)?;
     let place = format!("{what} at {}", http.place);
     let reply = read(http, what, &answer)?.map_err(|fault| Error::Failed {
         what: place.clone(),
@@ -231,6 +231,19 @@ fn content(http: &Http) -> Result<Content> {
         product: about("fullName").unwrap_or_else(|| "VMware vSphere".into()),
         is_vcenter: about("apiType").as_deref() == Some("VirtualCenter"),
     })
+}
+
+fn post(
+    http: &Http,
+    what: &str,
+    cookie: Option<&str>,
+    request: &str,
+    limit: Duration,
+) -> Result<Answer> {
+    let mut headers =
+        vec![("Content-Type", "text/xml; charset=utf-8"), ("SOAPAction", "urn:vim25/6.5")];
+    headers.extend(cookie.map(|cookie| ("Cookie", cookie)));
+    http.post(what, "/sdk", &headers, request, limit)
 }
 
 /// A reply, whatever the status: faults come with 500.

@@ -6,6 +6,7 @@
 
 mod piece;
 mod state;
+mod stream;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -55,10 +56,33 @@ pub trait RemoteFile: Send + Sync {
     }
 }
 
+/// A file that comes only whole, from its beginning to its end.
+pub trait StreamFile: Send + Sync {
+    /// Its name in the folder into which it is copied.
+    fn name(&self) -> &str;
+
+    /// About how many bytes will come.
+    fn estimate(&self) -> u64;
+
+    /// Hands out all of it.
+    ///
+    /// # Errors
+    /// It cannot be read to its end.
+    fn read(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// Compares the copy at `path` with the checksums that are in it.
+    ///
+    /// # Errors
+    /// They differ.
+    fn check(&self, path: &Path) -> Result<()>;
+}
+
 /// A VM that is ready to be copied. What was done to the VM for that is undone by [`finish`](Self::finish).
 pub struct Pullable {
     /// What is to be copied.
     pub files: Vec<Arc<dyn RemoteFile>>,
+    /// What is to be copied and comes only whole.
+    pub streams: Vec<Box<dyn StreamFile>>,
     /// What is written as it is: names and contents.
     pub documents: Vec<(String, Vec<u8>)>,
     /// Undoes what was done, told whether everything was copied.
@@ -142,6 +166,12 @@ impl Pullable {
         self.undo.take().map_or(Ok(()), |undo| undo(is_complete))
     }
 
+    /// How many bytes will come, as far as that is known.
+    pub fn total(&self) -> u64 {
+        let files = self.files.iter().map(|file| file.len());
+        files.chain(self.streams.iter().map(|file| file.estimate())).fold(0, u64::saturating_add)
+    }
+
     fn copy(
         &self,
         folder: &Path,
@@ -149,7 +179,7 @@ impl Pullable {
         tell: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Result<PullReport> {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
-        let total = self.files.iter().map(|file| file.len()).fold(0, u64::saturating_add);
+        let total = self.total();
         let mut report = PullReport::default();
         let mut before = 0;
         for file in &self.files {
@@ -161,6 +191,16 @@ impl Pullable {
             before += file.len();
             report.kept += kept;
             report.copied += file.len() - kept;
+            report.files.push(pulled);
+        }
+        for file in &self.streams {
+            let path = local(folder, file.name())?;
+            let mut told = |done: u64| {
+                tell(Progress { name: file.name(), done: before + done, total });
+            };
+            let pulled = stream::copy(&**file, &path, options, &mut told)?;
+            before += pulled.length;
+            report.copied += pulled.length;
             report.files.push(pulled);
         }
         for (name, content) in &self.documents {

@@ -64,6 +64,7 @@ fn options() -> PullOptions {
 fn pull(file: &Arc<Memory>, folder: &Path) -> Result<PullReport> {
     let vm = Pullable {
         files: vec![file.clone() as Arc<dyn RemoteFile>],
+        streams: Vec::new(),
         documents: vec![("web.vmx".into(), b"displayName = \"web\"\n".to_vec())],
         undo: None,
     };
@@ -161,7 +162,12 @@ fn what_was_done_to_the_vm_is_undone_in_any_case() {
             tell.send(complete).unwrap();
             Ok(())
         });
-        let vm = Pullable { files: vec![Arc::new(file)], documents: Vec::new(), undo: Some(undo) };
+        let vm = Pullable {
+            files: vec![Arc::new(file)],
+            streams: Vec::new(),
+            documents: Vec::new(),
+            undo: Some(undo),
+        };
         assert_eq!(vm.pull(folder.path(), &options(), &mut |_| {}).is_ok(), broken == u64::MAX);
         assert_eq!(told.recv().unwrap(), broken == u64::MAX);
     }

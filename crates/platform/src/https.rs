@@ -21,7 +21,7 @@ const CONNECTIONS: usize = 16;
 
 /// A way to one server.
 #[derive(Debug)]
-pub(super) struct Http {
+pub(crate) struct Http {
     agent: Agent,
     verifier: Arc<Verifier>,
     base: String,
@@ -32,18 +32,18 @@ pub(super) struct Http {
 }
 
 /// An answer that was read wholly.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub status: StatusCode,
     pub cookie: Option<String>,
     pub body: Vec<u8>,
 }
 
 /// A part of a file, and its bytes.
-pub(super) type Content = (Part, Box<dyn Read>);
+pub(crate) type Content = (Part, Box<dyn Read>);
 
 /// How much of an answer is left, and from where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Offset of its first byte.
     pub start: u64,
     /// How many bytes it has.
@@ -106,7 +106,7 @@ impl Http {
         &self,
         what: &str,
         path: &str,
-        cookie: Option<&str>,
+        headers: &[(&str, &str)],
         body: &str,
         limit: Duration,
     ) -> Result<Answer> {
@@ -116,11 +116,9 @@ impl Http {
             .config()
             .timeout_global(Some(limit))
             .timeout_per_read(Some(limit))
-            .build()
-            .header("Content-Type", "text/xml; charset=utf-8")
-            .header("SOAPAction", "urn:vim25/6.5");
-        if let Some(cookie) = cookie {
-            request = request.header("Cookie", cookie);
+            .build();
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let mut response = request.send(body).map_err(|error| self.error(what, error))?;
         let cookie = session_cookie(&response);
@@ -173,6 +171,26 @@ impl Http {
             length => Box::new(response.into_body().into_with_config().limit(length).reader()),
         };
         Ok((status, Some((part, body))))
+    }
+
+    /// Asks for a whole file of unknown length. The reader is absent unless the server gives it.
+    pub fn stream(
+        &self,
+        what: &str,
+        path: &str,
+        cookie: Option<&str>,
+    ) -> Result<(StatusCode, Option<Box<dyn Read>>)> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        request = request.header("Accept-Encoding", "identity");
+        if let Some(cookie) = cookie {
+            request = request.header("Cookie", cookie);
+        }
+        let response = request.call().map_err(|error| self.error(what, error))?;
+        let status = response.status();
+        let body = (status == StatusCode::OK)
+            .then(|| response.into_body().into_with_config().limit(u64::MAX).reader())
+            .map(|reader| Box::new(reader) as Box<dyn Read>);
+        Ok((status, body))
     }
 
     /// What went wrong, as a sentence.
