@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use ureq::http::StatusCode;
 
-use super::http::Content;
+use super::description;
+use super::inventory::Object;
 use super::session::Session;
+use crate::https::Content;
 use crate::{Error, Result};
 
 /// A file of a datastore, written `[datastore] folder/file`.
@@ -83,6 +85,16 @@ impl Datastore {
                 (status, None) => Err(self.refused(file, status)),
             }
         })
+    }
+
+    /// Whether the VM's first disk can be read as a file.
+    pub fn gives_files(&self, vm: &Object) -> bool {
+        let disks = vm.property("config").map(description::disks).unwrap_or_default();
+        let first = disks.first().and_then(|disk| disk.chain.last());
+        !matches!(
+            first.map(|file| self.get(file, 0, 1)),
+            Some(Err(Error::NotFound { .. } | Error::Failed { .. }))
+        )
     }
 
     /// A whole file of at most `longest` bytes.

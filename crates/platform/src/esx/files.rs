@@ -195,7 +195,7 @@ impl Held {
                     // Without it a later pull would find other bytes, and begin again.
                     false => Ok(()),
                 };
-                Ok(Pullable { files, documents, undo: Some(Box::new(undo)) })
+                Ok(Pullable { files, streams: Vec::new(), documents, undo: Some(Box::new(undo)) })
             }
             Err(error) => {
                 let _ = Self::release(snapshot, &session);
@@ -321,7 +321,7 @@ fn extents(descriptor: &[u8]) -> Vec<String> {
 }
 
 /// A `.vmx` with other files for these keys.
-fn renamed(vmx: &[u8], drives: &[(String, String)]) -> Vec<u8> {
+pub(super) fn renamed(vmx: &[u8], drives: &[(String, String)]) -> Vec<u8> {
     let mut text = Vec::with_capacity(vmx.len());
     for line in vmx.split_inclusive(|byte| *byte == b'\n') {
         let key = line.split(|byte| *byte == b'=').next().unwrap_or_default();

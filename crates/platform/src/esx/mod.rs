@@ -2,9 +2,9 @@
 
 mod datastore;
 mod description;
+mod export;
 mod files;
 mod fuzz;
-mod http;
 mod inventory;
 mod power;
 mod remote;
@@ -152,6 +152,10 @@ impl Pull for Esx {
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
         let found = self.find(vm, &self.properties())?;
         let datastore = self.datastore(&found.reference)?;
+        if !datastore.gives_files(&found) {
+            tell(format!("the datastore of {vm} gives no files: its disks are exported"));
+            return export::pullable(&self.session, &found);
+        }
         files::hold(&self.session, &found, datastore, tell)?.pullable()
     }
 

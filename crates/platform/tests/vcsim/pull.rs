@@ -94,6 +94,79 @@ fn a_pull_whose_line_was_cut_goes_on() {
 }
 
 #[test]
+fn a_password_that_changes_meanwhile_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, "secret").unwrap();
+    let simulator = Simulator::start(&["--esx", "--password-file", file.to_str().unwrap()]);
+    let content = Content::upload(&simulator);
+    let host = simulator.connect("esx", "");
+    host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let vm = host.pullable(VM, &mut |_| {}).unwrap();
+    let copy = folder.path().join("copy");
+    let mut tell = |at: platform::Progress<'_>| {
+        if at.done > 1 << 20 {
+            fs::write(&file, "changed").unwrap();
+        }
+    };
+    // Slow enough for the last piece to be asked for later.
+    let slow = PullOptions { rate: Some(4 << 20), ..options(1) };
+    let error = vm.pull(&copy, &slow, &mut tell).unwrap_err();
+    assert!(matches!(error, Error::Credentials { .. }), "{error}");
+    let right = platform::Options {
+        tls_thumbprint: Some(simulator.thumbprint.clone()),
+        ..crate::lab::asked("changed")
+    };
+    let host = connect(&simulator.uri("esx", ""), &right).unwrap();
+    let (report, _) = pull(&host, &copy).unwrap();
+    assert!(report.kept >= 8 << 20, "{report:?}");
+    content.assert_in(&copy);
+}
+
+#[test]
+fn a_server_that_is_killed_in_the_middle_is_said_to_be_gone() {
+    let mut simulator = Simulator::start(&["--esx"]);
+    Content::upload(&simulator);
+    let host = simulator.connect("esx", "");
+    host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let vm = host.pullable(VM, &mut |_| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut tell = |at: platform::Progress<'_>| {
+        if at.done > 8 << 20 {
+            simulator.kill();
+        }
+    };
+    let error = vm.pull(folder.path(), &options(1), &mut tell).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert!(matches!(host.list(), Err(Error::Unreachable { .. })));
+}
+
+#[test]
+fn a_server_whose_every_byte_is_late_is_given_up_within_its_time() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                // A record of TLS that goes on for ever.
+                for byte in [22, 3, 3, 0x3f, 0xff].into_iter().chain(std::iter::repeat(0)) {
+                    std::thread::sleep(Duration::from_millis(300));
+                    if std::io::Write::write_all(&mut &client, &[byte]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let options =
+        platform::Options { time_limit: Duration::from_secs(3), ..crate::lab::asked("secret") };
+    let before = std::time::Instant::now();
+    let error = connect(&uri("esx", port, ""), &options).err().unwrap();
+    assert!(matches!(error, Error::TimedOut { .. } | Error::Unreachable { .. }), "{error}");
+    assert!(before.elapsed() < Duration::from_secs(100));
+}
+
+#[test]
 fn a_running_vm_is_copied_below_a_snapshot() {
     let simulator = Simulator::start(&["--esx"]);
     let content = Content::upload(&simulator);
@@ -165,4 +238,60 @@ fn a_disk_is_opened_by_its_place() {
     disk.read_at(&mut read, 4096).unwrap();
     assert!(read == content.extent[4096..4796]);
     assert!(host.open_disk(VM, 99).is_err());
+}
+
+/// A streamOptimized disk as a server would make it, and what it holds.
+fn exported(folder: &Path) -> (std::path::PathBuf, Vec<u8>) {
+    let (raw, disk) = (folder.join("raw"), folder.join("stream.vmdk"));
+    let mut state = 1_u32;
+    let mut content = vec![0; 8 << 20];
+    for byte in &mut content[..6 << 20] {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = (state >> 24) as u8;
+    }
+    fs::write(&raw, &content).unwrap();
+    let made = std::process::Command::new("qemu-img")
+        .args(["convert", "-q", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"])
+        .args([&raw, &disk])
+        .status();
+    assert!(made.unwrap().success());
+    (disk, content)
+}
+
+#[test]
+fn a_datastore_without_files_is_copied_by_a_lease_that_is_kept_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, content) = exported(folder.path());
+    // Three seconds of copying, and a lease of two.
+    let options = ["--esx", "--export-disk", disk.to_str().unwrap(), "--lease-timeout", "2s"];
+    let simulator = Simulator::start(&options);
+    let host = simulator.connect("esx", "");
+    let error = host.pullable(VM, &mut |_| {}).err().unwrap();
+    assert!(matches!(error, Error::WrongState { .. }), "{error}");
+    host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let copy = folder.path().join("copy");
+    let (report, told) = pull(&host, &copy).unwrap();
+    assert!(told[0].contains("gives no files"), "{told:?}");
+    assert_eq!(report.files[0].length, fs::metadata(&disk).unwrap().len());
+    let vmx = copy.join(format!("{VM}.vmx"));
+    let vm = spec::foreign::read(&vmx, &spec::foreign::ReadOptions::default()).unwrap().remove(0);
+    let path = vm.drives.iter().find_map(|drive| drive.file.as_ref()?.disk_path()).unwrap();
+    let options = disk::ImageOptions { read_only: true, ..disk::ImageOptions::default() };
+    let mut read = vec![0; content.len()];
+    disk::open(path, &options).unwrap().read_at(&mut read, 0).unwrap();
+    assert!(read == content);
+}
+
+#[test]
+fn an_export_that_is_cut_is_given_back_and_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, _) = exported(folder.path());
+    let simulator = Simulator::start(&["--esx", "--export-disk", disk.to_str().unwrap()]);
+    simulator.connect("esx", "").perform(VM, &Action::Stop { force: true }).unwrap();
+    let proxy = Proxy::start(simulator.port, 2 << 20, u64::MAX);
+    let host = connect(&uri("esx", proxy.port, ""), &simulator.options()).unwrap();
+    let copy = folder.path().join("copy");
+    let error = pull(&host, &copy).err().unwrap();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert_eq!(fs::read_dir(&copy).unwrap().count(), 0);
 }
