@@ -108,20 +108,60 @@ END
         i=0; until omnivisor console-log 'xen:///pv guest' 2>&1 | grep -q 'guest is up'; do
             i=$((i + 1)); [ $i -lt 300 ] || { echo 'no console'; exit 1; }; sleep 0.2
         done
-        omnivisor pause 'xen:///pv guest'; state 'pv guest  paused'
+        # What the tools in a guest would tell, and changes as they happen, come from xenstore.
+        xenstore-write /local/domain/$(xl domid 'pv guest')/attr/vif/0/ipv4/0 192.0.2.9
+        state 192.0.2.9
+        omnivisor watch xen:/// >changes & watcher=$!
+        changed() {
+            i=0; until grep -q "$1" changes; do
+                i=$((i + 1)); [ $i -lt 300 ] || { echo "no $1"; cat changes; exit 1; }; sleep 0.2
+            done
+        }
+        changed 'appeared running   pvh'
+        omnivisor pause 'xen:///pv guest'; state 'pv guest  paused'; changed 'changed  paused    pv guest'
         omnivisor resume 'xen:///pv guest'; state 'pv guest  running'
         omnivisor show xen:///pvh >said; says 'state     running'; says 'VM        pvh, of Xen'; says 128
         refused 2 'keeps no snapshots' snapshot create xen:///pvh one
         refused 2 'its power is cut' stop --force xen:///pvh
         refused 127 'no VM called "nobody"' pause xen:///nobody
         refused 127 'no VM called "Domain-0"' stop --force --yes xen:///Domain-0
-        omnivisor stop --force --yes xen:///pvh; state 'pvh       stopped'
+        omnivisor stop --force --yes xen:///pvh; state 'pvh       stopped'; changed 'changed  stopped   pvh'
+        kill $watcher
         omnivisor stop --force --yes 'xen:///pv guest'; state 'pv guest  stopped'
         omnivisor platforms xen:/// >said; says 'Xen 4.'
+
+        # A VM with an image and a volume, here and by ssh.
+        mkdir images; head -c 3000000 /dev/urandom >images/base.raw; truncate -s 8M images/base.raw
+        truncate -s 6M volume; printf disk | dd of=volume bs=1 seek=5000000 conv=notrunc status=none
+        modprobe loop || true; loop=$(losetup -f --show volume)
+        qemu-img create -q -f qcow2 -b $PWD/images/base.raw -F raw images/disk.qcow2
+        printf 'name = "two"\ntype = "pvh"\nkernel = "%s"\nmemory = 64\ndisk = [ "%s", "%s" ]\n' $kernel \
+            "format=qcow2,vdev=xvda,access=rw,target=$PWD/images/disk.qcow2" "phy:$loop,xvdb,w" >/etc/xen/two.cfg
+        copied() {
+            qemu-img compare -q $1/disk.qcow2 images/disk.qcow2; cmp $1/$(basename $loop).raw volume
+            cmp $1/$(basename $kernel) $kernel
+            omnivisor inspect $1/two.cfg >said; says '8 MiB'; says '6 MiB'
+        }
+        omnivisor pull xen:///two here; copied here
+        mkdir -p keys /run/sshd; for key in host user; do ssh-keygen -q -t ed25519 -N '' -f keys/$key; done
+        printf 'ListenAddress 127.0.0.1\nPort 2222\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPidFile none\n%s\n' \
+            $PWD/keys/host $PWD/keys/user.pub 'PermitRootLogin yes
+Subsystem sftp internal-sftp' >keys/sshd
+        /usr/sbin/sshd -f keys/sshd
+        printf '[127.0.0.1]:2222 %s\n' "$(cat keys/host.pub)" >keys/known
+        printf '#!/bin/sh\nexec ssh -F none -i %s -o UserKnownHostsFile=%s "$@"\n' $PWD/keys/user $PWD/keys/known >keys/ssh
+        chmod +x keys/ssh; export OMNIVISOR_SSH=$PWD/keys/ssh
+        remote=xen+ssh://root@127.0.0.1:2222
+        omnivisor pull $remote/two there; copied there
+        omnivisor start 'xen:///pv guest'
+        xenstore-write /local/domain/$(xl domid 'pv guest')/attr/vif/0/ipv4/0 192.0.2.10
+        omnivisor list $remote >said; says 192.0.2.10
+        refused 125 'is running' pull "$remote/pv guest" running
+        omnivisor stop --force --yes "$remote/pv guest"
     "#;
     let script = format!("set -eu\n{}{script}", WORDS.replace("OMNIVISOR", OMNIVISOR));
     let mut lab = lab("xen-lab");
-    lab.args(["--timeout", "480", "--", "sh", "-c", &script]);
+    lab.args(["--module", "loop", "--timeout", "480", "--", "sh", "-c", &script]);
     lab.env("KVM_LAB_CACHE", cache().join("kvm-lab"));
     expect(lab);
 }
@@ -158,6 +198,11 @@ fn a_vm_of_virtualbox_is_seen_and_steered() {
         refused 127 'no snapshot called "three"' snapshot delete --yes "$vm" three
         refused 127 'no VM called "nobody"' stop vbox:///nobody
         refused 125 'not currently running' stop "$vm"
+        # A disk in two images, of which the second knows the first by its identity only.
+        omnivisor snapshot create "$vm" three
+        omnivisor pull "$vm" copied
+        [ $(find copied -name '*.vdi' | wc -l) = 2 ]
+        omnivisor inspect "copied/wéb 1.vbox" >said; says '64 MiB'; says 'copied/Snapshots/'
         [ -e /dev/vboxdrv ] || refused 2 'vboxdrv is not loaded' start "$vm"
         omnivisor platforms vbox:/// >said; says 'VirtualBox 7.'
     "#;

@@ -208,7 +208,8 @@ impl Client {
             let reply = reply.and_then(|(id, reply)| Some((waiting.remove(&id)?, reply)));
             match reply {
                 Some((index, Reply::Data(bytes))) => found[index] = !bytes.is_empty(),
-                Some((_, Reply::Status(wire::EOF, _))) => {}
+                // A block device cannot be sought past its end.
+                Some((_, Reply::Status(wire::EOF | wire::FAILURE | wire::BAD_MESSAGE, _))) => {}
                 Some((_, Reply::Status(code, message))) => refused = Some((code, message)),
                 _ => return Err(self.nonsense("another answer than to a read")),
             }

@@ -109,7 +109,7 @@ impl VmDisks {
         }
         let (name, text) = self.document;
         let documents = vec![(name, names::replaced(&text, &renamed))];
-        Ok(Pullable { files, documents, undo: None })
+        Ok(Pullable { files, streams: Vec::new(), documents, undo: None })
     }
 
     /// Opens all disks, if nobody writes to them.

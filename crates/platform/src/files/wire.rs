@@ -52,6 +52,10 @@ pub(super) const EOF: u32 = 1;
 pub(super) const NO_SUCH_FILE: u32 = 2;
 /// SSH_FX_PERMISSION_DENIED.
 pub(super) const PERMISSION_DENIED: u32 = 3;
+/// SSH_FX_FAILURE.
+pub(super) const FAILURE: u32 = 4;
+/// SSH_FX_BAD_MESSAGE: OpenSSH's word for EINVAL.
+pub(super) const BAD_MESSAGE: u32 = 5;
 
 const VERSION: u8 = 2;
 const ATTRIBUTE_SIZE: u32 = 1;
