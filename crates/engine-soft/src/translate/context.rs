@@ -73,6 +73,7 @@ pub const LINK: u32 = 16;
 /// See [`Context::vectors`].
 pub const LOWER: u8 = 1;
 pub const WHOLE: u8 = 2;
+pub const CLEARED: u8 = 3;
 
 /// See the module.
 #[repr(C)]
@@ -87,7 +88,7 @@ pub struct Context {
     pub scratch: [u64; 2],
     pub exit: u32,
     /// [`LOWER`] while the lower halves of the guest's vector registers are in the host's, whose upper halves
-    /// are zero; [`WHOLE`] while all of them are; else 0.
+    /// are zero; [`CLEARED`] for the same after VZEROUPPER; [`WHOLE`] while all of them are; else 0.
     pub vectors: u32,
     /// Numbers of the pages that may be entered, by ring and linear page; 0 for none.
     pub pages: Pages,

@@ -4,7 +4,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::block::{Builder, Cold, Guest};
 use super::classify::{Field, Form, Kind, uses_vectors};
-use super::context::{self, LOWER};
+use super::context::{self, CLEARED, LOWER};
 use super::emit::{EQUAL, Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, RSP, Rm};
 use super::memory::Use;
 use super::parts::{Map, Parts};
@@ -197,7 +197,7 @@ impl Builder<'_> {
         self.a.load(B, Mem::at(RSP, context::fpu()));
         for (place, value) in [
             (Mem::at(B, ZERO_UPPERS as i32), 1),
-            (Mem::at(RSP, context::vectors()), u32::from(LOWER)),
+            (Mem::at(RSP, context::vectors()), u32::from(CLEARED)),
         ] {
             self.a.narrow(0xc7, 0, Rm::Mem(place));
             self.a.bytes(&value.to_le_bytes());

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use super::context::{self, AGAIN, BRANCH, Context, FAULT, INTERPRET, LOWER, WHOLE};
+use super::context::{self, AGAIN, BRANCH, CLEARED, Context, FAULT, INTERPRET, LOWER, WHOLE};
 use super::emit::{Assembler, EQUAL, Mem, NOT_EQUAL, Prefixes, RBP, RBX, RDI, RDX, RSI, RSP, Rm};
 use super::registers::{A, B, PINNED};
 use crate::cpu::{Access, CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Cpu, Stop};
@@ -197,6 +197,19 @@ pub fn emit(a: &mut Assembler) -> Stubs {
 /// Loads the vector registers if the guest may use them, or leaves the instruction to the interpreter.
 fn vectors(a: &mut Assembler, wide: bool, leave: u64) {
     let below = 8;
+    if wide {
+        // Right after VZEROUPPER, as between two of the C library's functions, there is nothing to ask or load.
+        a.alu_narrow(7, ctx(below + context::vectors()), CLEARED.into());
+        let others = a.jump(Some(NOT_EQUAL));
+        a.load(B, Mem::at(RSP, below + context::fpu()));
+        a.alu_narrow(7, Rm::Mem(Mem::at(B, ZERO_UPPERS as i32)), 0);
+        let used = a.jump(Some(EQUAL));
+        set(a, Mem::at(B, ZERO_UPPERS as i32), 0);
+        set(a, Mem::at(RSP, below + context::vectors()), WHOLE.into());
+        a.bytes(&[0xc3]);
+        a.bind(others);
+        a.bind(used);
+    }
     let mut refused = Vec::new();
     a.narrow(LOAD, A, ctx(below + offset_of!(Cpu, cr0) as i32));
     a.alu_narrow(4, Rm::Reg(A), (CR0_EM | CR0_TS) as u32);
