@@ -196,17 +196,7 @@ impl Http {
     /// What went wrong, as a sentence.
     pub fn error(&self, what: &str, error: ureq::Error) -> Error {
         if let Some(refused) = self.verifier.take_refused() {
-            return Error::Unreachable {
-                place: self.place.clone(),
-                message: format!(
-                    "its certificate is refused: {}; it has thumbprint {}",
-                    refused.reason, refused.thumbprint
-                ),
-                repair: Some(format!(
-                    "if that is what the server's own console shows: --tls-thumbprint {}",
-                    refused.thumbprint
-                )),
-            };
+            return refused.error(self.place.clone());
         }
         match error {
             ureq::Error::Timeout(_) => {

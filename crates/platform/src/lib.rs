@@ -17,6 +17,7 @@ mod esx;
 mod files;
 mod fuzz;
 mod https;
+mod hyperv;
 mod libvirt;
 mod mirror;
 mod name;
@@ -38,6 +39,7 @@ pub use connection::{Connection, connect};
 pub use error::{Error, Kind, Result};
 pub use esx::fuzz as fuzz_soap;
 pub use fuzz::fuzz;
+pub use hyperv::fuzz as fuzz_hyperv;
 pub use mirror::{Mirror, Whole};
 pub use name::{Uri, VmName};
 pub use pull::{

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::{
-    Ability, Options, Platform, Result, Uri, Verb, esx, libvirt, own, parallels, virtualbox, xapi,
-    xen,
+    Ability, Options, Platform, Result, Uri, Verb, esx, hyperv, libvirt, own, parallels,
+    virtualbox, xapi, xen,
 };
 
 /// How a kind of platform is reached.
@@ -43,6 +43,7 @@ pub const DRIVERS: &[Driver] = &[
     own::DRIVER,
     esx::HOST,
     esx::VCENTER,
+    hyperv::DRIVER,
     libvirt::DRIVER,
     virtualbox::DRIVER,
     parallels::DRIVER,

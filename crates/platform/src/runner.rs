@@ -179,6 +179,24 @@ impl Runner {
         command
     }
 
+    /// ssh with a command line, which the other computer's own shell reads as it is. Here, a command that fails.
+    pub(crate) fn raw(&self, line: &str) -> Command {
+        match &self.ssh {
+            Some(ssh) => {
+                let mut command = self.ssh_command(ssh, &[]);
+                command.arg(line);
+                command
+            }
+            None => Command::new("false"),
+        }
+    }
+
+    /// ssh's own failure, if it is one.
+    pub(crate) fn ssh_failure(&self, output: &Output) -> Option<Error> {
+        let ssh = self.ssh.as_ref().filter(|_| output.code == SSH_FAILED)?;
+        Some(ssh.failed(output))
+    }
+
     /// ssh with a subsystem of the other computer's server at its standard streams. Here, a command that fails.
     pub(crate) fn subsystem(&self, name: &str) -> Command {
         match &self.ssh {

@@ -30,6 +30,7 @@ pub(crate) struct Verifier {
     pin: Option<Thumbprint>,
     authorities: Option<Arc<WebPkiServerVerifier>>,
     refused: Mutex<Option<Refused>>,
+    accepted: Mutex<Option<Thumbprint>>,
 }
 
 /// A server that was not the right one.
@@ -55,12 +56,31 @@ impl Verifier {
                 WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().ok()
             }
         };
-        Ok(Self { provider, pin, authorities, refused: Mutex::new(None) })
+        Ok(Self {
+            provider,
+            pin,
+            authorities,
+            refused: Mutex::default(),
+            accepted: Mutex::default(),
+        })
     }
 
     /// The server that was refused since it was last asked.
     pub fn take_refused(&self) -> Option<Refused> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The SHA-256 of the certificate that was accepted last, if channels are bound by that hash: a certificate's own
+    /// signature says by which (RFC 5929, 4.1).
+    pub fn accepted(&self) -> Option<[u8; 32]> {
+        let accepted = *self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.map(|thumbprint| thumbprint.0)
+    }
+
+    fn accept(&self, certificate: &CertificateDer<'_>, thumbprint: Thumbprint) {
+        let has = |oid: &&[u8]| certificate.windows(oid.len()).any(|window| window == *oid);
+        let accepted = Some(thumbprint).filter(|_| !OTHER_HASHES.iter().any(has));
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = accepted;
     }
 
     fn refuse(
@@ -75,6 +95,34 @@ impl Verifier {
     }
 }
 
+impl Refused {
+    /// What is said of the server at `place`.
+    pub fn error(self, place: String) -> Error {
+        Error::Unreachable {
+            place,
+            message: format!(
+                "its certificate is refused: {}; it has thumbprint {}",
+                self.reason, self.thumbprint
+            ),
+            repair: Some(format!(
+                "if that is what the server's own console shows: --tls-thumbprint {}",
+                self.thumbprint
+            )),
+        }
+    }
+}
+
+/// Signature algorithms with another hash than SHA-256, as DER has them: RSA with SHA-384 and SHA-512, RSA-PSS with any,
+/// ECDSA with SHA-384 and SHA-512, Ed25519.
+const OTHER_HASHES: [&[u8]; 6] = [
+    b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c",
+    b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0d",
+    b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a",
+    b"\x2a\x86\x48\xce\x3d\x04\x03\x03",
+    b"\x2a\x86\x48\xce\x3d\x04\x03\x04",
+    b"\x2b\x65\x70",
+];
+
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -87,6 +135,7 @@ impl ServerCertVerifier for Verifier {
         let thumbprint = Thumbprint(Sha256::digest(certificate).into());
         if let Some(pin) = self.pin {
             if pin == thumbprint {
+                self.accept(certificate, thumbprint);
                 return Ok(ServerCertVerified::assertion());
             }
             let error = CertificateError::ApplicationVerificationFailure.into();
@@ -96,17 +145,16 @@ impl ServerCertVerifier for Verifier {
             let error = CertificateError::UnknownIssuer.into();
             return Err(self.refuse(thumbprint, "no authority is known here".into(), error));
         };
-        authorities.verify_server_cert(certificate, intermediates, name, ocsp, now).map_err(
-            |error| {
-                let reason = match &error {
-                    rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                        "no authority that is known here vouches for it".into()
-                    }
-                    error => error.to_string(),
-                };
-                self.refuse(thumbprint, reason, error)
-            },
-        )
+        let verified = authorities.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        verified.inspect(|_| self.accept(certificate, thumbprint)).map_err(|error| {
+            let reason = match &error {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                    "no authority that is known here vouches for it".into()
+                }
+                error => error.to_string(),
+            };
+            self.refuse(thumbprint, reason, error)
+        })
     }
 
     // A pin says which key is meant; these say that the server has it.

@@ -76,6 +76,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Element, String> {
 }
 
 impl Element {
+    /// The attribute of this local name, with a prefix or without.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        let found = self.attributes.iter().find(|(key, _)| local(key) == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
     /// The first child of this name.
     pub fn child(&self, name: &str) -> Option<&Self> {
         self.children.iter().find(|child| child.name == name)

@@ -1,0 +1,2 @@
+# All VMs.
+Emit @{ vms = [object[]]@(Get-VM | ForEach-Object { Summary $_ }) }
