@@ -565,6 +565,41 @@ fn squashfs_is_read_as_linux_reads_it() {
 }
 
 #[test]
+fn erofs_is_read_as_it_was_packed() {
+    // Debian's mkfs.erofs of today makes the first three; later ones know more.
+    let ways: [&[&str]; 8] = [
+        &[],
+        &["-zlz4"],
+        &["-zlz4hc,9", "-C65536", "-Eztailpacking"],
+        &["-zlz4", "-Efragments,dedupe", "-C32768"],
+        &["-Eforce-inode-extended", "--chunksize=4096"],
+        &["-zdeflate"],
+        &["-zlzma"],
+        &["-zzstd"],
+    ];
+    let mut made = 0;
+    for way in ways {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fill(&source, 1500);
+        let image = Image { folder };
+        let (path, source) = (image.path(), source.to_str().unwrap().to_owned());
+        let options = [&["--quiet"], way, &[path.to_str().unwrap(), &source]].concat();
+        if !run("mkfs.erofs", &options) {
+            eprintln!("skipped: mkfs.erofs does not run here or has no {way:?}");
+            continue;
+        }
+        made += 1;
+        let fs = image.open();
+        assert_eq!(fs.kind(), "erofs");
+        // By what was packed: Linux may not know all ways of packing.
+        assert_eq!(of_guest(&Tree::new(fs, "/")), of_host(Path::new(&source)), "{way:?}");
+    }
+    assert!(made == 0 || made >= 3, "mkfs.erofs made {made} images only");
+}
+
+#[test]
 fn iso9660_is_read_as_it_was_written() {
     for (program, names) in [("genisoimage", "-R"), ("xorriso", "-R"), ("genisoimage", "-J")] {
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! File systems, read-only.
 
 mod btrfs;
+mod erofs;
 mod ext;
 mod fat;
 mod iso9660;
@@ -148,6 +149,7 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
         "vfat" => Some(fat::open(volume)),
         "iso9660" => Some(iso9660::open(volume)),
         "squashfs" => Some(squashfs::open(volume)),
+        "erofs" => Some(erofs::open(volume)),
         "ntfs" => Some(ntfs::open(volume).map(|fs| Rc::new(fs) as Rc<_>)),
         _ => None,
     };
@@ -173,6 +175,7 @@ pub(crate) fn open_as_any(volume: &Arc<dyn Volume>) -> Vec<Rc<dyn FileSystem>> {
         fat::open(volume()),
         iso9660::open(volume()),
         squashfs::open(volume()),
+        erofs::open(volume()),
     ];
     [ext, ntfs].into_iter().chain(others).flatten().collect()
 }
