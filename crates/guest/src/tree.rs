@@ -35,6 +35,11 @@ impl Tree {
         tree
     }
 
+    /// What should be known about the state of its file systems.
+    pub fn notes(&self) -> Vec<String> {
+        self.mounts.iter().flat_map(|mount| mount.fs.notes()).collect()
+    }
+
     /// Puts `folder` of another one at a path that is a folder in this tree.
     pub fn mount(&mut self, at: &str, fs: Rc<dyn FileSystem>, folder: &str) {
         let at = at.trim_end_matches('/').to_owned();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ntfs::attribute_value::NtfsAttributeValue;
 use ntfs::indexes::NtfsFileNameIndex;
-use ntfs::structured_values::NtfsFileNamespace;
+use ntfs::structured_values::{NtfsFileNamespace, NtfsVolumeFlags};
 use ntfs::{Ntfs, NtfsAttributeFlags, NtfsError, NtfsReadSeek};
 
 use super::walk::{Nodes, Walk};
@@ -22,6 +22,7 @@ struct Windows {
     inner: Ntfs,
     reader: RefCell<Reader>,
     label: String,
+    is_dirty: bool,
 }
 
 /// A volume as a stream.
@@ -59,7 +60,9 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Walk<impl Nodes>> {
     inner.read_upcase_table(&mut reader).map_err(explain)?;
     let label = inner.volume_name(&mut reader).and_then(std::result::Result::ok);
     let label = label.map_or(String::new(), |label| label.name().to_string_lossy());
-    Ok(Walk::new(Windows { inner, reader: RefCell::new(reader), label }))
+    let state = inner.volume_info(&mut reader);
+    let is_dirty = state.is_ok_and(|state| state.flags().contains(NtfsVolumeFlags::IS_DIRTY));
+    Ok(Walk::new(Windows { inner, reader: RefCell::new(reader), label, is_dirty }))
 }
 
 impl Windows {
@@ -72,6 +75,9 @@ impl Windows {
         let attribute = item.to_attribute().map_err(explain)?;
         let mut value = attribute.value(reader).map_err(explain)?;
         let length = value.len();
+        if limit.is_some() && attribute.flags().intersects(packed()) {
+            return Err(Error::unsupported("NTFS", "a file in it is compressed or encrypted"));
+        }
         let mut bytes = Vec::new();
         if let Some(limit) = limit {
             bytes.resize(limit.min(length) as usize, 0);
@@ -94,6 +100,11 @@ impl Nodes for Windows {
 
     fn label(&self) -> Option<String> {
         Some(self.label.clone())
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let dirty = "it was not shut down cleanly, or Windows found an error in it";
+        self.is_dirty.then(|| dirty.to_owned()).into_iter().collect()
     }
 
     fn root(&self) -> u64 {
@@ -154,9 +165,7 @@ impl Nodes for Windows {
         let Some(item) = file.data(reader, "") else { return Ok(None) };
         let item = item.map_err(explain)?;
         let attribute = item.to_attribute().map_err(explain)?;
-        let is_plain = !attribute
-            .flags()
-            .intersects(NtfsAttributeFlags::COMPRESSED | NtfsAttributeFlags::ENCRYPTED);
+        let is_plain = !attribute.flags().intersects(packed());
         let value = attribute.value(reader).map_err(explain)?;
         let (true, NtfsAttributeValue::NonResident(value)) = (is_plain, value) else {
             return Ok(None);
@@ -184,6 +193,11 @@ impl Nodes for Windows {
     fn content(&self, file: &u64, length: u64) -> Result<Vec<u8>> {
         Ok(self.stream(*file, Some(length))?.1)
     }
+}
+
+/// What the crate does not unpack.
+fn packed() -> NtfsAttributeFlags {
+    NtfsAttributeFlags::COMPRESSED | NtfsAttributeFlags::ENCRYPTED
 }
 
 fn explain(error: NtfsError) -> Error {

@@ -116,6 +116,12 @@ impl Hive {
         Ok(None)
     }
 
+    /// The names of the keys below a key.
+    pub fn names(&self, key: &Key) -> Result<Vec<String>> {
+        let places = self.subkey_places(key)?.into_iter();
+        places.map(|(place, _)| Ok(Key::of(self.cell(place)?)?.name())).collect()
+    }
+
     /// Where the keys below a key are, with the hashes of their names where the list has them.
     fn subkey_places(&self, key: &Key) -> Result<Vec<(u32, Option<u32>)>> {
         let bad = || damaged("a list of keys");

@@ -128,6 +128,31 @@ fn control_sets(hive: &Hive) -> Result<Vec<String>> {
     Ok(sets)
 }
 
+/// The names of all sets of services: Windows takes another one when the likely one does not start.
+fn all_control_sets(hive: &Hive) -> Result<Vec<String>> {
+    let mut sets = control_sets(hive)?;
+    let names = hive.key("")?.map(|root| hive.names(&root)).transpose()?.unwrap_or_default();
+    let is_set = |name: &String| {
+        let number = name.get(..10).filter(|start| start.eq_ignore_ascii_case("ControlSet"));
+        number.is_some()
+            && name[10..].bytes().all(|digit| digit.is_ascii_digit())
+            && name.len() > 10
+    };
+    for name in names.into_iter().filter(is_set) {
+        if !sets.iter().any(|set| set.eq_ignore_ascii_case(&name)) {
+            sets.push(name);
+        }
+    }
+    // `Select` may name one that is not there.
+    let mut there = Vec::new();
+    for set in sets {
+        if hive.key(&set)?.is_some() {
+            there.push(set);
+        }
+    }
+    Ok(there)
+}
+
 /// Opens any bytes as a hive and reads what is looked for; must return whatever they are.
 pub fn fuzz_hive(bytes: &[u8]) {
     let file: Arc<dyn crate::volume::Volume> = Arc::new(crate::volume::Memory(bytes.to_vec()));

@@ -7,7 +7,7 @@ use disk::Disk;
 use serde::Serialize;
 
 use super::hive::Hive;
-use super::{control_sets, open};
+use super::{all_control_sets, open};
 use crate::{Error, Result, Tree};
 
 /// Drivers of AHCI, NVMe and IDE in Windows itself, and of virtio if they are installed.
@@ -23,7 +23,9 @@ const AT_BOOT: u32 = 0;
 pub struct RegistryPlan {
     /// Values that must change, each where it is.
     pub changes: Vec<RegistryChange>,
-    /// What cannot be changed, or should be known before it is.
+    /// Why they should not be changed, or cannot be.
+    pub obstacles: Vec<String>,
+    /// What else should be known.
     pub notes: Vec<String>,
 }
 
@@ -68,13 +70,14 @@ pub fn plan(tree: &Tree) -> RegistryPlan {
     let done = open(tree, "SYSTEM").and_then(|hive| changes(&hive, &mut plan));
     if let Err(error) = done {
         plan.changes.clear();
-        plan.notes.push(crate::fs::error_text(&error));
+        plan.obstacles.push(crate::fs::error_text(&error));
     }
-    if tree.metadata("/hiberfil.sys").is_ok() && plan.notes.is_empty() && is_hibernated(tree) {
-        plan.notes.push(
-            "Windows is hibernated (a fast start counts): it goes on with what it had in memory; shut it down with shutdown /s /t 0 first".into(),
+    if is_hibernated(tree) {
+        plan.obstacles.push(
+            "Windows is hibernated, as a fast start leaves it: it goes on with the registry that it had in memory".into(),
         );
     }
+    plan.obstacles.extend(tree.notes().iter().map(|note| format!("Its volume: {note}")));
     plan
 }
 
@@ -89,13 +92,13 @@ fn is_hibernated(tree: &Tree) -> bool {
 /// Adds what must change in a hive.
 pub fn changes(hive: &Hive, plan: &mut RegistryPlan) -> Result<()> {
     if hive.is_dirty() {
-        plan.notes.push(
+        plan.obstacles.push(
             "Windows was not shut down: its registry has changes in logs, which would undo others"
                 .into(),
         );
         return Ok(());
     }
-    for set in control_sets(hive)? {
+    for set in all_control_sets(hive)? {
         let mut found = 0;
         for driver in DRIVERS {
             let path = format!("{set}\\Services\\{driver}");
@@ -130,6 +133,9 @@ fn add(hive: &Hive, key: &str, value: &super::hive::Value, plan: &mut RegistryPl
             disk,
             offset,
         }),
-        None => plan.notes.push(format!("{key}\\{} cannot be changed in its place", value.name)),
+        None => plan.obstacles.push(format!(
+            "{key}\\{} cannot be changed in its place: the hive is compressed, encrypted or has holes",
+            value.name
+        )),
     }
 }

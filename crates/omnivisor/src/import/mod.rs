@@ -2,6 +2,7 @@
 
 mod adapt;
 mod journal;
+mod registry;
 mod steps;
 mod verify;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use clap::Args;
 use disk::{CreateOptions, Disk, FilePolicy, Format, ImageInfo, ImageOptions};
-use guest::{BootPlan, Guest, PlanOptions, Report};
+use guest::{BootPlan, Guest, PlanOptions, RegistryChange, Report};
 use spec::VmSpec;
 use spec::foreign::{Level, ReadOptions};
 
@@ -68,6 +69,10 @@ pub struct ImportArgs {
     #[arg(long)]
     unchanged: bool,
 
+    /// Change the registry of a Windows that was not shut down, too
+    #[arg(long, conflicts_with = "unchanged")]
+    force: bool,
+
     /// Do not see whether it boots
     #[arg(long)]
     no_verify: bool,
@@ -109,6 +114,8 @@ struct Preflight {
     /// How Linux is started; otherwise why it cannot be.
     boot: Result<(), String>,
     changes: Changes,
+    /// What changes in Windows' registry.
+    registry: Vec<RegistryChange>,
     notes: Vec<String>,
 }
 
@@ -134,6 +141,10 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let spec = preflight.take_disks(args, &mut journal)?;
     write_whole(&args.target.join(OWN_DESCRIPTION), spec.to_toml()?.as_bytes()).map_err(cannot)?;
     let spec = spec.relative_to(&args.target);
+    if !preflight.registry.is_empty() && !journal.is_done("registry") {
+        registry::change(&spec, &preflight.registry)?;
+        journal.done("registry")?;
+    }
     let limit = Duration::from_secs(args.timeout);
     let dir = args.target.display();
     let Some(engine) = engine else {
@@ -228,7 +239,11 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
         }
         Err(error) => (Err(error.to_string()), Changes::default()),
     };
-    Ok(Preflight { spec, originals, report, boot, changes, notes })
+    let registry = match guest.registry_plan() {
+        Some(plan) if !args.unchanged => registry::plan(plan, args.force, &mut notes)?,
+        _ => Vec::new(),
+    };
+    Ok(Preflight { spec, originals, report, boot, changes, registry, notes })
 }
 
 fn open(
@@ -294,6 +309,7 @@ impl Preflight {
             ));
         }
         lines.extend(self.changes.sentences.iter().map(|text| ("change", text.clone())));
+        lines.extend(registry::sentences(&self.registry).into_iter().map(|text| ("change", text)));
         if self.changes.is_empty() && self.boot.is_ok() {
             lines.push(("change", "nothing in the guest".into()));
         }
@@ -330,7 +346,10 @@ impl Preflight {
         });
         serde_json::json!({
             "disks": disks.collect::<Vec<_>>(),
-            "how": format!("{:?} {} {} {}", args.to, args.link, args.unchanged, args.remove_tools),
+            "how": format!(
+                "{:?} {} {} {} {}",
+                args.to, args.link, args.unchanged, args.remove_tools, args.force
+            ),
         })
     }
 
