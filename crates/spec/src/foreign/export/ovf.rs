@@ -38,7 +38,10 @@ pub(super) fn write(vm: &Description) -> Export {
     let mut items = Items::default();
     let count = vm.cpus.count.unwrap_or(1);
     let title = |text: String| ("ElementName", text);
-    items.add(3, &[title(format!("{count} processors")), ("VirtualQuantity", count.to_string())]);
+    items.add(
+        3,
+        &[title(format!("{count} virtual CPU(s)")), ("VirtualQuantity", count.to_string())],
+    );
     let size = vm.memory.size.unwrap_or(crate::Memory::DEFAULT_SIZE.0) >> 20;
     items.add(
         4,

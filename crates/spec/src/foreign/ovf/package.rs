@@ -113,7 +113,8 @@ impl Package<'_> {
             note(
                 Level::Info,
                 format!(
-                    "The manifest fits the description; {unchecked} other files were not checked"
+                    "The manifest fits the description; {unchecked} of its files {} not checked (--verify)",
+                    if unchecked == 1 { "was" } else { "were" }
                 ),
             );
         } else {

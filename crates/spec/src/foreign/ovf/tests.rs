@@ -122,7 +122,7 @@ fn an_archive_is_read_without_unpacking_it() {
     assert!(bytes[usize::try_from(file.offset.unwrap()).unwrap()..].starts_with(b"no disk"));
     assert_eq!(
         vm.notes[0].message,
-        "The manifest fits the description; 1 other files were not checked"
+        "The manifest fits the description; 1 of its files was not checked (--verify)"
     );
     let all = ReadOptions { verify: true, ..ReadOptions::default() };
     let error = crate::foreign::read(&path, &all).unwrap_err().to_string();
