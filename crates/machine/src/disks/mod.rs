@@ -5,6 +5,7 @@
 //! that was asked for. Images are told by their content, with one exception: a raw disk that a guest has
 //! written itself could hold anything, so its format is remembered from the first time on.
 
+mod read_ahead;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use disk::{Disk, FilePolicy, Format, ImageInfo, ImageOptions};
 
+use read_ahead::ReadAhead;
 use record::{Base, RawRecord, Record, stamp};
 
 /// Where what lasts is kept.
@@ -157,14 +159,14 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
         return Ok(open);
     }
     if spec.readonly {
-        let (disk, chain) = disk::open_chain(&path, &options)?;
+        let (disk, chain) = open_base(&path, &options)?;
         return Ok(opened(disk, &chain, Writes::Nowhere));
     }
     let folder = state.vm_folder()?;
     let create = |source| Error::State { action: "create", path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(create)?;
     if spec.discard {
-        let (base, chain) = disk::open_chain(&path, &options)?;
+        let (base, chain) = open_base(&path, &options)?;
         let overlay = temporary_overlay(&folder, base)?;
         return Ok(opened(overlay, &chain, Writes::Discarded));
     }
@@ -173,7 +175,7 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
     let kept = overlay.exists().then(|| record.read()).transpose()?;
     let options =
         ImageOptions { format: options.format.or(kept.as_ref().and_then(Base::format)), ..options };
-    let (base, chain) = disk::open_chain(&path, &options)?;
+    let (base, chain) = open_base(&path, &options)?;
     let found = Base::new(&path, &chain);
     let (disk, is_new) = match kept {
         Some(kept) => {
@@ -201,6 +203,16 @@ impl State {
         let plain = !vm.is_empty() && !vm.starts_with('.') && !vm.contains(['/', '\0']);
         if plain { Ok(self.folder.join(vm)) } else { Err(Error::Name(vm.clone())) }
     }
+}
+
+/// A disk that is only read, with its images. Those that may be compressed are read ahead.
+fn open_base(
+    path: &Path,
+    options: &ImageOptions,
+) -> Result<(Arc<dyn Disk>, Vec<ImageInfo>), Error> {
+    let (disk, chain) = disk::open_chain(path, options)?;
+    let is_raw = disk.direct_file().is_some();
+    Ok((if is_raw { disk } else { ReadAhead::over(disk) }, chain))
 }
 
 /// An overlay whose file has no name, and so ends with the process.
