@@ -9,13 +9,14 @@ const SCRIPT: &str = "set a=\"$b\"\nif [ -s $prefix/grubenv -a ! x = \"$a\" ]; t
     label y\n kernel /k\n append initrd=/i\n kernel /k\n default 1\n";
 
 /// Signatures, which lead into the readers: on a disk that repeats 8 KiB they are where they are looked for.
-const SIGNATURES: [(usize, &[u8]); 10] = [
+const SIGNATURES: [(usize, &[u8]); 11] = [
     (0, b"XFSB\0\0\x10\0"),
     (0, b"hsqs\0\0\0\0\0\0\0\0\0\x10\0\0\x08\0\0\0\x06\0\0\0\0\0\0\0\x04\0\0\0"),
     (0, b"\x01CD001\x01"),
     (0x40, b"_BHRfS_M"),
     (0x1fe, &[0x55, 0xaa]),
     (0x200, b"EFI PART"),
+    (0x400, b"\xe2\xe1\xf5\xe0\0\0\0\0\0\0\0\0\x0c\0\x24\0"),
     (0x400, b"LABELONE"),
     (0x418, b"LVM2 001"),
     (0x438, &[0x53, 0xef]),

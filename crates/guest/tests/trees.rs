@@ -301,27 +301,49 @@ fn damaged_file_systems_are_errors_at_worst() {
             fs::File::open(mounted.0.join("folder/file")).unwrap().sync_all().unwrap();
             copy = image.copy();
         }
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(copy.path(), &options).unwrap());
-        // Only what was written is worth a change.
-        let written: Vec<_> = Extents::new(&*disk, 0..disk.len())
-            .map(Result::unwrap)
-            .filter(|extent| !matches!(extent.content, disk::Content::Zero | disk::Content::Hole))
-            .collect();
-        let mut state = std::env::var("SEED").map_or(1_u64, |seed| seed.parse().unwrap());
-        let mut random = move |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-            (state >> 33) % below.max(1)
-        };
-        for _ in 0..60 {
-            let mut changes = Vec::new();
-            for _ in 0..random(40) + 1 {
-                let range = &written[random(written.len() as u64) as usize].range;
-                let span = (range.end - range.start).min(64 << 10);
-                changes.push((range.start + random(span), random(256) as u8));
-            }
-            read_anything(Arc::new(Damaged { inner: Whole(Arc::clone(&disk)), changes }));
+        damage(&copy.path(), 60);
+    }
+}
+
+#[test]
+fn damaged_erofs_is_an_error_at_worst() {
+    for way in [&["-zlz4", "-Eztailpacking"][..], &["-zlz4hc", "-C16384", "-Efragments"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fill(&source, 100);
+        let image = folder.path().join("image");
+        let (path, source) = (image.to_str().unwrap(), source.to_str().unwrap());
+        if !run("mkfs.erofs", &[&["--quiet"], way, &[path, source]].concat()) {
+            eprintln!("skipped: mkfs.erofs does not run here");
+            return;
         }
+        damage(&image, 40);
+    }
+}
+
+/// Reads an image so many times, each time with other bytes changed.
+fn damage(image: &Path, rounds: u32) {
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(image, &options).unwrap());
+    // Only what was written is worth a change.
+    let written: Vec<_> = Extents::new(&*disk, 0..disk.len())
+        .map(Result::unwrap)
+        .filter(|extent| !matches!(extent.content, disk::Content::Zero | disk::Content::Hole))
+        .collect();
+    let mut state = std::env::var("SEED").map_or(1_u64, |seed| seed.parse().unwrap());
+    let mut random = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+        (state >> 33) % below.max(1)
+    };
+    for _ in 0..rounds {
+        let mut changes = Vec::new();
+        for _ in 0..random(40) + 1 {
+            let range = &written[random(written.len() as u64) as usize].range;
+            let span = (range.end - range.start).min(64 << 10);
+            changes.push((range.start + random(span), random(256) as u8));
+        }
+        read_anything(Arc::new(Damaged { inner: Whole(Arc::clone(&disk)), changes }));
     }
 }
 

@@ -187,15 +187,19 @@ const MOST_KEYS: usize = 12;
 
 /// Lines with what they are about in front.
 #[derive(Default)]
-struct Page {
-    text: String,
+pub struct Page {
+    /// All of them.
+    pub text: String,
     last: &'static str,
 }
 
 impl Page {
-    fn line(&mut self, about: &'static str, text: impl std::fmt::Display) {
+    /// Adds a line; what is about the same as the one before does not say it again.
+    pub fn line(&mut self, about: &'static str, text: impl std::fmt::Display) {
         let shown = if about == self.last { "" } else { about };
-        self.last = about;
+        if !about.is_empty() {
+            self.last = about;
+        }
         // What others wrote must not steer the terminal.
         let text = text.to_string().replace(char::is_control, " ");
         self.text.push_str(&format!("{shown:<9} {text}\n"));

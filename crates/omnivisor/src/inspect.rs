@@ -82,11 +82,11 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
         OutputFormat::Table => {
             let mut text = table(&*disk, &chain, &totals);
             if guest_page::is_worth_telling(&guest) {
+                let mut page = description::Page::default();
                 for (about, line) in guest_page::lines(&guest) {
-                    // What others wrote must not steer the terminal.
-                    let line = line.replace(char::is_control, " ");
-                    text.push_str(&format!("{about:<9} {line}\n"));
+                    page.line(about, line);
                 }
+                text.push_str(&page.text);
             }
             print(&text)?;
         }

@@ -153,10 +153,20 @@ initramfs() {
         echo 'add_drivers+=" virtio_pci virtio_blk virtio_net "' >/etc/dracut.conf.d/omnivisor.conf
         for version in /lib/modules/*; do
             [ -e "$version/modules.dep" ] || continue
-            dracut --force --kver "${version##*/}" </dev/null || failed "dracut for ${version##*/}"
+            version=${version##*/} image=
+            # Where the boot loader's menu has it, in Debian's, Red Hat's and SUSE's families.
+            for file in "/boot/initrd.img-$version" "/boot/initramfs-$version.img" "/boot/initrd-$version"; do
+                if [ -f "$file" ]; then image=$file; break; fi
+            done
+            if [ -n "$image" ]; then
+                dracut --force "$image" "$version" </dev/null || failed "dracut for $version"
+            else
+                dracut --force --kver "$version" </dev/null || failed "dracut for $version"
+            fi
         done
     elif command -v mkinitcpio >/dev/null; then
-        sed -i 's/^MODULES=(/MODULES=(virtio_pci virtio_blk virtio_net /' /etc/mkinitcpio.conf && mkinitcpio -P </dev/null || failed "mkinitcpio"
+        change /etc/mkinitcpio.conf 's/^MODULES=\([("]\)/MODULES=\1virtio_pci virtio_blk virtio_net /' '^MODULES=[("]'
+        mkinitcpio -P </dev/null || failed "mkinitcpio"
     else
         failed "no program that builds its initial RAM disk was found"
     fi
@@ -233,6 +243,86 @@ mod tests {
             "kernel /k root=UUID=12-ab ro\nroot=/dev/sda21\nroot=\"/dev/sda2\"\nx root=UUID=12-ab"
         );
         assert!(folder.path().join("menu.before-omnivisor").exists());
+    }
+
+    /// What a step of the script does in `root`, whose programs alone it finds.
+    fn in_root(root: &std::path::Path, step: &str) -> String {
+        let root = root.display().to_string();
+        let mut head = HEAD.replace("mount -o remount,rw /", "true");
+        for folder in ["/etc/", "/boot/", "/lib/"] {
+            for before in [" ", "\"", ">", "="] {
+                let (from, to) = (format!("{before}{folder}"), format!("{before}{root}{folder}"));
+                head = head.replace(&from, &to);
+            }
+        }
+        let path = format!("PATH={root}/bin:/usr/bin:/bin; export PATH");
+        let head: Vec<_> =
+            head.lines().map(|line| if line.starts_with("PATH=") { &path } else { line }).collect();
+        let script = format!("{}\nmount_all() {{ :; }}\n{step}\n", head.join("\n"));
+        let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Puts a program into `root` that notes how it was called.
+    fn program(root: &std::path::Path, name: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = root.join("bin").join(name);
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        let text = format!("#!/bin/sh\necho {name} \"$@\" >>'{}/calls'\n", root.display());
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// `mkinitcpio.conf` as Arch Linux has it; the program itself is in no archive of Debian's.
+    #[test]
+    fn mkinitcpio_gets_its_modules_and_keeps_its_other_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        program(root, "mkinitcpio");
+        std::fs::create_dir(root.join("etc")).unwrap();
+        let conf = root.join("etc/mkinitcpio.conf");
+        let text = "# vim:set ft=sh:\nMODULES=()\nBINARIES=()\nFILES=()\nHOOKS=(base udev autodetect microcode modconf kms keyboard \
+            keymap consolefont block filesystems fsck)\n";
+        std::fs::write(&conf, text).unwrap();
+        let talk = in_root(root, INITRAMFS);
+        assert!(talk.contains("changed ") && !talk.contains("failed"), "{talk}");
+        let expected = text.replace("MODULES=()", "MODULES=(virtio_pci virtio_blk virtio_net )");
+        assert_eq!(std::fs::read_to_string(&conf).unwrap(), expected);
+        assert_eq!(std::fs::read_to_string(root.join("calls")).unwrap(), "mkinitcpio -P\n");
+        assert!(root.join("etc/mkinitcpio.conf.before-omnivisor").exists());
+    }
+
+    #[test]
+    fn dracut_writes_the_image_that_the_menu_has() {
+        let images = [
+            ("1.0-deb", "initrd.img-1.0-deb"),
+            ("2.0", "initramfs-2.0.img"),
+            ("3.0", "initrd-3.0"),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        program(root, "dracut");
+        std::fs::create_dir_all(root.join("etc/dracut.conf.d")).unwrap();
+        std::fs::create_dir(root.join("boot")).unwrap();
+        for version in images.map(|(version, _)| version).into_iter().chain(["4.0"]) {
+            std::fs::create_dir_all(root.join("lib/modules").join(version)).unwrap();
+            std::fs::write(root.join("lib/modules").join(version).join("modules.dep"), "").unwrap();
+        }
+        for (_, image) in images {
+            std::fs::write(root.join("boot").join(image), "").unwrap();
+        }
+        let talk = in_root(root, INITRAMFS);
+        assert!(!talk.contains("failed"), "{talk}");
+        let boot = root.join("boot").display().to_string();
+        let mut calls: Vec<_> = images
+            .iter()
+            .map(|(version, image)| format!("dracut --force {boot}/{image} {version}\n"))
+            .collect();
+        calls.push("dracut --force --kver 4.0\n".into());
+        assert_eq!(std::fs::read_to_string(root.join("calls")).unwrap(), calls.concat());
+        let conf = std::fs::read_to_string(root.join("etc/dracut.conf.d/omnivisor.conf")).unwrap();
+        assert!(conf.contains(" virtio_blk "), "{conf}");
     }
 
     #[test]

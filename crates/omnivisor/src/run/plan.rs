@@ -1,6 +1,6 @@
 //! From the command line, the file and the image to what the machine is made of.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -247,6 +247,24 @@ fn own_file(path: &Path) -> Option<PathBuf> {
     (path.is_file() && path.extension().is_some_and(|end| end == "toml")).then(|| path.to_owned())
 }
 
+/// No version, as the end of an image's name is.
+fn is_ending(end: &OsStr) -> bool {
+    end.as_encoded_bytes().first().is_some_and(u8::is_ascii_alphabetic)
+}
+
+/// What was named as a file and is no VM.
+fn no_vm(path: &Path) -> Failure {
+    let shown = path.display();
+    if path.is_dir() {
+        Failure::new(NOT_FOUND, format!("There is no VM in the folder {shown}"))
+    } else if path.exists() {
+        Failure::new(NOT_FOUND, format!("{shown} is no description of a VM"))
+            .help(format!("if it is a disk: omnivisor run --disk {shown}"))
+    } else {
+        Failure::new(NOT_FOUND, format!("There is no VM at {shown}"))
+    }
+}
+
 /// The VM of another platform, if that is what is to be run.
 fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
     let Some(name) = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()) else {
@@ -257,7 +275,11 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
         return from_file(&own).map(Some);
     }
     if !spec::foreign::is_description(path) {
-        return Ok(None);
+        return if path.exists() || name.contains('/') || path.extension().is_some_and(is_ending) {
+            Err(no_vm(path))
+        } else {
+            Ok(None)
+        };
     }
     let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;

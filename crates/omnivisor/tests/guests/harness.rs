@@ -31,6 +31,11 @@ impl Workshop {
         Some(Self { folder: tempfile::tempdir().unwrap(), raw })
     }
 
+    /// Without a guest.
+    pub fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), raw: PathBuf::new() }
+    }
+
     /// The VM's folder, for its description and its disks.
     pub fn vm(&self) -> PathBuf {
         let folder = self.folder.path().join("vm");

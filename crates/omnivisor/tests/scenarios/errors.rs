@@ -35,6 +35,12 @@ pub fn mistakes() -> Scenarios {
                says memroy err; says memory err
                code 127 run --config nothing.toml"#,
         )
-        .scenario("an unknown image", "code 127 run debain; says 'Unknown image' err")
+        .scenario(
+            "an unknown image, and what is no VM",
+            r#"code 127 run debain; says 'Unknown image' err
+               code 127 run web.vmx; says 'There is no VM at web.vmx' err
+               truncate -s 1M disk.img
+               code 127 run disk.img; says 'omnivisor run --disk disk.img' err"#,
+        )
         .scenario("nothing to boot", "code 2 omnivisor run; says 'There is nothing to boot' err")
 }
