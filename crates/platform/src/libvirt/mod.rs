@@ -31,7 +31,9 @@ pub const DRIVER: Driver = Driver {
 
 fn ability(verb: Verb) -> Ability {
     match verb {
-        Verb::ConsoleLog => Ability::partly("if a serial port of the VM writes to a file"),
+        Verb::ConsoleLog => {
+            Ability::partly("if a serial port of the VM writes to a file, or has a log file")
+        }
         Verb::ReadDisks => Ability::partly(
             "files and block devices of its computer; the VM is switched off to be copied or run",
         ),
@@ -270,6 +272,12 @@ impl Platform for Libvirt {
 
 impl ConsoleLog for Libvirt {
     fn console_log(&self, vm: &str, limit: usize) -> Result<Vec<u8>> {
+        // virtlogd's copy of what a terminal shows is the usual one.
+        let document = self.expect(Some(vm), &["dumpxml", "--domain", vm])?.stdout;
+        if let Some(path) = parse::console_log(&document) {
+            let limit = limit.to_string();
+            return self.runner.expect("tail", &["-c", &limit, "--", &path]);
+        }
         describe::serial_log(&self.runner, &self.description(vm)?, DRIVER.platform, limit)
     }
 }

@@ -100,8 +100,21 @@ pub(super) fn utc(seconds: &str) -> Option<String> {
 
 /// Reads what a fuzzer says in virsh's place.
 pub fn fuzz(text: &str) {
+    let _ = console_log(text.as_bytes());
     let _ = list(text);
     let _ = (addresses(text), utc(text));
+}
+
+/// The file in which libvirt keeps what a serial port or console shows: `<log file="..."/>`.
+pub(super) fn console_log(document: &[u8]) -> Option<String> {
+    let root = crate::xml::parse(document).ok()?;
+    let devices = root.child("devices")?;
+    let ports = devices.children("serial").chain(devices.children("console"));
+    let file = |port: &crate::xml::Element| {
+        let (_, path) = port.child("log")?.attributes.iter().find(|(name, _)| name == "file")?;
+        path.starts_with('/').then(|| path.clone())
+    };
+    ports.into_iter().find_map(file)
 }
 
 /// Pool and volume of a disk that is written `POOL/VOLUME`.
@@ -121,6 +134,17 @@ mod tests {
         \x20 vcpu.current=1\n  vcpu.maximum=1\n  vcpu.0.state=1\n\n\
         Domain: 'it's  a name'\n  state.state=5\n  state.reason=5\n  vcpu.current=4\n\n\
         Domain: 'came later'\n  state.state=1\n";
+
+    #[test]
+    fn a_log_is_found_at_a_port_or_a_console() {
+        let document = |port: &str| format!("<domain><devices><disk/>{port}</devices></domain>");
+        let log = |port: &str| console_log(document(port).as_bytes());
+        let found = log("<serial type='pty'><log file='/var/log/a b.log' append='on'/></serial>");
+        assert_eq!(found.as_deref(), Some("/var/log/a b.log"));
+        assert_eq!(log("<console type='pty'><log file='/x'/></console>").as_deref(), Some("/x"));
+        assert_eq!(log("<serial type='pty'/>"), None);
+        assert_eq!(console_log(b"<domain"), None);
+    }
 
     #[test]
     fn lists_are_read_with_states_processors_and_memory() {
