@@ -160,3 +160,46 @@ impl Drop for Small {
         let _ = Command::new("umount").arg(&self.0).status();
     }
 }
+
+#[test]
+fn a_bundle_of_parallels_is_copied_as_it_is() {
+    let sshd = Sshd::new();
+    let bundle = sshd.folder.path().join("there/web.pvm");
+    let disk = bundle.join("harddisk.hdd");
+    std::fs::create_dir_all(&disk).unwrap();
+    let raw = sshd.folder.path().join("raw");
+    std::fs::write(&raw, [vec![0; 1 << 20], b"guest".repeat(400_000)].concat()).unwrap();
+    let (raw, image) = (raw.to_str().unwrap(), disk.join("0.hds"));
+    qemu_img(&["resize", "-q", "-f", "raw", raw, "4M"]);
+    qemu_img(&["convert", "-q", "-f", "raw", "-O", "parallels", raw, image.to_str().unwrap()]);
+    let descriptor = "<?xml version='1.0' encoding='UTF-8'?><Parallels_disk_image Version=\"1.0\"><Disk_Parameters>\
+        <Disk_size>8192</Disk_size><Padding>0</Padding></Disk_Parameters><StorageData><Storage><Start>0</Start>\
+        <End>8192</End><Blocksize>2048</Blocksize><Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>\
+        <Type>Compressed</Type><File>0.hds</File></Image></Storage></StorageData><Snapshots><Shot>\
+        <GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>\
+        <ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot></Snapshots></Parallels_disk_image>";
+    std::fs::write(disk.join("DiskDescriptor.xml"), descriptor).unwrap();
+    let config = "<?xml version='1.0' encoding='UTF-8'?><ParallelsVirtualMachine schemaVersion='1.0'>\
+        <Identification><VmName>web</VmName></Identification><Hardware><Cpu><Number>1</Number></Cpu>\
+        <Memory><RAM>256</RAM></Memory><Hdd id='0'><Index>0</Index><Enabled>1</Enabled><Connected>1</Connected>\
+        <EmulatedType>1</EmulatedType><SystemName>harddisk.hdd</SystemName><InterfaceType>2</InterfaceType>\
+        <StackIndex>0</StackIndex></Hdd></Hardware></ParallelsVirtualMachine>";
+    std::fs::write(bundle.join("config.pvs"), config).unwrap();
+    let list = format!(
+        "[{{\"ID\": \"5f3c1a52-0f0e-4d61-9d3c-3f0a6b1f2c11\", \"Name\": \"web\", \"State\": \"stopped\",\
+         \"Home path\": \"{}/config.pvs\"}}]",
+        bundle.display()
+    );
+    sshd.add_program("prlctl", &format!("cat <<'END'\n{list}\nEND\n"));
+    let copied = sshd.folder.path().join("copied");
+    let vm = format!("parallels+ssh://127.0.0.1:{}/web", sshd.port);
+    let (code, _, talk) = sshd.run(&["pull", &vm, copied.to_str().unwrap()]);
+    assert_eq!(code, 0, "{talk}");
+    for file in ["config.pvs", "harddisk.hdd/DiskDescriptor.xml", "harddisk.hdd/0.hds"] {
+        assert!(
+            std::fs::read(copied.join(file)).unwrap() == std::fs::read(bundle.join(file)).unwrap()
+        );
+    }
+    let (code, page, talk) = sshd.run(&["inspect", copied.join("config.pvs").to_str().unwrap()]);
+    assert!(code == 0 && page.contains("harddisk.hdd") && page.contains("4 MiB"), "{page}{talk}");
+}

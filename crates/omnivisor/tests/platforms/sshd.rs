@@ -47,7 +47,9 @@ impl Sshd {
             format!("exec ssh -F none -i {at}/user -o UserKnownHostsFile={at}/known \"$@\"\n");
         write_program(&path("ssh"), &ssh);
         // The same over a line that breaks after three megabytes.
-        write_program(&path("breaking-ssh"), &format!("{at}/ssh \"$@\" | head -c 3000000\n"));
+        let breaking = "exec 3<&0; exec head -c 3000000 < <(exec AT/ssh \"$@\" <&3 3<&-)";
+        let breaking = breaking.replace("AT", &at.to_string());
+        write_program(&path("breaking-ssh"), &format!("exec bash -c '{breaking}' - \"$@\"\n"));
         let _ = std::fs::create_dir("/run/sshd");
         let process = Command::new("/usr/sbin/sshd")
             .args(["-D", "-q", "-f"])
