@@ -19,6 +19,9 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Connections that are kept for the next request.
 const CONNECTIONS: usize = 16;
 
+/// Bytes of a stream that are handed on at once.
+const BUFFER: usize = 1 << 20;
+
 /// A way to one server.
 #[derive(Debug)]
 pub(crate) struct Http {
@@ -191,6 +194,32 @@ impl Http {
             .then(|| response.into_body().into_with_config().limit(u64::MAX).reader())
             .map(|reader| Box::new(reader) as Box<dyn Read>);
         Ok((status, body))
+    }
+
+    /// Hands out all that a stream has.
+    ///
+    /// # Errors
+    /// The connection is lost before its end, after which nothing can go on with it.
+    pub fn pass(
+        &self,
+        mut stream: Box<dyn Read>,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => take(&buffer[..read])?,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(Error::Unreachable {
+                        place: self.place.clone(),
+                        message: format!("the connection was lost: {error}"),
+                        repair: Some("an export cannot be gone on with: pull again".into()),
+                    });
+                }
+            }
+        }
     }
 
     /// What went wrong, as a sentence.

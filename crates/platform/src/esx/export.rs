@@ -24,7 +24,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(200);
 /// The server is told at least this often that somebody still reads.
 const SLOWEST_PROGRESS: Duration = Duration::from_secs(60);
-/// Bytes that are handed on at once.
+/// Bytes that are hashed at once.
 const BUFFER: usize = 1 << 20;
 
 /// Makes a VM that is powered off ready to be copied by a lease.
@@ -234,7 +234,7 @@ impl StreamFile for Exported {
     fn read(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let http = &self.lease.session.http;
         let what = format!("exporting {}", self.name);
-        let mut reader = self.lease.session.with_cookie(|cookie| {
+        let reader = self.lease.session.with_cookie(|cookie| {
             match http.stream(&what, &self.device.address, cookie)? {
                 (_, Some(reader)) => Ok(Some(reader)),
                 (ureq::http::StatusCode::UNAUTHORIZED, None) => Ok(None),
@@ -244,21 +244,7 @@ impl StreamFile for Exported {
                 }
             }
         })?;
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(read) => take(&buffer[..read])?,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(Error::Unreachable {
-                        place: http.place.clone(),
-                        message: format!("the connection was lost: {error}"),
-                        repair: Some("an export cannot be gone on with: pull again".into()),
-                    });
-                }
-            }
-        }
+        http.pass(reader, take)
     }
 
     fn check(&self, path: &Path) -> Result<()> {

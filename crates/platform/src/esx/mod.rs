@@ -162,6 +162,13 @@ impl Pull for Esx {
     fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
         let found = self.find(vm, &self.properties())?;
         let datastore = self.datastore(&found.reference)?;
+        if !datastore.gives_files(&found) {
+            return Err(Error::Failed {
+                what: format!("running {vm} before it is here"),
+                message: "its datastore gives no files".into(),
+                repair: Some("omnivisor pull copies it whole; run what is in that folder".into()),
+            });
+        }
         // Before there is a snapshot, which would show in it.
         let description = description::describe(&self.session, &found, &datastore)?;
         files::hold(&self.session, &found, datastore, tell)?.open(description)

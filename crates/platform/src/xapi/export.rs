@@ -1,6 +1,5 @@
 //! Whole VMs as XVA archives from `/export`.
 
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +17,6 @@ const SNAPSHOT: &str = "omnivisor pull";
 const TASK_TIME: Duration = Duration::from_secs(60);
 /// Making and removing a snapshot.
 const SNAPSHOT_TIME: Duration = Duration::from_secs(3600);
-/// Bytes that are handed on at once.
-const BUFFER: usize = 1 << 20;
 
 /// Makes a VM ready to be copied: a running one gets a snapshot.
 pub(super) fn pullable(
@@ -129,25 +126,11 @@ impl Archive {
             plain(&self.uuid)
         );
         let (status, reader) = http.stream(&what, &address, None)?;
-        let Some(mut reader) = reader else {
+        let Some(reader) = reader else {
             let message = format!("the server says {status}");
             return Err(Error::Failed { what, message, repair: None });
         };
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(read) => take(&buffer[..read])?,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(Error::Unreachable {
-                        place: http.place.clone(),
-                        message: format!("the connection was lost: {error}"),
-                        repair: Some("an export cannot be gone on with: pull again".into()),
-                    });
-                }
-            }
-        }
+        http.pass(reader, take)
     }
 
     /// Waits until the server says that it sent everything.

@@ -269,6 +269,8 @@ fn a_datastore_without_files_is_copied_by_a_lease_that_is_kept_alive() {
     let error = host.pullable(VM, &mut |_| {}).err().unwrap();
     assert!(matches!(error, Error::WrongState { .. }), "{error}");
     host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let error = host.still(VM, &mut |_| {}).err().unwrap();
+    assert!(error.repair().is_some_and(|repair| repair.contains("pull")), "{error}");
     let copy = folder.path().join("copy");
     let (report, told) = pull(&host, &copy).unwrap();
     assert!(told[0].contains("gives no files"), "{told:?}");
