@@ -18,12 +18,17 @@ pub(crate) enum Codec {
     Bzip2,
     /// An xz stream.
     Xz,
+    /// Apple's LZFSE.
+    Lzfse,
+    /// Apple Data Compression.
+    Adc,
 }
 
 thread_local! {
     static FAST: RefCell<libdeflater::Decompressor> = RefCell::new(libdeflater::Decompressor::new());
     static DEFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
     static ZLIB: RefCell<Decompress> = RefCell::new(Decompress::new(true));
+    static LZFSE: RefCell<lzfse_rust::LzfseRingDecoder> = RefCell::default();
     static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
@@ -39,6 +44,8 @@ pub(crate) fn unpack(codec: Codec, packed: &[u8], output: &mut [u8]) -> Option<u
             .or_else(|| ZLIB.with_borrow_mut(|state| inflate(state, true, packed, output))),
         Codec::Bzip2 => fill(bzip2::read::BzDecoder::new(packed), output),
         Codec::Xz => fill(liblzma::read::XzDecoder::new(packed), output),
+        Codec::Lzfse => LZFSE.with_borrow_mut(|state| fill(state.reader_bytes(packed), output)),
+        Codec::Adc => expand_adc(packed, output),
         Codec::Zstd => {
             let length = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
             let frame = packed.get(..length)?;
@@ -59,6 +66,41 @@ fn fill(mut reader: impl Read, output: &mut [u8]) -> Option<usize> {
             0 => break,
             count => filled += count,
         }
+    }
+    Some(filled)
+}
+
+/// Apple describes nothing of ADC; after QEMU's and libdmg-hfsplus's comments. A first byte tells a run of bytes that follow it, or
+/// the length of a copy of earlier ones and, in one or two more bytes, how far back they lie.
+fn expand_adc(packed: &[u8], output: &mut [u8]) -> Option<usize> {
+    let (mut at, mut filled) = (0, 0);
+    while filled < output.len() {
+        let Some(&first) = packed.get(at) else { break };
+        let room = output.len() - filled;
+        if first & 0x80 != 0 {
+            let length = usize::from(first & 0x7f) + 1;
+            let bytes = packed.get(at + 1..at + 1 + length)?;
+            let length = length.min(room);
+            output[filled..filled + length].copy_from_slice(&bytes[..length]);
+            at += 1 + bytes.len();
+            filled += length;
+            continue;
+        }
+        let second = usize::from(*packed.get(at + 1)?);
+        let (length, back) = if first & 0x40 != 0 {
+            let third = usize::from(*packed.get(at + 2)?);
+            at += 3;
+            (usize::from(first & 0x3f) + 4, second << 8 | third)
+        } else {
+            at += 2;
+            (usize::from(first >> 2) + 3, usize::from(first & 3) << 8 | second)
+        };
+        let from = filled.checked_sub(back + 1)?;
+        // One by one: a copy may reach into what it makes.
+        for index in 0..length.min(room) {
+            output[filled + index] = output[from + index];
+        }
+        filled += length.min(room);
     }
     Some(filled)
 }

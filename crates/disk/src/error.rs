@@ -83,6 +83,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A disk cannot be written to a device.
+    #[error("The device {} {what}", path.display())]
+    Device {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
     /// An image uses what is not supported, or cannot be.
     #[error("This {format} image cannot be used: {what}")]
     Unsupported {

@@ -1,7 +1,8 @@
 //! From a format's map of its own bytes to a disk.
 
+use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::cache::Cache;
 use crate::codec::{self, Codec};
@@ -10,6 +11,11 @@ use crate::{Content, Disk, Error, Extent, Format, Geometry, Location, Result};
 
 /// Unpacked grains that are kept take at most this much memory.
 const UNPACKED_BYTES: u64 = 8 << 20;
+
+/// A larger grain is unpacked by one thread at a time, unless it is wanted as a whole.
+const LARGE_GRAIN: u64 = 256 << 10;
+/// Longest buffer for compressed bytes that a thread keeps.
+const KEPT_BUFFER: usize = 256 << 10;
 
 /// What a format is: a map from guest offsets to where the bytes lie. It reads its tables and nothing else.
 pub(crate) trait Layer: Send + Sync {
@@ -118,6 +124,8 @@ pub(crate) struct Image {
     /// Held for reading while bytes are read or written in place, for writing while the map changes.
     pub changes: RwLock<()>,
     unpacked: Cache<[u8]>,
+    /// Held while a large grain is unpacked.
+    unpacking: Mutex<()>,
 }
 
 impl Image {
@@ -128,11 +136,11 @@ impl Image {
         parent: Option<Arc<dyn Disk>>,
         read_only: bool,
     ) -> Self {
-        let kept = (UNPACKED_BYTES / layer.block_size().max(1)).clamp(4, 64) as usize;
+        let kept = (UNPACKED_BYTES / layer.block_size().max(1)).clamp(1, 64) as usize;
         let read_only = read_only || layer.writer().is_none();
-        let unpacked = Cache::new(kept / 4, 4);
-        let changes = RwLock::default();
-        Self { layer, parent, length, format, read_only, changes, unpacked }
+        let unpacked = Cache::new(kept / 4, kept.min(4));
+        let (changes, unpacking) = (RwLock::default(), Mutex::default());
+        Self { layer, parent, length, format, read_only, changes, unpacked, unpacking }
     }
 
     fn check(&self, range: &Range<u64>) -> Result<()> {
@@ -213,9 +221,17 @@ impl Image {
         let range = within..within.saturating_add(buffer.len());
         let mut copy =
             |unpacked: &[u8]| unpacked.get(range.clone()).map(|part| buffer.copy_from_slice(part));
+        let too_short = || self.damaged("a compressed grain is too short");
         let copied = match self.unpacked.with(grain.start, &mut copy) {
             Some(copied) => copied,
             None => {
+                // Large ones one by one, so that memory stays bounded and nobody does what another one does already.
+                let is_large = u64::from(grain.size) > LARGE_GRAIN;
+                let lock = is_large.then(|| self.unpacking.lock());
+                let _alone = lock.map(|lock| lock.unwrap_or_else(PoisonError::into_inner));
+                if is_large && let Some(copied) = self.unpacked.with(grain.start, &mut copy) {
+                    return copied.ok_or_else(too_short);
+                }
                 let mut bytes = vec![0; grain.size as usize];
                 self.unpack(grain, &mut bytes)?;
                 let copied = copy(&bytes);
@@ -223,19 +239,20 @@ impl Image {
                 copied
             }
         };
-        copied.ok_or_else(|| self.damaged("a compressed grain is too short"))
+        copied.ok_or_else(too_short)
     }
 
     fn unpack(&self, grain: &Grain, output: &mut [u8]) -> Result<()> {
         let source = &self.layer.sources()[grain.source];
         let there = source.len().saturating_sub(grain.offset).min(grain.length.into());
-        let mut packed = vec![0; there as usize];
-        source.read_at(&mut packed, grain.offset)?;
-        let filled = codec::unpack(grain.codec, &packed, output).ok_or_else(|| {
-            let Grain { start, offset, .. } = grain;
-            self.damaged(format!(
-                "the compressed bytes of {start}, at {offset}, cannot be unpacked"
-            ))
+        let filled = with_buffer(there as usize, |packed| {
+            source.read_at(packed, grain.offset)?;
+            codec::unpack(grain.codec, packed, output).ok_or_else(|| {
+                let Grain { start, offset, .. } = grain;
+                self.damaged(format!(
+                    "the compressed bytes of {start}, at {offset}, cannot be unpacked"
+                ))
+            })
         })?;
         output[filled..].fill(0);
         Ok(())
@@ -245,6 +262,23 @@ impl Image {
     pub fn forget_unpacked(&self, start: u64) {
         self.unpacked.remove(start);
     }
+}
+
+/// Lends a buffer that the thread keeps: new ones would be cleared each time.
+fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    // A source may unpack something itself while the buffer is lent.
+    let mut buffer = BUFFER.take();
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let done = work(&mut buffer[..length]);
+    if length <= KEPT_BUFFER {
+        BUFFER.replace(buffer);
+    }
+    done
 }
 
 impl Drop for Image {

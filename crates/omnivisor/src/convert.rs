@@ -1,5 +1,6 @@
 //! `omnivisor convert`: a disk of any format as a new image.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const RESUME: Duration = Duration::from_secs(2);
   omnivisor convert web.vmdk web.qcow2
   omnivisor convert web.qcow2 web.vmdk --to vmdk,layout=stream
   omnivisor convert web.vhdx web.qcow2 --compress zstd --verify
+  omnivisor convert web.qcow2 /dev/vg/web --force
 
 Formats that can be made: raw, qcow2, vmdk, vhd, vhdx, vdi, parallels. Options: layout=sparse, fixed, stream,
 split-sparse or split-fixed; block-size=SIZE; preallocation=metadata, falloc or full; extended-l2=on; data-file=NAME.")]
@@ -27,7 +29,7 @@ pub struct ConvertArgs {
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
 
-    /// The image to make
+    /// The image to make, or with --force a block device to write the disk to
     #[arg(value_name = "DST")]
     pub target: PathBuf,
 
@@ -46,7 +48,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub level: Option<i32>,
 
-    /// Threads that compress; one per processor otherwise
+    /// Threads that read, unpack and compress; one per processor otherwise
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
 
@@ -54,7 +56,7 @@ pub struct ConvertArgs {
     #[arg(long)]
     pub verify: bool,
 
-    /// Replace DST if it is there
+    /// Replace DST if it is there; write over it if it is a block device
     #[arg(long)]
     pub force: bool,
 }
@@ -91,7 +93,9 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
 /// The image that the name of a file promises.
 fn usual(target: &Path) -> CreateOptions {
     let end = target.extension().and_then(|end| end.to_str());
-    let format = end.and_then(|end| end.parse().ok()).unwrap_or(Format::Qcow2);
+    let is_device = target.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    let usual = if is_device { Format::Raw } else { Format::Qcow2 };
+    let format = end.and_then(|end| end.parse().ok()).unwrap_or(usual);
     CreateOptions::new(format, 0)
 }
 
@@ -122,7 +126,8 @@ fn verify(source: &dyn Disk, target: &Path, format: Format) -> Result<(), Failur
     let progress = Progress::new(source.len());
     let compared = disk::compare(source, &*made, |done| progress.show(done)).map_err(failed)?;
     drop(progress);
-    match compared.difference {
+    // What a device has behind the disk's end is not the disk's.
+    match compared.difference.filter(|&offset| offset < source.len()) {
         None => {
             eprintln!("{}: verified, {} compared", target.display(), human(compared.read));
             Ok(())

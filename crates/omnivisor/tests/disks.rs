@@ -71,7 +71,7 @@ fn in_place_writes_to_an_image_of_each_format() {
 }
 
 #[test]
-fn a_root_boots_from_each_format() {
+fn a_root_boots_from_each_format_over_an_overlay_and_in_place() {
     let Some(folder) = Folder::new() else { return };
     let files = folder.path().join("files");
     fs::create_dir_all(files.join("bin")).unwrap();
@@ -97,37 +97,27 @@ exec /bin/busybox poweroff -f\n";
     let dry =
         folder.omnivisor(&["run", "--dry-run", "--net", "none", "--disk", "/dev/null", "debian"]);
     let description = text(&dry.stdout);
+    let (kernel, initrd) = (value(&description, "kernel"), value(&description, "initrd"));
     for (format, options) in FORMATS {
         let image = folder.image(format, options, "content");
-        let output = folder.omnivisor(
-            &[
-                &[
-                    "run",
-                    "--engine",
-                    "soft",
-                    "--net",
-                    "none",
-                    "--no-reboot",
-                    "--disk",
-                    path(&image),
-                ][..],
-                &[
-                    "--kernel",
-                    &value(&description, "kernel"),
-                    "--initrd",
-                    &value(&description, "initrd"),
-                ],
-                &["--cmdline", "console=ttyS0 quiet root=/dev/vda rw init=/init"],
-            ]
-            .concat(),
-        );
-        let console = text(&output.stdout);
-        assert!(
-            console.contains("root-42-on-vda"),
-            "{format}: {console}\n{}",
-            text(&output.stderr)
-        );
-        assert!(!console.contains("cannot write"), "{format}: {console}");
+        let before = fs::read(&image).unwrap();
+        for how in ["", ",in-place"] {
+            let disk = format!("{}{how}", image.display());
+            let run = ["run", "--engine", "soft", "--net", "none", "--no-reboot", "--disk", &disk];
+            let boot = ["--kernel", &kernel, "--initrd", &initrd];
+            let line = ["--cmdline", "console=ttyS0 quiet root=/dev/vda rw init=/init"];
+            let output = folder.omnivisor(&[&run[..], &boot, &line].concat());
+            let (console, error) = (text(&output.stdout), text(&output.stderr));
+            assert!(console.contains("root-42-on-vda"), "{disk}: {console}\n{error}");
+            assert!(!console.contains("cannot write"), "{disk}: {console}");
+            assert_eq!(fs::read(&image).unwrap() == before, how.is_empty(), "{disk}");
+        }
+        // The guest's file is in the image itself, as another program reads it.
+        let back = folder.path().join("back");
+        qemu_img(&["convert", "-f", format, "-O", "raw", path(&image), path(&back)]);
+        let stat = Command::new("/sbin/debugfs").args(["-R", "stat /booted", path(&back)]).output();
+        let stat = text(&stat.unwrap().stdout);
+        assert!(stat.contains("Type: regular"), "{format}: {stat}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod copy;
 mod deflate;
+mod device;
 mod journal;
 mod pack;
 mod prefix;
@@ -9,7 +10,9 @@ mod zero;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use copy::copy_data;
@@ -25,6 +28,8 @@ use crate::{CreateOptions, Disk, Error, FileSource, Format, Preallocation, Resul
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
+/// More threads are of no use to a conversion, and each takes memory.
+const MAX_JOBS: usize = 64;
 /// What a file's name ends in until its image is whole.
 const PARTIAL: &str = ".partial";
 /// What is added for the journal.
@@ -37,7 +42,7 @@ pub struct ConvertOptions {
     pub image: CreateOptions,
     /// How hard to compress; the format's usual level otherwise.
     pub level: Option<i32>,
-    /// Threads that compress; one per processor otherwise.
+    /// Threads that read, unpack and compress; one per processor otherwise.
     pub jobs: Option<usize>,
     /// A file that is there already is replaced, at once and only in the end.
     pub replace: bool,
@@ -80,7 +85,8 @@ pub struct Report {
 }
 
 /// Writes what `source` holds into a new image at `path`, under a temporary name until it is whole and
-/// would survive a loss of power. `progress` is told how many bytes of the disk are done.
+/// would survive a loss of power. `progress` is told how many bytes of the disk are done. A block device at `path` is
+/// written to as it is, with [`replace`](ConvertOptions::replace) only.
 pub fn convert(
     source: &dyn Disk,
     path: impl AsRef<Path>,
@@ -88,6 +94,9 @@ pub fn convert(
     mut progress: impl FnMut(u64),
 ) -> Result<Report> {
     let path = path.as_ref();
+    if path.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
+        return device::write_onto(source, path, options, &mut progress);
+    }
     let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
     let create = CreateOptions { length: source.len(), ..options.image.clone() };
     let files = Files::new(path, PARTIAL);
@@ -230,14 +239,16 @@ fn write_data(
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let jobs = options.jobs.unwrap_or(processors).clamp(1, MAX_JOBS);
     let Some(codec) = target.codec() else {
-        copy_data(source, target, noting, report, progress)?;
+        copy_data(source, target, noting, jobs, report, progress)?;
         return target.finish();
     };
     // A builder's blocks are powers of two.
     let block = target.block_size().min(1 << 30) as usize;
     let chunk = CHUNK.max(block as u64);
-    let packing = Packing { codec, level: options.level, jobs: options.jobs, block };
+    let packing = Packing { codec, level: options.level, jobs, block };
     let compressed = packing.run(
         |send| {
             read_data(source, chunk, report, progress, |start, bytes, report| {

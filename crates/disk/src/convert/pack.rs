@@ -25,7 +25,9 @@ const FAST_LEVEL: i32 = 2;
 const ZSTD_LEVEL: i32 = 3;
 /// Clusters that are on their way for each thread, and bytes of all of them, so that memory stays bounded.
 const QUEUE: usize = 4;
-const MAX_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 8 << 20;
+/// Bytes of the compressors of all threads, but for the first one's.
+const MAX_STATES: usize = 24 << 20;
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +68,7 @@ impl FromStr for Compression {
 pub(super) struct Packing {
     pub codec: Codec,
     pub level: Option<i32>,
-    pub jobs: Option<usize>,
+    pub jobs: usize,
     pub block: usize,
 }
 
@@ -83,8 +85,7 @@ impl Packing {
         read: impl FnOnce(&mut dyn FnMut(u64, Vec<u8>) -> Result<()>) -> Result<()>,
         mut write: impl FnMut(u64, Packed) -> Result<()> + Send,
     ) -> Result<u64> {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        let jobs = self.jobs.unwrap_or(processors).clamp(1, 256);
+        let jobs = self.jobs.min(MAX_STATES / self.state_size()).max(1);
         let limit = (jobs * QUEUE).min(MAX_BYTES / self.block).max(2);
         let (to_pack, waiting) = sync_channel::<Cluster<Vec<u8>>>(limit);
         let (packed, to_write) = sync_channel::<Cluster<Packed>>(limit);
@@ -130,6 +131,19 @@ impl Packing {
                 (Ok(()), Ok(()), Ok(compressed)) => Ok(compressed),
             }
         })
+    }
+
+    /// About how much memory a thread's compressor takes.
+    fn state_size(&self) -> usize {
+        let level = self.level.unwrap_or(0);
+        match self.codec {
+            // Its tables grow with the cluster.
+            Codec::Zstd if level > 5 => (self.block * 32).max(1 << 20),
+            Codec::Zstd => (self.block * 2).max(1 << 20),
+            // The levels that look for the best way.
+            Codec::Zlib if level >= 10 => 10 << 20,
+            _ => 1 << 20,
+        }
     }
 
     fn write_in_order(
@@ -227,7 +241,7 @@ impl Packer {
                 ))))
             }
             // Nothing here makes the others.
-            Codec::Bzip2 | Codec::Xz => Err(Error::Stopped),
+            Codec::Bzip2 | Codec::Xz | Codec::Lzfse | Codec::Adc => Err(Error::Stopped),
             Codec::Zstd => {
                 let level = packing.level.unwrap_or(ZSTD_LEVEL).clamp(-7, 22);
                 zstd::bulk::Compressor::new(level).map(Self::Zstd).map_err(|_| Error::Stopped)

@@ -17,7 +17,7 @@ use crate::{Error, Format, Result, SECTOR_SIZE};
 
 /// Longest property list, and longest chunk when unpacked.
 const MAX_PLIST: u64 = 16 << 20;
-const MAX_CHUNK: u64 = 32 << 20;
+const MAX_CHUNK: u64 = 8 << 20;
 
 /// The file's last sector.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -144,10 +144,10 @@ fn read_table(table: &[u8], data_fork: u64, chunks: &mut Vec<Chunk>) -> Result<(
         let kind = match entry.kind.get() {
             0 | 2 => Kind::Zero,
             1 => Kind::Stored,
-            0x8000_0004 => return Err(unsupported("it is compressed by ADC")),
+            0x8000_0004 => Kind::Packed(Codec::Adc, 0),
             0x8000_0005 => Kind::Packed(Codec::Zlib, 0),
             0x8000_0006 => Kind::Packed(Codec::Bzip2, 0),
-            0x8000_0007 => return Err(unsupported("it is compressed by LZFSE")),
+            0x8000_0007 => Kind::Packed(Codec::Lzfse, 0),
             0x8000_0008 => Kind::Packed(Codec::Xz, 0),
             // A comment; the end.
             0x7fff_fffe | 0xffff_ffff => continue,
@@ -167,7 +167,7 @@ fn read_table(table: &[u8], data_fork: u64, chunks: &mut Vec<Chunk>) -> Result<(
         let kind = match kind {
             Kind::Packed(codec, _) => {
                 let length = entry.compressed_length.get();
-                if end - start > MAX_CHUNK || length > 2 * MAX_CHUNK {
+                if end - start > MAX_CHUNK || length > MAX_CHUNK / 8 * 9 {
                     return Err(unsupported("its chunks are too large"));
                 }
                 // Bounded above.

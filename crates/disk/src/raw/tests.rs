@@ -303,3 +303,43 @@ fn block_devices_are_disks_too() {
         }
     }
 }
+
+#[test]
+fn a_disk_is_converted_onto_a_block_device() {
+    use crate::{ConvertOptions, Format};
+    let Some(device) = LoopDevice::new() else {
+        eprintln!("skipped: loop devices need root");
+        return;
+    };
+    // Shorter than the device, with data, written zeroes and holes.
+    let length = LENGTH - (1 << 20);
+    let file = scratch(length);
+    let source = open(&file);
+    source.write_at(&[5; 300_000], 100_000).unwrap();
+    source.write_at(&[0; 200_000], 200_000).unwrap();
+    source.write_at(&[6; 700], length - 700).unwrap();
+    let old = vec![7; LENGTH as usize];
+    let disk = RawDisk::open(&device.path, &OpenOptions::default()).unwrap();
+    disk.write_at(&old, 0).unwrap();
+    drop(disk);
+    let mut options = ConvertOptions::new(Format::Raw);
+    let refused = crate::convert(&source, &device.path, &options, |_| {}).unwrap_err();
+    assert!(matches!(refused, Error::Io { action: "write over", .. }), "{refused}");
+    options.replace = true;
+    let report = crate::convert(&source, &device.path, &options, |_| {}).unwrap();
+    assert_eq!(report.data + report.zeroes + report.holes, length);
+    assert!(report.holes > 0 && report.zeroes > 0);
+    let disk = RawDisk::open(&device.path, &OpenOptions::default()).unwrap();
+    let found = content(&disk);
+    assert!(found[..length as usize] == content(&source));
+    assert!(found[length as usize..] == old[length as usize..]);
+    drop(disk);
+    // What is no raw disk, and what is too long.
+    options.image = "qcow2".parse().unwrap();
+    let refused = crate::convert(&source, &device.path, &options, |_| {}).unwrap_err();
+    assert!(refused.to_string().ends_with("takes raw disks only"), "{refused}");
+    options.image = "raw".parse().unwrap();
+    let long = scratch(LENGTH + 512);
+    let refused = crate::convert(&open(&long), &device.path, &options, |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("fewer than"), "{refused}");
+}

@@ -143,6 +143,25 @@ fn a_disk_of_several_parts_is_split_where_vmware_splits_it() {
 }
 
 #[test]
+fn a_streamoptimized_disk_of_any_version_is_read() {
+    let workshop = Workshop::new(LENGTH);
+    let mut convert = ConvertOptions::new(Format::Vmdk);
+    convert.image = options("vmdk,layout=stream");
+    let source = open(&workshop.path("disk.raw"));
+    disk::convert(&*source, workshop.path("disk.vmdk"), &convert, |_| {}).unwrap();
+    let mut bytes = std::fs::read(workshop.path("disk.vmdk")).unwrap();
+    for version in 1..=3_u32 {
+        // The header, and the footer that counts.
+        let headers = bytes.chunks_mut(512).filter(|sector| sector.starts_with(b"KDMV"));
+        let count =
+            headers.map(|sector| sector[4..8].copy_from_slice(&version.to_le_bytes())).count();
+        assert_eq!(count, 2);
+        std::fs::write(workshop.path("disk.vmdk"), &bytes).unwrap();
+        workshop.assert_holds("disk.vmdk");
+    }
+}
+
+#[test]
 fn what_a_format_cannot_have_is_refused_and_leaves_nothing_behind() {
     let workshop = Workshop::new(1 << 20);
     let wrong = [

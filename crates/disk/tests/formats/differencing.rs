@@ -10,20 +10,20 @@ use crate::common::{Workshop, assert_disk_holds, chain, open, read_only};
 const LENGTH: usize = 4 << 20;
 
 /// Converts the raw disk to an image of ours.
-fn make(workshop: &Workshop, text: &str, name: &str) {
+pub fn make(workshop: &Workshop, text: &str, name: &str) {
     let mut options = ConvertOptions::new(Format::Raw);
     options.image = text.parse().unwrap();
     let source = open(&workshop.path("disk.raw"));
     disk::convert(&*source, workshop.path(name), &options, |_| {}).unwrap();
 }
 
-fn make_empty(workshop: &Workshop, text: &str, name: &str) {
+pub fn make_empty(workshop: &Workshop, text: &str, name: &str) {
     let mut options: CreateOptions = text.parse().unwrap();
     options.length = LENGTH as u64;
     disk::create(workshop.path(name), &options).unwrap();
 }
 
-fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap();
     change(&mut bytes);
     std::fs::write(path, bytes).unwrap();
@@ -52,7 +52,7 @@ fn seal_vhd(part: &mut [u8], field: usize) {
 }
 
 /// Makes `child` a differencing disk of the VHD `parent`.
-fn link_vhd(workshop: &Workshop, child: &str, parent: &str) {
+pub fn link_vhd(workshop: &Workshop, child: &str, parent: &str) {
     let parent_bytes = std::fs::read(workshop.path(parent)).unwrap();
     let uuid = parent_bytes[parent_bytes.len() - 512 + 68..][..16].to_vec();
     change(&workshop.path(child), |bytes| {
@@ -157,7 +157,7 @@ fn data_write_guid(path: &Path) -> Vec<u8> {
 }
 
 /// Makes `child` a differencing disk of the VHDX `parent`.
-fn link_vhdx(workshop: &Workshop, child: &str, parent: &str) {
+pub fn link_vhdx(workshop: &Workshop, child: &str, parent: &str) {
     let linkage = guid(&data_write_guid(&workshop.path(parent)));
     change(&workshop.path(child), |bytes| {
         const METADATA: usize = 2 << 20;
@@ -334,7 +334,7 @@ fn a_cowd_snapshot_is_read_over_its_base() {
 }
 
 /// A seSparse extent with these grains; `replay` is what its volatile header says of the journal.
-fn sesparse(grains: &[usize], model: &[u8], replay: u64) -> Vec<u8> {
+pub fn sesparse(grains: &[usize], model: &[u8], replay: u64) -> Vec<u8> {
     const GRAIN_TABLE: usize = 64 * 512;
     const TABLES: usize = 16 * 512;
     const GRAINS: usize = 256 * 512;
