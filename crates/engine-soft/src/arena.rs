@@ -8,8 +8,14 @@ pub struct Arena {
     /// Where the part for code that is seldom executed begins, and what of it is used.
     seldom: usize,
     used_seldom: usize,
+    /// Up to where the host has given pages to the two parts.
+    populated: [usize; 2],
     size: usize,
 }
+
+/// The host's pages are asked for so many bytes at a time: one page at each fault, and that in both mappings, costs
+/// as much as the code in it.
+const STEP: usize = 256 << 10;
 
 // SAFETY: the mappings belong to the whole process.
 unsafe impl Send for Arena {}
@@ -53,6 +59,7 @@ impl Arena {
                 used: 0,
                 seldom: often,
                 used_seldom: often,
+                populated: [0, often],
                 size,
             })
         }
@@ -70,21 +77,35 @@ impl Arena {
 
     /// Appends code that was made for [`Arena::next`]; `false` where there is no room.
     pub fn append(&mut self, code: &[u8]) -> bool {
-        let end = self.place(code, self.used, self.seldom);
+        let end = self.place(code, self.used, self.seldom, 0);
         self.used = end.map_or(self.used, |end| end.next_multiple_of(16).min(self.seldom));
         end.is_some()
     }
 
     /// Appends code that was made for [`Arena::next_seldom`]; `false` where there is no room.
     pub fn append_seldom(&mut self, code: &[u8]) -> bool {
-        let end = self.place(code, self.used_seldom, self.size);
+        let end = self.place(code, self.used_seldom, self.size, 1);
         self.used_seldom = end.unwrap_or(self.used_seldom);
         end.is_some()
     }
 
     /// Copies code to `start`; tells its end, if that is not beyond `limit`.
-    fn place(&mut self, code: &[u8], start: usize, limit: usize) -> Option<usize> {
+    fn place(&mut self, code: &[u8], start: usize, limit: usize, part: usize) -> Option<usize> {
         let end = start.checked_add(code.len()).filter(|&end| end <= limit)?;
+        let populated = self.populated[part];
+        if end > populated {
+            let step = (end - populated).next_multiple_of(STEP).min(limit - populated);
+            // SAFETY: the range is within both mappings; whether the host has pages changes nothing in them.
+            unsafe {
+                libc::madvise(self.writable.add(populated).cast(), step, libc::MADV_POPULATE_WRITE);
+                libc::madvise(
+                    self.executable.add(populated).cast_mut().cast(),
+                    step,
+                    libc::MADV_POPULATE_READ,
+                );
+            }
+            self.populated[part] = populated + step;
+        }
         // SAFETY: the range was just checked; nobody executes it yet.
         unsafe {
             self.writable.add(start).copy_from_nonoverlapping(code.as_ptr(), code.len());

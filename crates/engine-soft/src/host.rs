@@ -377,6 +377,8 @@ const LOCAL: usize = 2048;
 #[repr(C)]
 pub struct Tlb {
     entries: [[TlbEntry; ENTRIES]; 2],
+    /// The page of each ring's stack, for translated code.
+    stacks: [StackEntry; 2],
     /// Ring and index of the entries that do not survive a change of CR3, as far as they find room.
     local: [u16; LOCAL],
     locals: usize,
@@ -388,11 +390,23 @@ pub struct Tlb {
 struct TlbEntry {
     /// Linear address of the page; in an entry that knows none, a page that belongs to another entry.
     page: u64,
-    host: usize,
+    /// What is to be added to a linear address.
+    distance: u64,
 }
 
+/// A copy of an entry at a constant place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct StackEntry {
+    entry: TlbEntry,
+    /// Offsets below are those of 8 bytes in the page; 0 where no page is known.
+    room: u64,
+}
+
+const NO_STACK: StackEntry = StackEntry { entry: TlbEntry { page: 0, distance: 0 }, room: 0 };
+
 static EMPTY: [TlbEntry; ENTRIES] = {
-    let mut entries = [TlbEntry { page: 0, host: 0 }; ENTRIES];
+    let mut entries = [TlbEntry { page: 0, distance: 0 }; ENTRIES];
     let mut index = 0;
     while index < ENTRIES {
         entries[index].page = no_page(index);
@@ -407,7 +421,7 @@ const fn no_page(index: usize) -> u64 {
 
 impl Default for Tlb {
     fn default() -> Self {
-        Self { entries: [EMPTY; 2], local: [0; LOCAL], locals: 0 }
+        Self { entries: [EMPTY; 2], stacks: [NO_STACK; 2], local: [0; LOCAL], locals: 0 }
     }
 }
 
@@ -418,6 +432,11 @@ impl Tlb {
     /// Offset of a ring's entries.
     pub const fn ring(user: u64) -> usize {
         user as usize * size_of::<[TlbEntry; ENTRIES]>()
+    }
+
+    /// Offset of the entry for a ring's stack: page, distance, and offsets that are in it, 8 bytes each.
+    pub const fn stack(user: u64) -> usize {
+        std::mem::offset_of!(Tlb, stacks) + user as usize * size_of::<StackEntry>()
     }
 
     /// The entry of a page.
@@ -431,7 +450,8 @@ impl Tlb {
     pub fn find<W: Word>(&self, linear: u64, user: u64) -> Option<HostAddress> {
         let entry = &self.entries[user as usize & 1][Self::index(linear)];
         let offset = linear.wrapping_sub(entry.page);
-        (offset <= PAGE - W::BYTES).then(|| HostAddress(entry.host.wrapping_add(offset as usize)))
+        (offset <= PAGE - W::BYTES)
+            .then(|| HostAddress(linear.wrapping_add(entry.distance) as usize))
     }
 
     /// Remembers a page; a global one survives a change of CR3.
@@ -452,7 +472,9 @@ impl Tlb {
 
     fn note(&mut self, linear: u64, user: u64, host: usize, global: bool) {
         let (ring, index) = (user as usize & 1, Self::index(linear));
-        self.entries[ring][index] = TlbEntry { page: linear & !(PAGE - 1), host };
+        let page = linear & !(PAGE - 1);
+        let distance = (host as u64).wrapping_sub(page);
+        self.entries[ring][index] = TlbEntry { page, distance };
         if !global {
             if let Some(local) = self.local.get_mut(self.locals) {
                 *local = (ring * ENTRIES + index) as u16;
@@ -464,6 +486,7 @@ impl Tlb {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.entries = [EMPTY; 2];
+        self.stacks = [NO_STACK; 2];
         self.locals = 0;
     }
 
@@ -474,6 +497,7 @@ impl Tlb {
             let (ring, index) = (usize::from(place) / ENTRIES, usize::from(place) % ENTRIES);
             self.entries[ring % 2][index] = EMPTY[index];
         }
+        self.stacks = [NO_STACK; 2];
         self.locals = 0;
     }
 
@@ -481,6 +505,7 @@ impl Tlb {
     pub fn forget(&mut self, linear: u64) {
         let index = Self::index(linear);
         self.entries.iter_mut().for_each(|ring| ring[index].page = no_page(index));
+        self.stacks = [NO_STACK; 2];
     }
 
     /// Forgets the pages whose addresses agree from bit `shift` up.
@@ -490,17 +515,19 @@ impl Tlb {
                 entry.page = no_page(index % ENTRIES);
             }
         }
+        self.stacks = [NO_STACK; 2];
     }
 
     /// Forgets every page that is at `host`.
     pub fn forget_host(&mut self, host: HostAddress) {
         for ring in &mut self.entries {
             for (index, entry) in ring.iter_mut().enumerate() {
-                if entry.host == host.0 {
+                if entry.page.wrapping_add(entry.distance) == host.0 as u64 {
                     *entry = EMPTY[index];
                 }
             }
         }
+        self.stacks = [NO_STACK; 2];
     }
 }
 

@@ -272,6 +272,7 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
             // Neither writes to guest memory now.
             crate::clock::WALL_CLOCK => cpu.msrs.wall_clock = *value,
             crate::clock::SYSTEM_TIME => cpu.msrs.system_time = *value,
+            0x10 => cpu.tsc_offset = cpu.vm.restore_tsc(cpu.shared.index, *value),
             // After the counter that it is compared with.
             0x6e0 => {}
             index => {

@@ -54,7 +54,7 @@ impl SoftVcpu {
         let mut cpu = Frame::new(|| Cpu::new(vm, shared, config.cpuid.clone()))
             .map_err(Error::backend("allocate a processor"))?;
         cpu.activity = activity;
-        cpu.tsc_offset = crate::host::host_tsc().wrapping_neg();
+        cpu.tsc_offset = cpu.vm.tsc_offset();
         Ok(Self {
             cpu,
             cache: Cache::new(translation),

@@ -124,6 +124,8 @@ pub struct VmShared {
     start: Instant,
     /// What the clock showed at `start`.
     offset: Mutex<u64>,
+    /// What the processors' time-stamp counters are ahead of the host's: one number, or Linux finds them unstable.
+    tsc_offset: Mutex<u64>,
     tsc_khz: u32,
     vcpus: u32,
     timer: Arc<Alarm>,
@@ -160,6 +162,23 @@ impl VmShared {
     /// Frequency of the time-stamp counters.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz
+    }
+
+    /// What time-stamp counters are ahead of the host's.
+    pub fn tsc_offset(&self) -> u64 {
+        *self.tsc_offset.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same for a processor whose counter is restored to `value` now. Those of a machine are restored one
+    /// after the other, and must agree afterwards: what is a second or less apart was the same.
+    pub fn restore_tsc(&self, processor: u32, value: u64) -> u64 {
+        let wanted = value.wrapping_sub(crate::host::host_tsc());
+        let mut common = self.tsc_offset.lock().unwrap_or_else(PoisonError::into_inner);
+        let apart = (wanted.wrapping_sub(*common) as i64).unsigned_abs();
+        if processor == 0 || apart > u64::from(self.tsc_khz) * 1000 {
+            *common = wanted;
+        }
+        *common
     }
 
     /// Whether hot blocks are translated.
@@ -401,6 +420,7 @@ impl SoftVm {
             told: Mutex::default(),
             start: Instant::now(),
             offset: Mutex::new(0),
+            tsc_offset: Mutex::new(crate::host::host_tsc().wrapping_neg()),
             tsc_khz,
             vcpus,
             timer: Arc::clone(&alarm),

@@ -62,6 +62,8 @@ pub struct Entries {
 pub enum Cold {
     /// Finds what is not in the TLB.
     Find { hole: Hole, back: u64, rip: u64, request: u32, place: Place },
+    /// Finds what is not in the page that is known of the stack; A is to be the distance to the host.
+    Stack { hole: Hole, back: u64, rip: u64, request: u32, displacement: i32 },
     /// Leaves the instruction to the interpreter.
     Interpret { hole: Hole, rip: u64 },
     /// Loads the vector registers, `wide` ones whole.
@@ -70,12 +72,13 @@ pub enum Cold {
     Exit { hole: Hole, rip: u64, number: usize, flags: Flags },
 }
 
-/// What is known of an address that was not in the TLB.
+/// What is known of an address that was not in the TLB. A is to be the distance to the host, or the host's
+/// address.
 pub enum Place {
     /// A holds what remains when the page of the entry at B in this table is subtracted.
-    Entry(i32),
-    /// The address; A is to be its page's.
-    Constant(u64),
+    Entry { table: i32, distance: bool },
+    /// The address; of the host, its page is wanted.
+    Constant { linear: u64, distance: bool },
 }
 
 /// Where the arithmetic flags are.
@@ -105,8 +108,9 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The guard at the head; `number` is the page's.
-    pub fn head(&mut self, live: bool, number: u32) -> Entries {
+    /// The guard at the head; `number` is the page's, `second` that of the page where the only instruction goes on.
+    /// `live`: who enters it has flags for it, which it wants in memory if `away`.
+    pub fn head(&mut self, live: bool, away: bool, number: u32, second: Option<u32>) -> Entries {
         let mut entries = Entries { checked: self.a.here(), ..Entries::default() };
         if live {
             save_flags(&mut self.a);
@@ -115,15 +119,31 @@ impl Builder<'_> {
         let page = context::page(self.start, self.user);
         self.a.alu_narrow(7, Rm::Mem(Mem::at(RSP, page)), number);
         let elsewhere = self.a.jump(Some(NOT_EQUAL));
+        if let Some(second) = second {
+            let page = context::page(self.start.wrapping_add(PAGE), self.user);
+            self.a.alu_narrow(7, Rm::Mem(Mem::at(RSP, page)), second);
+            let hole = self.a.jump(Some(NOT_EQUAL));
+            self.cold.push(Cold::Interpret { hole, rip: u64::MAX });
+        }
         entries.polled = self.a.here();
         self.a.load(A, Mem::at(RSP, context::attention()));
         self.a.alu_narrow(7, Rm::Mem(Mem::at(A, 0)), 0);
         let wanted = self.a.jump(Some(NOT_EQUAL));
-        if live {
+        let away = live && away;
+        if live && !away {
             restore_flags(&mut self.a);
-            entries.polled = entries.checked;
         }
         entries.plain = self.a.here();
+        if live {
+            entries.polled = entries.checked;
+        }
+        if away {
+            self.flags = Flags::Memory;
+        }
+        // Flags are put away there; and what was asked within the first page says nothing of a second.
+        if away || second.is_some() {
+            (entries.polled, entries.plain) = (entries.checked, entries.checked);
+        }
         self.cold.push(Cold::Interpret { hole: elsewhere, rip: u64::MAX });
         self.cold.push(Cold::Interpret { hole: wanted, rip: u64::MAX });
         entries
@@ -257,21 +277,22 @@ impl Builder<'_> {
     pub fn finish(&mut self) -> u64 {
         // From here on `a` is the other code.
         std::mem::swap(&mut self.a, &mut self.seldom);
-        let (mut miss, mut find) = (0, 0);
+        let (mut miss, mut find, mut stack) = (0, 0, 0);
         for cold in std::mem::take(&mut self.cold) {
             let hole = match cold {
-                Cold::Find { hole, .. } if find == 0 => {
-                    // All of the block's lookups come by here, since RIPs of one page differ little.
-                    find = self.a.here();
-                    self.a.bytes(&[0x41, 0x50 | A & 7]); // push A
-                    self.a.constant(A, self.start & !(PAGE - 1));
-                    self.a.store(Mem::at(RSP, 16 + context::rip()), A);
-                    self.a.bytes(&[0x41, 0x58 | A & 7]); // pop A
-                    self.a.jump_to(self.stubs.find);
+                Cold::Find { hole, .. } => {
+                    if find == 0 {
+                        find = self.lookup(self.stubs.find);
+                    }
                     hole
                 }
-                Cold::Find { hole, .. }
-                | Cold::Interpret { hole, .. }
+                Cold::Stack { hole, .. } => {
+                    if stack == 0 {
+                        stack = self.lookup(self.stubs.stacks[self.user as usize & 1]);
+                    }
+                    hole
+                }
+                Cold::Interpret { hole, .. }
                 | Cold::Vectors { hole, .. }
                 | Cold::Exit { hole, .. } => hole,
             };
@@ -298,19 +319,32 @@ impl Builder<'_> {
                     self.set_rip(rip);
                     self.leave_with(LINK + number as u32, flags == Flags::Register);
                 }
+                Cold::Stack { back, rip, request, displacement, .. } => {
+                    self.a.lea(A, Mem::at(STACK, displacement));
+                    self.a.constant(B, (rip % PAGE) << 16 | u64::from(request));
+                    self.a.call(stack);
+                    self.a.jump_to(back);
+                }
                 Cold::Find { back, rip, request, place, .. } => {
                     match place {
-                        Place::Entry(table) => {
+                        Place::Entry { table, .. } => {
                             let page =
                                 Mem { base: Some(RSP), index: Some((B, 0)), displacement: table };
                             self.a.wide(0x03, A, Rm::Mem(page));
                         }
-                        Place::Constant(linear) => self.a.constant(A, linear),
+                        Place::Constant { linear, .. } => self.a.constant(A, linear),
                     }
                     self.a.constant(B, (rip % PAGE) << 16 | u64::from(request));
                     self.a.call(find);
-                    if let Place::Constant(linear) = place {
-                        self.a.lea(A, Mem::at(A, -((linear & 0xfff) as i32)));
+                    match place {
+                        Place::Entry { distance: false, .. } => {
+                            self.a.wide(0x03, A, Rm::Mem(Mem::at(RSP, context::linear())));
+                        }
+                        Place::Constant { linear, distance: false } => {
+                            self.a.constant(B, linear & !(PAGE - 1));
+                            self.a.wide(0x03, A, Rm::Reg(B));
+                        }
+                        _ => {}
                     }
                     self.a.jump_to(back);
                 }
@@ -318,5 +352,16 @@ impl Builder<'_> {
         }
         std::mem::swap(&mut self.a, &mut self.seldom);
         miss
+    }
+
+    /// All of the block's lookups come by here, since RIPs of one page differ little.
+    fn lookup(&mut self, stub: u64) -> u64 {
+        let here = self.a.here();
+        self.a.bytes(&[0x41, 0x50 | A & 7]); // push A
+        self.a.constant(A, self.start & !(PAGE - 1));
+        self.a.store(Mem::at(RSP, 16 + context::rip()), A);
+        self.a.bytes(&[0x41, 0x58 | A & 7]); // pop A
+        self.a.jump_to(stub);
+        here
     }
 }

@@ -85,7 +85,9 @@ pub struct Context {
     pub attention: u64,
     /// Address of the x87 and SSE state.
     pub fpu: u64,
-    pub scratch: [u64; 2],
+    pub scratch: u64,
+    /// The address that is looked up.
+    pub linear: u64,
     pub exit: u32,
     /// [`LOWER`] while the lower halves of the guest's vector registers are in the host's, whose upper halves
     /// are zero; [`CLEARED`] for the same after VZEROUPPER; [`WHOLE`] while all of them are; else 0.
@@ -152,7 +154,8 @@ impl Default for Context {
             host_stack: 0,
             attention: 0,
             fpu: 0,
-            scratch: [0; 2],
+            scratch: 0,
+            linear: 0,
             exit: 0,
             vectors: 0,
             pages: Pages { numbers: [[0; PAGES]; 2], global: [0; PAGES / 64] },
@@ -211,6 +214,7 @@ fields! {
     attention = attention;
     fpu = fpu;
     scratch = scratch;
+    linear = linear;
     exit = exit;
     vectors = vectors;
 }

@@ -68,6 +68,12 @@ impl Assembler {
         Self { code: Vec::with_capacity(1024), base }
     }
 
+    /// The same in a buffer that was used before.
+    pub fn reusing(mut code: Vec<u8>, base: u64) -> Self {
+        code.clear();
+        Self { code, base }
+    }
+
     /// Where the next byte will be.
     pub fn here(&self) -> u64 {
         self.base + self.code.len() as u64

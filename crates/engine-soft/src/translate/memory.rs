@@ -2,9 +2,9 @@
 
 use super::block::{Builder, Cold, Guest, Place};
 use super::context;
-use super::emit::{ABOVE, Mem, NOT_EQUAL, RSP, Rm};
+use super::emit::{ABOVE, Mem, NOT_BELOW, NOT_EQUAL, RBP, RSP, Rm};
 use super::parts::Parts;
-use super::registers::{A, B, STACK};
+use super::registers::{A, B, STACK, host, slot};
 use super::stubs::request;
 use crate::cpu::{Cpu, FS, GS};
 use crate::host::{PAGE, Tlb};
@@ -18,6 +18,14 @@ pub struct Use {
     pub aligned: bool,
 }
 
+/// What is added to a page's distance, to address an operand in it: a register or memory, then a register and
+/// its shift, then a constant.
+struct Distant {
+    add: Option<Rm>,
+    index: Option<(u8, u8)>,
+    displacement: i32,
+}
+
 /// Offset of a TLB from RSP.
 fn table(user: u64, write: bool) -> i32 {
     let tlb =
@@ -26,7 +34,8 @@ fn table(user: u64, write: bool) -> i32 {
 }
 
 impl Builder<'_> {
-    /// The instruction's memory operand at the host, by way of A; changes B and RFLAGS.
+    /// The instruction's memory operand at the host, by way of A; changes B and RFLAGS. The registers of its
+    /// address may be part of it.
     pub fn operand(&mut self, guest: &Guest<'_>, parts: &Parts<'_>, access: Use) -> Mem {
         self.clobber(guest);
         if let Some(linear) = constant(guest, parts)
@@ -35,22 +44,46 @@ impl Builder<'_> {
         {
             return self.constant_operand(guest, linear, access);
         }
+        if let Some(address) = parts.address
+            && (address.base, address.index, parts.segment) == (Some(4), None, None)
+            && access.size <= 8
+            && !access.aligned
+            && !parts.address_32
+        {
+            return self.stack_operand(guest, address.displacement, access.size, access.write);
+        }
         self.address(guest, parts);
-        self.check(guest, access)
+        let place = self.distant(parts);
+        self.check(guest, access, place)
     }
 
-    /// `size` bytes at RSP plus `displacement`.
-    pub fn stack_operand(&mut self, guest: &Guest<'_>, displacement: i32, write: bool) -> Mem {
+    /// `size` bytes, at most 8, at RSP plus `displacement`.
+    pub fn stack_operand(
+        &mut self,
+        guest: &Guest<'_>,
+        displacement: i32,
+        size: u8,
+        write: bool,
+    ) -> Mem {
         self.clobber(guest);
+        let entry = (std::mem::offset_of!(Cpu, writes) + Tlb::stack(self.user)) as i32;
+        let entry = |offset| Mem::at(RSP, entry + offset);
         self.a.lea(A, Mem::at(STACK, displacement));
-        self.check(guest, Use { size: 8, write, aligned: false })
+        self.a.wide(0x2b, A, Rm::Mem(entry(0))); // sub
+        self.a.wide(0x3b, A, Rm::Mem(entry(16))); // cmp
+        let hole = self.a.jump(Some(NOT_BELOW));
+        self.a.load(A, entry(8));
+        let (back, request) = (self.a.here(), request(size, write));
+        self.cold.push(Cold::Stack { hole, back, rip: guest.i.ip(), request, displacement });
+        Mem { base: Some(A), index: Some((STACK, 0)), displacement }
     }
 
     /// 8 bytes at RBP.
     pub fn frame_operand(&mut self, guest: &Guest<'_>) -> Mem {
         self.clobber(guest);
-        self.a.copy(A, super::emit::RBP);
-        self.check(guest, Use { size: 8, write: false, aligned: false })
+        self.a.copy(A, RBP);
+        let place = Distant { add: None, index: Some((RBP, 0)), displacement: 0 };
+        self.check(guest, Use { size: 8, write: false, aligned: false }, Some(place))
     }
 
     /// An address of a register and a displacement to A, without segment.
@@ -74,14 +107,39 @@ impl Builder<'_> {
 
     fn address(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
         self.effective(guest, parts, A, false);
-        if let Some(segment) = parts.segment {
-            let segment = if segment == 0x64 { FS } else { GS };
-            self.a.wide(0x03, A, Rm::Mem(Mem::at(RSP, context::segment_base(segment))));
+        if let Some(segment) = segment(parts) {
+            self.a.wide(0x03, A, Rm::Mem(segment));
         }
     }
 
-    /// A is a linear address and becomes the host's.
-    fn check(&mut self, guest: &Guest<'_>, access: Use) -> Mem {
+    /// How the operand is reached with its page's distance in A, if A and one more register are enough.
+    fn distant(&self, parts: &Parts<'_>) -> Option<Distant> {
+        let address = parts.address?;
+        if parts.address_32 || address.relative {
+            return None;
+        }
+        let displacement = address.displacement;
+        let segment = segment(parts).map(Rm::Mem);
+        match (address.base, address.index) {
+            (Some(base), None) => match host(base) {
+                Some(base) => Some(Distant { add: segment, index: Some((base, 0)), displacement }),
+                None if segment.is_none() => {
+                    Some(Distant { add: Some(Rm::Mem(slot(base))), index: None, displacement })
+                }
+                None => None,
+            },
+            (base, Some((index, shift))) if base.is_none() || segment.is_none() => {
+                let base = base.map(|base| host(base).map_or(Rm::Mem(slot(base)), Rm::Reg));
+                let index = (host(index)?, shift);
+                Some(Distant { add: base.or(segment), index: Some(index), displacement })
+            }
+            (None, None) => Some(Distant { add: segment, index: None, displacement }),
+            _ => None,
+        }
+    }
+
+    /// A is a linear address and becomes the host's, or the distance of both for a `place`.
+    fn check(&mut self, guest: &Guest<'_>, access: Use, place: Option<Distant>) -> Mem {
         let rip = guest.i.ip();
         if access.aligned {
             self.a.narrow(0xf7, 0, Rm::Reg(A)); // test
@@ -101,29 +159,47 @@ impl Builder<'_> {
         self.a.wide(0x2b, A, entry(0)); // sub
         self.a.alu_wide(7, Rm::Reg(A), PAGE as i32 - i32::from(access.size));
         let hole = self.a.jump(Some(ABOVE));
-        self.a.wide(0x03, A, entry(8)); // add
         let request = request(access.size, access.write);
-        let (back, place) = (self.a.here(), Place::Entry(table));
-        self.cold.push(Cold::Find { hole, back, rip, request, place });
-        Mem::at(A, 0)
+        let cold = |back, place| Cold::Find { hole, back, rip, request, place };
+        let Some(place) = place else {
+            self.a.wide(0x03, A, entry(0)); // add
+            self.a.wide(0x03, A, entry(8));
+            self.cold.push(cold(self.a.here(), Place::Entry { table, distance: false }));
+            return Mem::at(A, 0);
+        };
+        self.a.wide(0x8b, A, entry(8));
+        self.cold.push(cold(self.a.here(), Place::Entry { table, distance: true }));
+        if let Some(add) = place.add {
+            self.a.wide(0x03, A, add);
+        }
+        Mem { base: Some(A), index: place.index, displacement: place.displacement }
     }
 
     fn constant_operand(&mut self, guest: &Guest<'_>, linear: u64, access: Use) -> Mem {
         let entry = table(self.user, access.write) + 16 * Tlb::index(linear) as i32;
         let page = linear & !(PAGE - 1);
-        if let Ok(page) = i32::try_from(page as i64) {
-            self.a.alu_wide(7, Rm::Mem(Mem::at(RSP, entry)), page);
+        // An address that a displacement can be needs only the distance.
+        let near = i32::try_from(linear as i64).ok();
+        if near.is_some() {
+            self.a.alu_wide(7, Rm::Mem(Mem::at(RSP, entry)), page as i32);
         } else {
             self.a.constant(A, page);
             self.a.wide(0x39, A, Rm::Mem(Mem::at(RSP, entry))); // cmp
         }
         let hole = self.a.jump(Some(NOT_EQUAL));
-        self.a.load(A, Mem::at(RSP, entry + 8));
+        let load = if near.is_some() { 0x8b } else { 0x03 };
+        self.a.wide(load, A, Rm::Mem(Mem::at(RSP, entry + 8)));
         let request = request(access.size, access.write);
-        let (back, place) = (self.a.here(), Place::Constant(linear));
-        self.cold.push(Cold::Find { hole, back, rip: guest.i.ip(), request, place });
-        Mem::at(A, (linear % PAGE) as i32)
+        let place = Place::Constant { linear, distance: near.is_some() };
+        self.cold.push(Cold::Find { hole, back: self.a.here(), rip: guest.i.ip(), request, place });
+        Mem::at(A, near.unwrap_or((linear % PAGE) as i32))
     }
+}
+
+/// The base of the segment that the operand names.
+fn segment(parts: &Parts<'_>) -> Option<Mem> {
+    let segment = if parts.segment? == 0x64 { FS } else { GS };
+    Some(Mem::at(RSP, context::segment_base(segment)))
 }
 
 /// An address that no register has part in.

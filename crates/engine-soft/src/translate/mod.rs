@@ -27,6 +27,7 @@ mod trace;
 pub mod verify;
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 use block::{Builder, Entries, Exit, Flags, Guest};
 use classify::Kind;
@@ -35,6 +36,7 @@ use residents::Residents;
 use trace::Trace;
 
 use crate::arena::Arena;
+use crate::block::PlaceHasher;
 use crate::cpu::{Cpu, Mode};
 use crate::host::{HostAddress, PAGE};
 use crate::op::Op;
@@ -45,7 +47,10 @@ const ROOM_SELDOM: usize = 40 << 20;
 /// Blocks that are found without a look at the interpreter's.
 const QUICK: usize = 4096;
 /// See [`Translator::hot`].
-const HOT: u32 = 20;
+const HOT: u32 = 12;
+/// Bytes of a page, and of the longest instruction.
+const SIZE: usize = PAGE as usize;
+const LONGEST_INSTRUCTION: usize = 15;
 /// More than the longest block takes.
 const BLOCK_ROOM: usize = 256 << 10;
 
@@ -77,8 +82,11 @@ struct Block {
     user: u64,
     /// Where its page is.
     host: HostAddress,
-    /// Parts of the page that it was made from.
-    bytes: Vec<(usize, Box<[u8]>)>,
+    /// Parts of the page that it was made from, and what they held, one behind the other.
+    ranges: Box<[(u16, u16)]>,
+    bytes: Box<[u8]>,
+    /// The page where its only instruction goes on.
+    second: Option<Second>,
     dead: bool,
     /// How often it was entered by the dispatcher.
     runs: u32,
@@ -86,6 +94,27 @@ struct Block {
     incoming: Vec<u32>,
     /// For the functions that its code calls.
     _ops: Box<[Op]>,
+}
+
+impl Block {
+    /// Whether the page still holds what it was made from.
+    fn agrees(&self, page: &[u8]) -> bool {
+        let mut rest = &self.bytes[..];
+        self.ranges.iter().all(|&(start, end)| {
+            let (bytes, behind) = rest.split_at(usize::from(end - start));
+            rest = behind;
+            page[usize::from(start)..].starts_with(bytes)
+        })
+    }
+}
+
+/// See [`Block::second`].
+struct Second {
+    page: u32,
+    linear: u64,
+    host: HostAddress,
+    /// What was found at its start.
+    bytes: Box<[u8]>,
 }
 
 /// What the code that was just left waits for.
@@ -103,7 +132,7 @@ pub struct Translator {
     blocks: Vec<Block>,
     exits: Vec<Exit>,
     /// Numbers of pages by linear page, host page and ring.
-    pages: HashMap<(u64, HostAddress, u64), u32>,
+    pages: HashMap<(u64, HostAddress, u64), u32, BuildHasherDefault<PlaceHasher>>,
     residents: Vec<Residents>,
     /// Blocks that were entered last, by RIP.
     quick: Box<[u32; QUICK]>,
@@ -116,6 +145,8 @@ pub struct Translator {
     exact: bool,
     /// A block that was interpreted so often is translated.
     pub hot: u32,
+    /// Buffers for the code that is being made.
+    buffers: [Vec<u8>; 2],
     /// The first disagreement with the interpreter.
     pub difference: Option<String>,
     pub counts: Counts,
@@ -143,7 +174,7 @@ impl Translator {
             stubs: stubs::Stubs::default(),
             blocks: Vec::new(),
             exits: Vec::new(),
-            pages: HashMap::new(),
+            pages: HashMap::default(),
             residents: vec![Residents::default()],
             quick: Box::new([u32::MAX; QUICK]),
             pending: Pending::Nothing,
@@ -151,6 +182,7 @@ impl Translator {
             alone: translation == Translation::Verified,
             exact: translation == Translation::Eager,
             hot: if translation == Translation::Eager { 1 } else { HOT },
+            buffers: Default::default(),
             difference: None,
             counts: Counts::default(),
         };
@@ -208,7 +240,10 @@ impl Translator {
             && !block.dead
             && !self.interpret
             && Self::suits(cpu)
-            && cpu.translated.pages.get(block.rip, block.user) == block.page;
+            && cpu.translated.pages.get(block.rip, block.user) == block.page
+            && block.second.as_ref().is_none_or(|second| {
+                cpu.translated.pages.get(second.linear, block.user) == second.page
+            });
         same.then_some(id)
     }
 
@@ -219,25 +254,61 @@ impl Translator {
         page: HostAddress,
         natives: &mut crate::stubs::Stubs,
     ) -> Option<u32> {
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
+        let mut code = [0; SIZE + LONGEST_INSTRUCTION];
+        page.read(&mut code[..SIZE]);
         let rip = cpu.rip;
-        let number = self.page_number(cpu, page);
+        let linear = (rip & !(PAGE - 1)).wrapping_add(PAGE);
+        // Where an instruction goes on, the interpreter has just been.
+        let behind = Some(cpu.fetches.number(linear, cpu.user))
+            .filter(|_| rip % PAGE + LONGEST_INSTRUCTION as u64 > PAGE)
+            .flatten()
+            .and_then(|physical| Some(cpu.ram.page(physical)?.host()));
+        let known_bytes = behind.map_or(SIZE, |behind| {
+            behind.read(&mut code[SIZE..]);
+            code.len()
+        });
+        let number = self.page_number(rip, page, cpu.user);
         let residents = &self.residents[number as usize];
         let known = |rip| !self.alone && residents.begins(rip);
-        let mut trace = Trace::of(&code, rip, cpu.user, self.alone, &known, natives)?;
+        let mut trace =
+            Trace::of(&code[..known_bytes], rip, cpu.user, self.alone, &known, natives)?;
         if self.exact {
             trace.keep_flags();
+        }
+        let mut second = None;
+        if let (Some(range), Some(host)) = (trace.ranges.first_mut(), behind)
+            && range.1 > SIZE
+        {
+            let bytes: Box<[u8]> = code[SIZE..range.1].into();
+            range.1 = SIZE;
+            second = Some(Second {
+                page: self.page_number(linear, host, cpu.user),
+                linear,
+                host,
+                bytes,
+            });
         }
         if !self.residents[number as usize].agree(&code, &trace.ranges) {
             self.compare(cpu, number, page);
             return None;
         }
+        let mut next = [0; SIZE];
+        if let Some(second) = &second {
+            second.host.read(&mut next);
+            let range = (0, second.bytes.len());
+            if !next.starts_with(&second.bytes)
+                || !self.residents[second.page as usize].agree(&next, &[range])
+            {
+                self.compare(cpu, second.page, second.host);
+                return None;
+            }
+        }
         let base = self.arena.next();
         let ops: Box<[Op]> = trace.ops.clone().into();
+        let [often, seldom] = std::mem::take(&mut self.buffers);
         let mut builder = Builder {
-            a: Assembler::new(base),
-            seldom: Assembler::new(self.arena.next_seldom()),
+            a: Assembler::reusing(often, base),
+            seldom: Assembler::reusing(seldom, self.arena.next_seldom()),
             stubs: &self.stubs,
             user: cpu.user,
             flags: Flags::Register,
@@ -249,40 +320,55 @@ impl Translator {
             may_chain: !self.alone,
         };
         let live = trace.items[0].before != 0;
-        let mut entries = builder.head(live, number);
+        let mut entries = builder.head(
+            live,
+            trace.puts_flags_away(),
+            number,
+            second.as_ref().map(|second| second.page),
+        );
         build(&mut builder, &trace, &ops);
         entries.miss = builder.finish();
         let (often, seldom, exits) = (builder.a.code, builder.seldom.code, builder.exits);
-        if !self.arena.append_seldom(&seldom) || !self.arena.append(&often) {
+        let fits = self.arena.append_seldom(&seldom) && self.arena.append(&often);
+        self.buffers = [often, seldom];
+        if !fits {
             return None;
         }
         self.exits.extend(exits);
         self.counts.blocks += 1;
         self.counts.instructions += trace.items.len() as u64;
         self.counts.functions += trace.ops.len() as u64;
-        let bytes =
-            trace.ranges.iter().map(|&(start, end)| (start, code[start..end].into())).collect();
+        let ranges = trace.ranges.iter().map(|&(start, end)| (start as u16, end as u16)).collect();
+        let mut bytes =
+            Vec::with_capacity(trace.ranges.iter().map(|(start, end)| end - start).sum());
+        trace.ranges.iter().for_each(|&(start, end)| bytes.extend_from_slice(&code[start..end]));
         let id = self.blocks.len() as u32;
         let user = cpu.user;
+        if let Some(second) = &second {
+            let range = (0, second.bytes.len());
+            self.residents[second.page as usize].add(id, None, &next, &[range]);
+        }
         self.blocks.push(Block {
             entries,
             rip,
             user,
             host: page,
             page: number,
-            bytes,
+            ranges,
+            bytes: bytes.into(),
+            second,
             dead: false,
             runs: 0,
             incoming: Vec::new(),
             _ops: ops,
         });
-        self.residents[number as usize].add(id, rip, &code, &trace.ranges);
+        self.residents[number as usize].add(id, Some(rip), &code, &trace.ranges);
         Some(id)
     }
 
-    fn page_number(&mut self, cpu: &Cpu, page: HostAddress) -> u32 {
+    fn page_number(&mut self, linear: u64, page: HostAddress, user: u64) -> u32 {
         let fresh = self.residents.len() as u32;
-        let number = *self.pages.entry((cpu.rip >> 12, page, cpu.user)).or_insert(fresh);
+        let number = *self.pages.entry((linear >> 12, page, user)).or_insert(fresh);
         if number == fresh {
             self.residents.push(Residents::default());
         }

@@ -34,10 +34,13 @@ impl Residents {
     }
 
     /// Adds a block that was made from `ranges` of the page's content `page`, with which the copy agrees.
-    pub fn add(&mut self, block: u32, rip: u64, page: &[u8], ranges: &[(usize, usize)]) {
+    /// It begins at `head`, if it does so in this page.
+    pub fn add(&mut self, block: u32, head: Option<u64>, page: &[u8], ranges: &[(usize, usize)]) {
         self.blocks.push(block);
         self.heads.resize(PAGE as usize / 64, 0);
-        self.heads[(rip % PAGE / 64) as usize] |= 1 << (rip % 64);
+        if let Some(rip) = head {
+            self.heads[(rip % PAGE / 64) as usize] |= 1 << (rip % 64);
+        }
         self.copy.resize(PAGE as usize, 0);
         let lines = touched(ranges);
         self.lines |= lines;

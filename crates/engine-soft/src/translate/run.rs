@@ -26,6 +26,13 @@ impl Translator {
             }
             cpu.translated.pages.set(rip, cpu.user, number, cpu.fetched_global);
         }
+        if self.blocks[id as usize].second.is_some() {
+            match self.enter_second(cpu, id) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(stop) => return Err(stop),
+            }
+        }
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
             Pending::Link(exit) => self.link(exit, id, rip),
             Pending::Indirect if !self.alone => {
@@ -70,6 +77,26 @@ impl Translator {
                 Ok(())
             }
         }
+    }
+
+    /// As for the first page, for the one where a block's only instruction goes on; whether it may be entered.
+    fn enter_second(&mut self, cpu: &mut Cpu, id: u32) -> Step<bool> {
+        let Some(second) = &self.blocks[id as usize].second else { return Ok(true) };
+        let (linear, page, host) = (second.linear, second.page, second.host);
+        if cpu.translated.pages.get(linear, cpu.user) == page {
+            return Ok(true);
+        }
+        let physical = cpu.translate(linear, crate::cpu::Access::Fetch, cpu.user)?;
+        if cpu.ram.page(physical).is_none_or(|page| page.host() != host) {
+            self.kill(cpu, id);
+            return Ok(false);
+        }
+        self.compare(cpu, page, host);
+        if self.blocks[id as usize].dead {
+            return Ok(false);
+        }
+        cpu.translated.pages.set(linear, cpu.user, page, cpu.fetched_global);
+        Ok(true)
     }
 
     /// The interpreter goes first, where both are compared.
@@ -140,25 +167,18 @@ impl Translator {
         let mut residents = std::mem::take(&mut self.residents[number as usize]);
         let mut dead = Vec::new();
         residents.blocks.retain(|&id| {
-            let block = &mut self.blocks[id as usize];
-            let same = |(start, bytes): &(usize, Box<[u8]>)| code[*start..].starts_with(bytes);
-            if block.bytes.iter().all(same) {
+            let block = &self.blocks[id as usize];
+            let same = match &block.second {
+                Some(second) if second.page == number => code.starts_with(&second.bytes),
+                _ => block.agrees(&code),
+            };
+            if same {
                 return true;
             }
-            block.dead = true;
-            dead.push(block.rip);
-            self.counts.killed += 1;
-            for exit in std::mem::take(&mut block.incoming) {
-                let exit = self.exits[exit as usize];
-                jump(&mut self.arena, exit.jump, exit.unlinked);
+            if block.page == number {
+                dead.push(block.rip);
             }
-            let entries = self.blocks[id as usize].entries;
-            for entry in [entries.checked, entries.indirect, entries.polled, entries.plain] {
-                let code = [0xe9, 0, 0, 0, 0];
-                self.arena.patch(entry, &code);
-                jump(&mut self.arena, entry + 5, entries.miss);
-            }
-            cpu.translated.forget_targets();
+            self.kill(cpu, id);
             false
         });
         for head in dead {
@@ -166,6 +186,26 @@ impl Translator {
         }
         residents.refresh(&code);
         self.residents[number as usize] = residents;
+    }
+}
+
+impl Translator {
+    /// Nobody enters the block any more.
+    fn kill(&mut self, cpu: &mut Cpu, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        block.dead = true;
+        self.counts.killed += 1;
+        let entries = block.entries;
+        for exit in std::mem::take(&mut block.incoming) {
+            let exit = self.exits[exit as usize];
+            jump(&mut self.arena, exit.jump, exit.unlinked);
+        }
+        for entry in [entries.checked, entries.indirect, entries.polled, entries.plain] {
+            let code = [0xe9, 0, 0, 0, 0];
+            self.arena.patch(entry, &code);
+            jump(&mut self.arena, entry + 5, entries.miss);
+        }
+        cpu.translated.forget_targets();
     }
 }
 

@@ -3,10 +3,13 @@
 use std::mem::offset_of;
 
 use super::context::{self, AGAIN, BRANCH, CLEARED, Context, FAULT, INTERPRET, LOWER, WHOLE};
-use super::emit::{Assembler, EQUAL, Mem, NOT_EQUAL, Prefixes, RBP, RBX, RDI, RDX, RSI, RSP, Rm};
+use super::emit::{
+    ABOVE, Assembler, EQUAL, Mem, NOT_EQUAL, Prefixes, RBP, RBX, RDI, RDX, RSI, RSP, Rm,
+};
 use super::registers::{A, B, PINNED};
 use crate::cpu::{Access, CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, Cpu, Stop};
 use crate::features::v3;
+use crate::host::{PAGE, Tlb};
 use crate::native::{FpuState, UPPER, VECTORS, ZERO_UPPERS};
 use crate::op::Op;
 use crate::vex::Vex;
@@ -20,9 +23,11 @@ pub struct Stubs {
     pub leave: u64,
     /// The same, with the flags still in RFLAGS.
     pub leave_flags: u64,
-    /// Call: the linear address in A becomes the host's; what is wanted in B (see [`request`]),
-    /// from bit 16 up what is to be added to RIP.
+    /// Call: the linear address in A becomes the distance to the host's; what is wanted in B (see
+    /// [`request`]), from bit 16 up what is to be added to RIP.
     pub find: u64,
+    /// The same for up to 8 bytes on the stack of each ring, whose page is noted if it may be written.
+    pub stacks: [u64; 2],
     /// Call: the function of the decoded instruction at A is executed.
     pub execute: u64,
     /// Call: vector registers are loaded, their lower halves or whole.
@@ -183,9 +188,18 @@ pub fn emit(a: &mut Assembler) -> Stubs {
     a.bytes(&[0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
 
     stubs.find = a.here();
+    a.store(Mem::at(RSP, 8 + context::linear()), A);
+    let find_noted = a.here();
     call_rust(a, find as *const () as u64, left);
+    a.wide(0x2b, A, ctx(8 + context::linear())); // sub
+    a.bytes(&[0xc3]);
+    for user in [0, 1] {
+        stubs.stacks[user as usize] = a.here();
+        find_stack(a, user, find_noted);
+    }
     stubs.execute = a.here();
     call_rust(a, execute as *const () as u64, left);
+    a.bytes(&[0xc3]);
 
     stubs.vectors = a.here();
     vectors(a, false, leave);
@@ -267,12 +281,57 @@ fn call_rust(a: &mut Assembler, function: u64, left: u64) {
     a.copy(A, 0);
     move_loaded_vectors(a, below, 0x10);
     move_registers(a, below, LOAD);
-    a.bytes(&[0xc3]);
+    let done = a.jump(None);
     a.bind(failed);
     a.lea(RSP, Mem::at(RSP, below));
     // The vector registers are stored.
     set(a, Mem::at(RSP, context::vectors()), 0);
     a.jump_to(left);
+    a.bind(done);
+}
+
+/// See [`Stubs::stacks`].
+fn find_stack(a: &mut Assembler, user: u64, find: u64) {
+    const PUSH: u8 = 0x50;
+    const POP: u8 = 0x58;
+    // Below the processor are the return address, B and RAX.
+    let writes = offset_of!(Cpu, writes) as i32;
+    let entry = |offset| {
+        let displacement = 24 + writes + Tlb::ring(user) as i32 + offset;
+        Mem { base: Some(RSP), index: Some((B, 0)), displacement }
+    };
+    let noted = |offset| Mem::at(RSP, 24 + writes + Tlb::stack(user) as i32 + offset);
+    a.store(Mem::at(RSP, 8 + context::linear()), A);
+    a.bytes(&[0x41, PUSH | B & 7, PUSH]);
+    a.copy(B, A);
+    a.wide(0xc1, 5, Rm::Reg(B)); // shr
+    a.bytes(&[8]);
+    a.alu_narrow(4, Rm::Reg(B), (Tlb::ENTRIES as u32 - 1) << 4);
+    a.wide(0x2b, A, Rm::Mem(entry(0))); // sub
+    a.alu_wide(7, Rm::Reg(A), PAGE as i32 - 8);
+    let near_end = a.jump(Some(ABOVE));
+    for offset in [0, 8] {
+        a.load(A, entry(offset));
+        a.store(noted(offset), A);
+    }
+    a.store_constant(noted(16), PAGE - 7, 0);
+    a.bytes(&[POP, 0x41, POP | B & 7, 0xc3]);
+
+    // It may be in the page all the same: fewer than 8 bytes, of which the request tells.
+    a.bind(near_end);
+    a.instruction(Prefixes::default(), &[0x0f, 0xb6], 0, Rm::Mem(Mem::at(RSP, 8))); // movzx
+    a.alu_wide(7, Rm::Reg(A), PAGE as i32);
+    let elsewhere = a.jump(Some(ABOVE));
+    a.wide(0x03, 0, Rm::Reg(A)); // add
+    a.alu_wide(7, Rm::Reg(0), PAGE as i32);
+    let beyond = a.jump(Some(ABOVE));
+    a.load(A, entry(8));
+    a.bytes(&[POP, 0x41, POP | B & 7, 0xc3]);
+    a.bind(elsewhere);
+    a.bind(beyond);
+    a.bytes(&[POP, 0x41, POP | B & 7]);
+    a.load(A, Mem::at(RSP, 8 + context::linear()));
+    a.jump_to(find);
 }
 
 /// The host address of a linear one; 0 after a fault or where the interpreter must do it.
@@ -284,7 +343,7 @@ extern "sysv64" fn find(cpu: *mut Cpu, linear: u64, request: u64) -> u64 {
     cpu.rip |= request >> 16;
     // What is not canonical is one of two exceptions.
     let canonical = ((linear << 16) as i64 >> 16) as u64 == linear;
-    if canonical && linear % crate::host::PAGE + size <= crate::host::PAGE {
+    if canonical && linear % PAGE + size <= PAGE {
         let access = if write { Access::Write } else { Access::Read };
         if cpu.translate(linear, access, cpu.user).is_err() {
             cpu.translated.exit = FAULT;

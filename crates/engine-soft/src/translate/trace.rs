@@ -3,16 +3,19 @@
 
 use iced_x86::{Code, Decoder, DecoderError, FlowControl, Instruction};
 
-use super::classify::{Kind, classify};
+use super::classify::{Kind, classify, uses_vectors};
 use super::liveness::{ALL, Effect, before, effect};
 use super::parts::Parts;
 use crate::block::OPTIONS;
 use crate::cpu::Mode;
+use crate::host::PAGE;
 use crate::op::Op;
 use crate::stubs::Stubs;
 
 /// Instructions of the longest block.
 const LONGEST: usize = 96;
+/// Bytes of a page.
+const SIZE: usize = PAGE as usize;
 /// Instructions that are looked at behind a block.
 const AHEAD: usize = 8;
 
@@ -35,7 +38,7 @@ pub struct Item<'a> {
 pub struct Trace<'a> {
     pub items: Vec<Item<'a>>,
     pub ops: Vec<Op>,
-    /// Bytes of the page, from its start, that the translation depends on.
+    /// Bytes from the page's start on that the translation depends on.
     pub ranges: Vec<(usize, usize)>,
     /// Flags that are live behind the last instruction, if it does not branch.
     pub behind: u32,
@@ -44,7 +47,8 @@ pub struct Trace<'a> {
 }
 
 impl<'a> Trace<'a> {
-    /// The block at `rip`; `page` is the page that it is in. `blind` forbids to look beyond the block, which
+    /// The block at `rip`; `page` is the page that it is in, and as much of the next as is known: an instruction
+    /// that goes on there is a block of its own. `blind` forbids to look beyond the block, which
     /// ends where another is `known`.
     pub fn of(
         page: &'a [u8],
@@ -57,14 +61,15 @@ impl<'a> Trace<'a> {
         let offset = (rip & 0xfff) as usize;
         let mut decoder = Decoder::with_ip(64, &page[offset..], rip, OPTIONS);
         let mut trace = Self {
-            items: Vec::new(),
+            items: Vec::with_capacity(LONGEST / 2),
             ops: Vec::new(),
             ranges: Vec::new(),
             behind: ALL,
             ends: false,
         };
         let mut end = offset;
-        while trace.items.len() < LONGEST && decoder.can_decode() && !trace.ends {
+        let mut more = true;
+        while more && trace.items.len() < LONGEST && decoder.can_decode() && !trace.ends {
             if !trace.items.is_empty() && known(decoder.ip()) {
                 break;
             }
@@ -75,6 +80,11 @@ impl<'a> Trace<'a> {
             if blind && stops(&i) {
                 break;
             }
+            let crosses = offset + decoder.position() > SIZE;
+            if crosses && !trace.items.is_empty() {
+                break;
+            }
+            more = offset + decoder.position() < SIZE;
             let bytes = &page[end..offset + decoder.position()];
             end = offset + decoder.position();
             trace.add(i, bytes, user, stubs);
@@ -93,6 +103,23 @@ impl<'a> Trace<'a> {
         for item in &mut self.items {
             (item.before, item.after, item.target) = (ALL, ALL, ALL);
         }
+    }
+
+    /// Whether flags are put aside before somebody needs them in their register.
+    pub fn puts_flags_away(&self) -> bool {
+        for item in &self.items {
+            let Some(parts) = &item.parts else { return true };
+            match item.kind {
+                Kind::Nothing | Kind::Lea | Kind::MoveConstant | Kind::Exchange | Kind::Swap => {}
+                Kind::Jump => return false,
+                Kind::Form(form) if parts.address.is_some() || uses_vectors(&form) => return true,
+                Kind::Form(_) | Kind::Raw | Kind::Branch
+                    if item.effect.reads | item.effect.changes == 0 => {}
+                Kind::Form(_) | Kind::Raw | Kind::Branch => return false,
+                _ => return true,
+            }
+        }
+        false
     }
 
     fn add(&mut self, i: Instruction, bytes: &'a [u8], user: u64, stubs: &mut Stubs) {
@@ -133,7 +160,7 @@ impl<'a> Trace<'a> {
             if blind || target >> 12 != rip >> 12 {
                 return ALL;
             }
-            let (live, end) = look_ahead(page, target);
+            let (live, end) = look_ahead(&page[..SIZE], target);
             ranges.push(((target & 0xfff) as usize, end));
             live
         };
