@@ -330,14 +330,22 @@ fn with_vex(i: &Instruction, parts: &Parts<'_>) -> Option<Kind> {
     }
     match i.mnemonic() {
         Mnemonic::Vzeroupper => return Some(Kind::ZeroUppers),
+        // The C library's sine sets how is rounded, and back.
+        Mnemonic::Vldmxcsr => return Some(Kind::LoadControl),
+        Mnemonic::Vstmxcsr => {
+            return Some(Kind::Vector(Form {
+                reg: Field::Digit,
+                rm: Field::Vector,
+                memory: Use { size: 4, write: true, aligned: false },
+                strip: false,
+            }));
+        }
         // Their memory is the interpreter's matter, or they are rare.
         Mnemonic::Vmaskmovps
         | Mnemonic::Vmaskmovpd
         | Mnemonic::Vpmaskmovd
         | Mnemonic::Vpmaskmovq
         | Mnemonic::Vmaskmovdqu
-        | Mnemonic::Vldmxcsr
-        | Mnemonic::Vstmxcsr
         | Mnemonic::Vzeroall => return None,
         _ if i.memory_index().is_vector_register() => return None,
         _ => {}
