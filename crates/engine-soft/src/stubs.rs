@@ -41,8 +41,9 @@ pub struct Stubs {
     known: HashMap<Encoding, usize>,
 }
 
-/// Bytes for stubs; a kernel and its programs use a few hundred, of 100 to 200 bytes each.
-const ROOM: usize = 2 << 20;
+/// Bytes for stubs; a kernel and its programs use a few hundred, of 100 to 200 bytes each, programs that compute with
+/// vectors thousands.
+const ROOM: usize = 8 << 20;
 
 impl Stubs {
     /// Without memory where the host forbids to execute what was written.

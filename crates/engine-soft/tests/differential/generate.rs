@@ -490,8 +490,11 @@ impl Encodings {
         {
             suit_operand(i, &mut case.data, at as usize, &mut case.ignored, random);
         }
-        if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm()) {
-            // Whether the x87 state has changed at an exception differs between processors.
+        let mmx =
+            (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+        if mmx || matches!(i.mnemonic(), M::Dpps | M::Dppd | M::Vdpps | M::Vdppd) {
+            // Whether the x87 state has changed at an exception differs between processors; and which of a
+            // product's steps left flags behind is not imitated.
             case.fpu[MXCSR] |= 0x80;
             case.fpu[MXCSR + 1] |= 0x1f;
         }
