@@ -67,6 +67,13 @@ fn an_initial_ram_disk_without_virtio_gets_the_guests_own_modules() {
 }
 
 #[test]
+fn an_initial_ram_disk_of_dracut_without_virtio_gets_the_guests_own_modules() {
+    let Some(console) = boots("dracut-ext4") else { return };
+    assert!(console.contains("dracut12 login: "), "{console}");
+    assert!(console.contains("lacks drivers, which are added in memory: "), "{console}");
+}
+
+#[test]
 fn what_a_guest_writes_is_there_when_it_starts_again() {
     let Some(workshop) = Workshop::new("small-ext4") else { return };
     let image = workshop.convert("disk.qcow2", "qcow2");
