@@ -161,7 +161,7 @@ Subsystem sftp internal-sftp' >keys/sshd
     "#;
     let script = format!("set -eu\n{}{script}", WORDS.replace("OMNIVISOR", OMNIVISOR));
     let mut lab = lab("xen-lab");
-    lab.args(["--module", "loop", "--timeout", "480", "--", "sh", "-c", &script]);
+    lab.args(["--module", "loop", "--timeout", "560", "--", "sh", "-c", &script]);
     lab.env("KVM_LAB_CACHE", cache().join("kvm-lab"));
     expect(lab);
 }
@@ -198,10 +198,10 @@ fn a_vm_of_virtualbox_is_seen_and_steered() {
         refused 127 'no snapshot called "three"' snapshot delete --yes "$vm" three
         refused 127 'no VM called "nobody"' stop vbox:///nobody
         refused 125 'not currently running' stop "$vm"
-        # A disk in two images, of which the second knows the first by its identity only.
+        # A disk in three images, of which each knows the one before by its identity only.
         omnivisor snapshot create "$vm" three
         omnivisor pull "$vm" copied
-        [ $(find copied -name '*.vdi' | wc -l) = 2 ]
+        [ $(find copied -name '*.vdi' | wc -l) = 3 ]
         omnivisor inspect "copied/wéb 1.vbox" >said; says '64 MiB'; says 'copied/Snapshots/'
         [ -e /dev/vboxdrv ] || refused 2 'vboxdrv is not loaded' start "$vm"
         omnivisor platforms vbox:/// >said; says 'VirtualBox 7.'

@@ -46,8 +46,9 @@ impl Sshd {
         let ssh =
             format!("exec ssh -F none -i {at}/user -o UserKnownHostsFile={at}/known \"$@\"\n");
         write_program(&path("ssh"), &ssh);
-        // The same over a line that breaks after three megabytes.
-        let breaking = "exec 3<&0; exec head -c 3000000 < <(exec AT/ssh \"$@\" <&3 3<&-)";
+        // The same over a line that breaks after some megabytes.
+        let breaking =
+            "exec 3<&0; exec dd bs=16k count=200 status=none < <(exec AT/ssh \"$@\" <&3 3<&-)";
         let breaking = breaking.replace("AT", &at.to_string());
         write_program(&path("breaking-ssh"), &format!("exec bash -c '{breaking}' - \"$@\"\n"));
         let _ = std::fs::create_dir("/run/sshd");
