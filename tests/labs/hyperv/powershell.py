@@ -193,10 +193,9 @@ def perform(host, words):
 
 def hold(host, words):
     vm = host.find(words[0])
-    kept, old = None, False
+    kept = None
     if vm["state"] not in ("Off", "Saved"):
         kept = next((one for one in vm["snapshots"] if one["name"] == words[1]), None)
-        old = kept is not None
         kept = kept or checkpoint(host, vm, words[1])
     disks = []
     for drive in vm["drives"]:
@@ -206,7 +205,7 @@ def hold(host, words):
         path = kept["disks"].get(key) if kept else drive.get("path")
         chain = host.chain(path) if drive.get("disk") is None else []
         disks.append({"bus": drive["bus"], "controller": drive["controller"], "unit": drive["unit"], "chain": chain})
-    return {"state": vm["state"], "checkpoint": kept and kept["id"], "old": old, "disks": disks}
+    return {"checkpoint": kept and kept["id"], "disks": disks}
 
 
 def release(host, words):

@@ -12,7 +12,7 @@ use super::reader::{Files, HostFile, file_name};
 use super::reply::{Held, HeldDisk, Image, Shown};
 use super::{Hyperv, LONG, description};
 use crate::pull::hexadecimal;
-use crate::{Error, Pullable, RemoteFile, Result, Still, StillDisk, Undo};
+use crate::{Error, Platform, Pullable, RemoteFile, Result, State, Still, StillDisk, Undo};
 
 /// The checkpoint that holds a running VM's disks still while they are copied.
 const CHECKPOINT: &str = "omnivisor pull";
@@ -27,17 +27,19 @@ fn hold(hyperv: &Hyperv, shown: &Shown, tell: &mut dyn FnMut(String)) -> Result<
     let name = &shown.summary.name;
     let id = hyperv.identity(shown);
     let state = super::reply::state(&shown.summary.state);
-    if !matches!(state, crate::State::Stopped | crate::State::Suspended) {
-        tell(format!(
+    match state {
+        State::Stopped => {}
+        State::Suspended => {
+            tell(format!("{name} is suspended: what its memory holds is not taken along"));
+        }
+        _ if hyperv.snapshots(id)?.iter().any(|kept| kept.name == CHECKPOINT) => {
+            tell(format!("{name} has the checkpoint {CHECKPOINT:?} of a pull before; it is used"));
+        }
+        _ => tell(format!(
             "{name} is {state}: the checkpoint {CHECKPOINT:?} is made for as long as its disks are copied"
-        ));
-    } else if state == crate::State::Suspended {
-        tell(format!("{name} is suspended: what its memory holds is not taken along"));
+        )),
     }
     let held: Held = hyperv.ask(include_str!("scripts/hold.ps1"), &[id, CHECKPOINT], LONG, name)?;
-    if held.old {
-        tell(format!("{name} has the checkpoint {CHECKPOINT:?} of a pull before; it is used"));
-    }
     let wrong = |message: &str| Error::reply(hyperv.remote.place(), message);
     for disk in &held.disks {
         let images = &disk.chain;

@@ -142,11 +142,8 @@ pub(super) struct Kept {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Held {
-    pub state: String,
     /// The checkpoint that was made, or is there of a pull before.
     pub checkpoint: Option<String>,
-    /// It was there.
-    pub old: bool,
     #[serde(deserialize_with = "many")]
     pub disks: Vec<HeldDisk>,
 }

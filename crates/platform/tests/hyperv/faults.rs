@@ -49,7 +49,8 @@ fn a_service_that_is_not_done_yet_or_forgets_a_login_is_asked_again() {
     let host = Host::start(&[]);
     host.fault("later", "Receive", 3);
     assert_eq!(host.connect().list().unwrap().len(), 3);
-    assert!(host.log().matches("Receive").count() >= 4, "{}", host.log());
+    // All three were said.
+    assert!(!host.folder.path().join("fault").exists());
     for action in ["Create", "Command", "Receive"] {
         host.fault("forget", action, 1);
         assert_eq!(host.connect().list().unwrap().len(), 3, "{action}");

@@ -3,11 +3,9 @@ $vm = Find-One $words[0]
 $name = $words[1]
 $state = $vm.State.ToString()
 $checkpoint = $null
-$old = $false
 if ($state -ne 'Off' -and $state -ne 'Saved') {
     $found = @(Get-VMSnapshot -VM $vm | Where-Object { $_.Name -ceq $name })
-    $old = $found.Count -gt 0
-    if ($old) { $checkpoint = $found[0] } else { $checkpoint = Checkpoint-VM -VM $vm -SnapshotName $name -Passthru }
+    if ($found.Count -gt 0) { $checkpoint = $found[0] } else { $checkpoint = Checkpoint-VM -VM $vm -SnapshotName $name -Passthru }
     # As they were then: what is below the checkpoint, which nobody writes to.
     $drives = @(Get-VMHardDiskDrive -VMSnapshot $checkpoint)
 } else {
@@ -22,7 +20,4 @@ $disks = @($drives | ForEach-Object {
         unit = Number $_.ControllerLocation; chain = [object[]]$chain
     }
 })
-Emit @{
-    state = $state; checkpoint = $(if ($checkpoint) { Word $checkpoint.Id } else { $null }); old = $old
-    disks = [object[]]$disks
-}
+Emit @{ checkpoint = $(if ($checkpoint) { Word $checkpoint.Id } else { $null }); disks = [object[]]$disks }
