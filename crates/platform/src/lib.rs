@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod connection;
 mod credentials;
 mod describe;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use disk::{FileSource, ReadAhead, RemoteSource, Source};
 use sha2::{Digest, Sha256};
 
+use crate::blocks::Blocks;
 use crate::pull::hexadecimal;
 use crate::{Error, Result, Runner};
 pub(crate) use disks::VmDisks;
@@ -187,20 +188,9 @@ impl Source for PlacedFile {
         };
         ahead.read_at(self, buffer, offset, &|run, give| {
             let bytes = run.start * ReadAhead::BLOCK..(run.end * ReadAhead::BLOCK).min(self.length);
-            let mut number = run.start;
-            let mut block: Vec<u8> = Vec::new();
-            let mut take = |mut piece: &[u8]| {
-                while !piece.is_empty() {
-                    let start = number * ReadAhead::BLOCK;
-                    let size = (self.length - start).min(ReadAhead::BLOCK) as usize;
-                    let (now, later) = piece.split_at(piece.len().min(size - block.len()));
-                    block.extend_from_slice(now);
-                    piece = later;
-                    if block.len() == size {
-                        give(number, std::mem::take(&mut block).into());
-                        number += 1;
-                    }
-                }
+            let mut blocks = Blocks::new(run.start, self.length);
+            let mut take = |piece: &[u8]| {
+                blocks.push(piece, give);
                 Ok(())
             };
             let read = pool.read_patiently(&self.path, bytes, self.changed, &mut take);

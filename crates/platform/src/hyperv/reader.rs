@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::exchange::{Exchange, Frame, Remote};
 use super::reply::Image;
+use crate::blocks::Blocks;
 use crate::{Error, RemoteFile, Result};
 
 const SCRIPT: &str = include_str!("scripts/read.ps1");
@@ -180,25 +181,14 @@ impl Source for HostFile {
         self.ahead.read_at(self, buffer, offset, &|run, give| {
             let bytes =
                 run.start * ReadAhead::BLOCK..(run.end * ReadAhead::BLOCK).min(self.image.length);
-            let mut number = run.start;
-            let mut block: Vec<u8> = Vec::new();
+            let mut blocks = Blocks::new(run.start, self.image.length);
             let mut at = bytes.start;
             let mut failures = 0;
             while at < bytes.end {
                 let before = at;
-                let read = self.files.read(&self.image, at..bytes.end, &mut |mut piece| {
+                let read = self.files.read(&self.image, at..bytes.end, &mut |piece| {
                     at += piece.len() as u64;
-                    while !piece.is_empty() {
-                        let start = number * ReadAhead::BLOCK;
-                        let size = (self.image.length - start).min(ReadAhead::BLOCK) as usize;
-                        let (now, later) = piece.split_at(piece.len().min(size - block.len()));
-                        block.extend_from_slice(now);
-                        piece = later;
-                        if block.len() == size {
-                            give(number, std::mem::take(&mut block).into());
-                            number += 1;
-                        }
-                    }
+                    blocks.push(piece, give);
                     Ok(())
                 });
                 let Err(error) = read else { continue };
