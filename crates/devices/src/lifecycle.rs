@@ -1,7 +1,7 @@
 //! The one lifecycle of every device.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// A device of the machine.
 ///
@@ -55,7 +55,8 @@ pub trait Registers: Send + Sync {
 
 /// A device's saved state: a self-describing value, so that a later version reads an older one's by
 /// giving new fields a default.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct State(pub serde_json::Value);
 
 impl State {

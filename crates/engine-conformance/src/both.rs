@@ -20,18 +20,7 @@ pub struct Both {
 impl Both {
     /// Offers what both have; `first` makes the first virtual machine.
     pub fn new(first: Box<dyn Engine>, second: Box<dyn Engine>) -> Self {
-        let (a, b) = (first.capabilities(), second.capabilities());
-        let mut common = a.clone();
-        common.cpuid.0.retain_mut(|leaf| {
-            let Some(other) = b.cpuid.get(leaf.function, leaf.index.unwrap_or(0)) else {
-                return false;
-            };
-            // Features are those of both; what is no bit of a feature does not matter to the tests.
-            leaf.ecx &= other.ecx;
-            leaf.edx &= other.edx;
-            true
-        });
-        common.msrs.retain(|index| b.msrs.contains(index));
+        let common = first.capabilities().common(second.capabilities());
         Self { engines: [first, second], common, turn: AtomicUsize::new(0) }
     }
 }

@@ -269,7 +269,7 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
     cpu.refresh();
     for (index, value) in &state.msrs {
         match *index {
-            // Neither writes to guest memory now.
+            // Neither writes to guest memory now: the virtual machine's clock may be set after this.
             crate::clock::WALL_CLOCK => cpu.msrs.wall_clock = *value,
             crate::clock::SYSTEM_TIME => cpu.msrs.system_time = *value,
             0x10 => cpu.tsc_offset = cpu.vm.restore_tsc(cpu.shared.index, *value),
@@ -299,5 +299,6 @@ pub fn restore(vcpu: &mut SoftVcpu, state: &VcpuState) -> Result<()> {
     vcpu.interrupt = state.events.interrupt.map(|interrupt| (interrupt.vector, interrupt.software));
     vcpu.nmi_injected = state.events.nmi_injected;
     vcpu.nmi_pending = state.events.nmi_pending;
+    vcpu.is_clock_stale = true;
     Ok(())
 }

@@ -27,6 +27,8 @@ pub struct SoftVcpu {
     pub interrupt: Option<(u8, bool)>,
     pub nmi_injected: bool,
     pub nmi_pending: bool,
+    /// kvm-clock's page is still that of the computer which saved the guest.
+    pub is_clock_stale: bool,
     pub msrs: Vec<u32>,
 }
 
@@ -62,6 +64,7 @@ impl SoftVcpu {
             interrupt: None,
             nmi_injected: false,
             nmi_pending: false,
+            is_clock_stale: false,
             msrs,
         })
     }
@@ -321,6 +324,9 @@ impl SoftVcpu {
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, bus: &dyn Bus) -> Result<Exit> {
+        if std::mem::take(&mut self.is_clock_stale) {
+            crate::clock::write_system_time(&mut self.cpu);
+        }
         self.cpu.bus = Some(BusHandle::new(bus));
         let exit = self.execute();
         self.cpu.bus = None;

@@ -10,6 +10,7 @@
 pub mod cpuid;
 pub mod state;
 
+mod common;
 mod memory;
 mod traits;
 mod writes;

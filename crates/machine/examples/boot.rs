@@ -14,6 +14,7 @@ fn main() {
         cpus: std::env::var("CPUS").ok().and_then(|v| v.parse().ok()).unwrap_or(1),
         memory: MemoryConfig { size: 128 << 20, hugepages: false, prealloc: false, shared: false },
         boot: BootPlan { kernel, kernel_is_immutable: false, initrd, cmdline },
+        offered: None,
     };
     let machine = Machine::new(&engine, &config, |board| {
         board.plug_serial(Box::new(std::io::stdout()));

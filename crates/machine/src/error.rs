@@ -89,6 +89,20 @@ pub enum Error {
         /// The most that works.
         maximum: u32,
     },
+    /// A saved machine does not fit.
+    #[error("The saved machine cannot go on: {0}")]
+    SavedState(&'static str),
+    /// A file of a saved machine.
+    #[error("Cannot {action} {}", path.display())]
+    SavedFile {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// A thread could not be started.
     #[error("Cannot start a thread")]
     Thread(#[source] io::Error),

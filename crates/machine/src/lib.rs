@@ -14,8 +14,10 @@ pub mod layout;
 mod machine;
 pub mod memory;
 mod plug;
+mod saved;
 
 pub use board::Board;
 pub use error::{Error, Result, chain};
 pub use machine::{Config, Control, Finished, MAX_CPUS, Machine, Outcome};
 pub use plug::plug;
+pub use saved::Saved;

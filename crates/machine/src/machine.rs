@@ -1,18 +1,23 @@
 //! A running virtual machine: processors on their threads, devices on the event loop.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use devices::power::{Actions, Power};
 use devices::{Device, EventLoop, EventLoopHandle};
-use engine::{Engine, Exit, GuestMemory, Kicker, Statistics, Vcpu, VcpuConfig, Vm, VmConfig};
+use engine::cpuid::CpuidTable;
+use engine::{
+    Capabilities, Engine, Exit, GuestMemory, Kicker, Statistics, Vcpu, VcpuConfig, Vm, VmConfig,
+};
 
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, POWER_PORTS, SCI};
 use crate::boot::{self, BootPlan};
 use crate::bus::AddressSpaces;
 use crate::memory::{self, MemoryConfig};
+use crate::saved::Saved;
 use crate::{Error, Result, chain, cpu};
 
 /// Most processors: 8-bit APIC IDs with room to spare.
@@ -27,6 +32,9 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// What it boots.
     pub boot: BootPlan,
+    /// What its processors may be, where not everything that the engine has is to be offered: a guest that will move
+    /// to another engine gets what both have ([`Capabilities::common`]).
+    pub offered: Option<Capabilities>,
 }
 
 /// Why a machine stopped.
@@ -42,6 +50,8 @@ pub enum Outcome {
     Failed(String),
     /// [`Control::stop`] was called.
     Stopped,
+    /// [`Control::suspend`] was called, and the guest can go on from [`Finished::saved`].
+    Suspended,
 }
 
 /// A machine that is ready to run.
@@ -49,11 +59,13 @@ pub struct Machine {
     events: EventLoop,
     control: Control,
     vcpus: Vec<Box<dyn Vcpu>>,
+    /// What each processor answers to CPUID.
+    cpuid: Vec<CpuidTable>,
     spaces: Arc<AddressSpaces>,
     devices: Vec<Arc<dyn Device>>,
     memory: GuestMemory,
     /// Last, so that it outlives what uses it.
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
 }
 
 /// Steers a machine from any thread.
@@ -90,28 +102,71 @@ impl Machine {
         config: &Config,
         plug: impl FnOnce(&mut Board) -> Result<()>,
     ) -> Result<Self> {
-        devices::threads::prepare().map_err(Error::Thread)?;
-        let capabilities = engine.capabilities();
-        let maximum = capabilities.max_vcpus.min(MAX_CPUS);
-        if !(1..=maximum).contains(&config.cpus) {
-            return Err(Error::Processors { asked: config.cpus, maximum });
-        }
+        let capabilities = config.offered.as_ref().unwrap_or_else(|| engine.capabilities());
+        check_processors(config.cpus, capabilities)?;
         let memory = memory::allocate(&config.memory)?;
         let acpi = AcpiConfig { cpus: config.cpus, power_ports: POWER_PORTS, sci: SCI };
         let rsdp = acpi::write(&memory, &acpi)?;
         let entry = boot::load(&memory, &config.boot, rsdp)?;
+        let cpuid = (0..config.cpus).map(|n| cpu::cpuid(capabilities, n, config.cpus)).collect();
+        let mut machine = Self::build(engine, memory, cpuid, plug)?;
+        let mut state = machine.vcpus[0].state()?;
+        cpu::enter(&mut state, &machine.memory, entry)?;
+        machine.vcpus[0].set_state(&state)?;
+        Ok(machine)
+    }
 
-        let vm = engine.create_vm(&VmConfig { vcpus: config.cpus })?;
+    /// Builds a machine on `engine` that goes on where a suspended one, of this or another engine, stopped. `plug` must
+    /// add the same devices.
+    ///
+    /// # Errors
+    /// The engine has not all that the guest was offered, or the saved state does not fit the board.
+    pub fn restore(
+        engine: &dyn Engine,
+        saved: Saved,
+        plug: impl FnOnce(&mut Board) -> Result<()>,
+    ) -> Result<Self> {
+        let capabilities = engine.capabilities();
+        let Saved { cpuid, mut vcpus, vm, mut devices, memory } = saved;
+        let count = u32::try_from(vcpus.len()).unwrap_or(u32::MAX);
+        check_processors(count, capabilities)?;
+        if cpuid.len() != vcpus.len() {
+            return Err(Error::SavedState("each processor must have its CPUID table"));
+        }
+        if !cpuid.iter().all(|table| capabilities.has_features_of(table)) {
+            return Err(Error::SavedState("this engine's processor has not all of its features"));
+        }
+        let mut machine = Self::build(engine, memory, cpuid, plug)?;
+        for (vcpu, state) in machine.vcpus.iter_mut().zip(&mut vcpus) {
+            // What the guest was not offered means nothing to it.
+            state.msrs.retain(|(index, _)| capabilities.msrs.contains(index));
+            vcpu.set_state(state)?;
+        }
+        machine.vm.set_state(&vm)?;
+        for device in &machine.devices {
+            let state = devices.remove(device.name());
+            device.restore(&state.ok_or(Error::SavedState("a device was not there"))?)?;
+        }
+        if !devices.is_empty() {
+            return Err(Error::SavedState("a device is missing"));
+        }
+        Ok(machine)
+    }
+
+    /// A machine whose processors and devices are as after a reset.
+    fn build(
+        engine: &dyn Engine,
+        memory: GuestMemory,
+        cpuid: Vec<CpuidTable>,
+        plug: impl FnOnce(&mut Board) -> Result<()>,
+    ) -> Result<Self> {
+        devices::threads::prepare().map_err(Error::Thread)?;
+        let vm = engine.create_vm(&VmConfig { vcpus: cpuid.len() as u32 })?;
         memory::map(&memory, &*vm)?;
-        let mut vcpus = (0..config.cpus)
-            .map(|index| {
-                let cpuid = cpu::cpuid(capabilities, index, config.cpus);
-                vm.create_vcpu(&VcpuConfig { index, cpuid })
-            })
+        let vcpus = (0..)
+            .zip(&cpuid)
+            .map(|(index, cpuid)| vm.create_vcpu(&VcpuConfig { index, cpuid: cpuid.clone() }))
             .collect::<engine::Result<Vec<_>>>()?;
-        let mut state = vcpus[0].state()?;
-        cpu::enter(&mut state, &memory, entry)?;
-        vcpus[0].set_state(&state)?;
 
         let events = EventLoop::new()?;
         let shared = Arc::new(Shared {
@@ -134,10 +189,11 @@ impl Machine {
             events,
             control,
             vcpus,
+            cpuid,
             spaces: Arc::new(board.spaces),
             devices: board.devices,
             memory,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -160,21 +216,51 @@ impl Machine {
         let served = threads.and_then(|threads| {
             let served = self.events.run();
             self.control.shared.want(STOP);
-            let statistics =
-                threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect();
+            let ended: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
             served?;
-            Ok(statistics)
+            Ok(ended)
+        });
+        let outcome = self.control.shared.lock().outcome.clone().unwrap_or(Outcome::Stopped);
+        let finished = served.and_then(|ended| {
+            let statistics = ended
+                .iter()
+                .map(|ended| ended.as_ref().map(|vcpu| vcpu.statistics()).unwrap_or_default())
+                .collect();
+            let saved = match outcome {
+                Outcome::Suspended => Some(self.save(ended)?),
+                _ => None,
+            };
+            Ok(Finished { outcome, statistics, saved })
         });
         // The devices stop whatever happened, for they may hold what the guest has flushed.
         for device in self.devices.iter().rev() {
             device.stop();
         }
-        let outcome = self.control.shared.lock().outcome.clone().unwrap_or(Outcome::Stopped);
-        Ok(Finished { outcome, statistics: served? })
+        finished
+    }
+
+    /// What the guest is, now that its processors have stopped.
+    fn save(&self, ended: Vec<std::thread::Result<Box<dyn Vcpu>>>) -> Result<Saved> {
+        // First, since what they finish now may interrupt the processors.
+        for device in &self.devices {
+            device.pause()?;
+        }
+        let mut devices = BTreeMap::new();
+        for device in &self.devices {
+            devices.insert(device.name().to_owned(), device.save()?);
+        }
+        let crashed = || Error::SavedState("a processor's thread crashed");
+        let vcpus = ended
+            .into_iter()
+            .map(|ended| Ok(ended.map_err(|_| crashed())?.state()?))
+            .collect::<Result<_>>()?;
+        // After the processors' counters: a clock that is late would go backwards.
+        let vm = self.vm.state()?;
+        Ok(Saved { cpuid: self.cpuid.clone(), vcpus, vm, devices, memory: self.memory.clone() })
     }
 
     /// Starts the processors' threads; if one cannot be started, those that were end again.
-    fn start_vcpus(&mut self) -> Result<Vec<JoinHandle<Statistics>>> {
+    fn start_vcpus(&mut self) -> Result<Vec<JoinHandle<Box<dyn Vcpu>>>> {
         let mut threads = Vec::new();
         let vcpus = std::mem::take(&mut self.vcpus);
         self.control.shared.lock().running = vcpus.len();
@@ -189,7 +275,7 @@ impl Machine {
                 Err(error) => {
                     self.control.shared.want(STOP);
                     for thread in threads {
-                        let _: Statistics = thread.join().unwrap_or_default();
+                        let _ = thread.join();
                     }
                     return Err(Error::Thread(error));
                 }
@@ -200,12 +286,14 @@ impl Machine {
 }
 
 /// How a machine ended.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Finished {
     /// Why.
     pub outcome: Outcome,
     /// Counters of each processor.
     pub statistics: Vec<Statistics>,
+    /// From where a suspended guest goes on.
+    pub saved: Option<Saved>,
 }
 
 impl Control {
@@ -217,6 +305,11 @@ impl Control {
     /// Ends the machine as if the guest had asked for a reset.
     pub fn reset(&self) {
         self.shared.end(Outcome::Reset, &self.events);
+    }
+
+    /// Ends the machine so that its guest can go on later, elsewhere, and notices nothing but the time that has passed.
+    pub fn suspend(&self) {
+        self.shared.end(Outcome::Suspended, &self.events);
     }
 
     /// Presses the power button; whether the guest listens to it.
@@ -280,8 +373,16 @@ impl Shared {
     }
 }
 
+fn check_processors(asked: u32, capabilities: &Capabilities) -> Result<()> {
+    let maximum = capabilities.max_vcpus.min(MAX_CPUS);
+    if !(1..=maximum).contains(&asked) {
+        return Err(Error::Processors { asked, maximum });
+    }
+    Ok(())
+}
+
 /// A processor's thread.
-fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) -> Statistics {
+fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) -> Box<dyn Vcpu> {
     let mut confined = vcpu.confine();
     let outcome = loop {
         if let Err(error) = std::mem::replace(&mut confined, Ok(())) {
@@ -304,5 +405,5 @@ fn run_vcpu(mut vcpu: Box<dyn Vcpu>, spaces: &AddressSpaces, control: &Control) 
     state.running -= 1;
     drop(state);
     control.shared.changed.notify_all();
-    vcpu.statistics()
+    vcpu
 }

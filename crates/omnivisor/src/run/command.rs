@@ -93,7 +93,7 @@ impl Pending {
                     Outcome::Failed(reason) => {
                         Failure::new(FAILED, format!("The guest cannot go on: {reason}"))
                     }
-                    Outcome::PowerOff | Outcome::Reset => {
+                    Outcome::PowerOff | Outcome::Reset | Outcome::Suspended => {
                         Failure::new(FAILED, "The guest ended before the command did")
                     }
                 };

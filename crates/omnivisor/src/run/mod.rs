@@ -100,7 +100,9 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
 
 fn end(outcome: Outcome) -> Result<ExitCode, Failure> {
     match outcome {
-        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => Ok(ExitCode::SUCCESS),
+        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped | Outcome::Suspended => {
+            Ok(ExitCode::SUCCESS)
+        }
         Outcome::TripleFault => Err(Failure::new(
             FAILED,
             "The guest crashed: a processor shut down after a triple fault",

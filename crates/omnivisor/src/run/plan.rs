@@ -130,7 +130,7 @@ impl Plan {
             prealloc: spec.memory.prealloc(),
             shared: spec.memory.shared(),
         };
-        let config = Config { cpus: spec.cpus.count(), memory, boot };
+        let config = Config { cpus: spec.cpus.count(), memory, boot, offered: None };
         Ok(Self {
             spec,
             config,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use scenarios::harness::{Place, Scenarios, cache};
-use scenarios::{console, errors, network, storage};
+use scenarios::{console, errors, moving, network, storage};
 
 /// Seconds that a whole lab may take on a machine that is busy with much else.
 const DEADLINE: u32 = 480;
@@ -96,6 +96,11 @@ fn networks_carry_data_both_ways() {
 #[test]
 fn passt_carries_data_both_ways_and_ends_with_the_machine() {
     network::passt().run(&lab(1300));
+}
+
+#[test]
+fn a_suspended_linux_goes_on_where_it_is_taken() {
+    moving::moving().run(&Lab { cpus: 2, ..lab(1500) });
 }
 
 #[test]

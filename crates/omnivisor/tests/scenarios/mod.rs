@@ -3,5 +3,6 @@
 pub mod console;
 pub mod errors;
 pub mod harness;
+pub mod moving;
 pub mod network;
 pub mod storage;

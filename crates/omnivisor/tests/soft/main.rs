@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use scenarios::harness::{Place, Scenarios};
-use scenarios::{console, errors, network, storage};
+use scenarios::{console, errors, moving, network, storage};
 
 /// This computer, where nobody listens and nothing runs but a scenario.
 struct Here {
@@ -75,6 +75,11 @@ fn networks_carry_data_both_ways() {
 #[test]
 fn passt_carries_data_both_ways_and_ends_with_the_machine() {
     network::passt().run(HERE);
+}
+
+#[test]
+fn a_suspended_linux_goes_on_where_it_is_taken() {
+    moving::moving().run(HERE);
 }
 
 #[test]
