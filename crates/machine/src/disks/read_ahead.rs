@@ -252,7 +252,7 @@ mod tests {
 
     /// A streamOptimized VMDK of bytes that can be told, some of them zeroes.
     fn packed(folder: &std::path::Path) -> (Vec<u8>, Arc<dyn Disk>) {
-        let mut bytes: Vec<u8> = (0..6_u32 << 20).map(|at| (at / 77 ^ at >> 9) as u8).collect();
+        let mut bytes: Vec<u8> = (0..6_u32 << 20).map(|at| ((at / 77) ^ (at >> 9)) as u8).collect();
         bytes[2 << 20..3 << 20].fill(0);
         let (raw, image) = (folder.join("raw"), folder.join("image.vmdk"));
         std::fs::write(&raw, &bytes).unwrap();
