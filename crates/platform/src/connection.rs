@@ -158,7 +158,7 @@ fn by_identity(vms: Vec<VmSummary>) -> Known {
     vms.into_iter().map(|vm| (key(&vm), vm)).collect()
 }
 
-/// What is different now.
+/// What is different now: what is gone first, then by name, as lists are.
 pub(crate) fn changes<K: Ord>(
     before: &BTreeMap<K, VmSummary>,
     now: &BTreeMap<K, VmSummary>,
@@ -169,7 +169,9 @@ pub(crate) fn changes<K: Ord>(
             changes.push(Change::Vanished { vm: vm.clone() });
         }
     }
-    for (key, vm) in now {
+    let mut by_name: Vec<_> = now.iter().collect();
+    by_name.sort_by_key(|(_, vm)| &vm.name);
+    for (key, vm) in by_name {
         match before.get(key) {
             None => changes.push(Change::Appeared { vm: vm.clone() }),
             Some(old) if old != vm => changes.push(Change::Changed { vm: vm.clone() }),

@@ -25,7 +25,7 @@ const FAST_LEVEL: i32 = 2;
 const ZSTD_LEVEL: i32 = 3;
 /// Clusters that are on their way for each thread, and bytes of all of them, so that memory stays bounded.
 const QUEUE: usize = 4;
-const MAX_BYTES: usize = 8 << 20;
+const MAX_BYTES: usize = 6 << 20;
 /// Bytes of the compressors of all threads, but for the first one's.
 const MAX_STATES: usize = 24 << 20;
 
@@ -85,8 +85,10 @@ impl Packing {
         read: impl FnOnce(&mut dyn FnMut(u64, Vec<u8>) -> Result<()>) -> Result<()>,
         mut write: impl FnMut(u64, Packed) -> Result<()> + Send,
     ) -> Result<u64> {
-        let jobs = self.jobs.min(MAX_STATES / self.state_size()).max(1);
-        let limit = (jobs * QUEUE).min(MAX_BYTES / self.block).max(2);
+        let most = MAX_BYTES / self.block;
+        // A thread that never gets a cluster would still keep what it allocated.
+        let jobs = self.jobs.min(MAX_STATES / self.state_size()).min(most).max(1);
+        let limit = (jobs * QUEUE).min(most).max(2);
         let (to_pack, waiting) = sync_channel::<Cluster<Vec<u8>>>(limit);
         let (packed, to_write) = sync_channel::<Cluster<Packed>>(limit);
         let waiting = Mutex::new(Some(waiting));
