@@ -307,8 +307,9 @@ impl Watch for Xen {
         }
         let mut known = BTreeMap::new();
         loop {
+            // Names are unique, and a VM that is switched off has no identifier.
             let now: BTreeMap<_, _> =
-                self.list()?.into_iter().map(|vm| ((vm.name.clone(), vm.id.clone()), vm)).collect();
+                self.list()?.into_iter().map(|vm| (vm.name.clone(), vm)).collect();
             for change in crate::connection::changes(&known, &now) {
                 if !tell(change) {
                     return Ok(());
