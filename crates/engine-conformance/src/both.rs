@@ -23,7 +23,7 @@ impl Both {
         let mut common = first.capabilities().common(second.capabilities());
         // Only x87 and SSE are moved, since one of the processors may be the lab's, whose XSETBV passes KVM by.
         if let Some(leaf) = common.cpuid.get_mut(1, 0) {
-            leaf.ecx &= !XSAVE_AND_AVX;
+            leaf.ecx &= !AVX;
         }
         Self { engines: [first, second], common, turn: AtomicUsize::new(0) }
     }
@@ -85,8 +85,8 @@ impl Vm for OneVm {
     }
 }
 
-/// Leaf 1 ECX: XSAVE, OSXSAVE, AVX.
-const XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 27 | 1 << 28;
+/// Leaf 1 ECX.
+const AVX: u32 = 1 << 28;
 
 /// Bytes of the legacy region and the header of an XSAVE area, and places in it (SDM volume 1, 13.4).
 const XSAVE: usize = 576;
