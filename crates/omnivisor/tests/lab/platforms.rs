@@ -129,35 +129,6 @@ END
         kill $watcher
         omnivisor stop --force --yes 'xen:///pv guest'; state 'pv guest  stopped'
         omnivisor platforms xen:/// >said; says 'Xen 4.'
-
-        # A VM with an image and a volume, here and by ssh.
-        mkdir images; head -c 3000000 /dev/urandom >images/base.raw; truncate -s 8M images/base.raw
-        truncate -s 6M volume; printf disk | dd of=volume bs=1 seek=5000000 conv=notrunc status=none
-        modprobe loop || true; loop=$(losetup -f --show volume)
-        qemu-img create -q -f qcow2 -b $PWD/images/base.raw -F raw images/disk.qcow2
-        printf 'name = "two"\ntype = "pvh"\nkernel = "%s"\nmemory = 64\ndisk = [ "%s", "%s" ]\n' $kernel \
-            "format=qcow2,vdev=xvda,access=rw,target=$PWD/images/disk.qcow2" "phy:$loop,xvdb,w" >/etc/xen/two.cfg
-        copied() {
-            qemu-img compare -q $1/disk.qcow2 images/disk.qcow2; cmp $1/$(basename $loop).raw volume
-            cmp $1/$(basename $kernel) $kernel
-            omnivisor inspect $1/two.cfg >said; says '8 MiB'; says '6 MiB'
-        }
-        omnivisor pull xen:///two here; copied here
-        mkdir -p keys /run/sshd; for key in host user; do ssh-keygen -q -t ed25519 -N '' -f keys/$key; done
-        printf 'ListenAddress 127.0.0.1\nPort 2222\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPidFile none\n%s\n' \
-            $PWD/keys/host $PWD/keys/user.pub 'PermitRootLogin yes
-Subsystem sftp internal-sftp' >keys/sshd
-        /usr/sbin/sshd -f keys/sshd
-        printf '[127.0.0.1]:2222 %s\n' "$(cat keys/host.pub)" >keys/known
-        printf '#!/bin/sh\nexec ssh -F none -i %s -o UserKnownHostsFile=%s "$@"\n' $PWD/keys/user $PWD/keys/known >keys/ssh
-        chmod +x keys/ssh; export OMNIVISOR_SSH=$PWD/keys/ssh
-        remote=xen+ssh://root@127.0.0.1:2222
-        omnivisor pull $remote/two there; copied there
-        omnivisor start 'xen:///pv guest'
-        xenstore-write /local/domain/$(xl domid 'pv guest')/attr/vif/0/ipv4/0 192.0.2.10
-        omnivisor list $remote >said; says 192.0.2.10
-        refused 125 'is running' pull "$remote/pv guest" running
-        omnivisor stop --force --yes "$remote/pv guest"
     "#;
     let script = format!("set -eu\n{}{script}", WORDS.replace("OMNIVISOR", OMNIVISOR));
     let mut lab = lab("xen-lab");
