@@ -86,7 +86,7 @@ impl FpuState {
 
     /// See [`FpuState::uppers`].
     pub fn set_uppers(&mut self, uppers: &[u8; UPPERS]) {
-        (self.upper, self.zero_uppers) = (*uppers, 0);
+        (self.upper, self.zero_uppers) = (*uppers, u32::from(*uppers == [0; UPPERS]));
     }
 
     /// Every upper half becomes zero.

@@ -47,6 +47,10 @@ const MASKED: u32 = 0x1f80;
 /// A host's MXCSR, stored where the guest's is not.
 static HOST_MXCSR: u32 = MASKED;
 
+/// Prefixes of instructions in map 0F, and of those that move upper halves.
+const SHORT: Vex = Vex { map: 1, prefix: 0, wide: false, long: false, second: 0 };
+const HALVES: Vex = Vex { map: 3, prefix: 1, wide: false, long: true, second: 0 };
+
 fn ctx(displacement: i32) -> Rm {
     Rm::Mem(Mem::at(RSP, displacement))
 }
@@ -61,7 +65,12 @@ fn move_vectors(a: &mut Assembler, below: i32, opcode: u8) {
     let area = offset_of!(FpuState, area) as i32;
     for number in 0..16 {
         let place = Rm::Mem(Mem::at(B, area + XMM + 16 * i32::from(number)));
-        a.instruction(Prefixes::default(), &[0x0f, opcode], number, place);
+        // Without VEX, Intel's processors take a hundred cycles while some upper half is in use.
+        if v3() {
+            a.vex(SHORT, opcode, number, place);
+        } else {
+            a.instruction(Prefixes::default(), &[0x0f, opcode], number, place);
+        }
     }
     // ldmxcsr, stmxcsr
     let digit = if opcode == 0x10 { 2 } else { 3 };
@@ -80,25 +89,38 @@ fn load_uppers(a: &mut Assembler, below: i32) {
     let none = a.jump(Some(NOT_EQUAL));
     for number in 0..16 {
         // vinsertf128 ymm, ymm, [upper], 1
-        let vex = Vex { map: 3, prefix: 1, wide: false, long: true, second: number };
         let place = Mem::at(B, UPPER as i32 + 16 * i32::from(number));
-        a.vex(vex, 0x18, number, Rm::Mem(place));
+        a.vex(Vex { second: number, ..HALVES }, 0x18, number, Rm::Mem(place));
         a.bytes(&[1]);
     }
     a.bind(none);
     set(a, Mem::at(B, ZERO_UPPERS as i32), 0);
 }
 
-/// Stores the upper halves, which are zero afterwards. Changes B.
+/// Stores the upper halves of registers whose lower ones are stored, and notes whether all are zero: what was loaded
+/// is in use to Intel's processors, even if it is zero, and makes each change to an instruction without VEX dear.
+/// Both halves are lost. Changes B, RAX and RFLAGS.
 fn store_uppers(a: &mut Assembler, below: i32) {
     a.load(B, Mem::at(RSP, below + context::fpu()));
     for number in 0..16 {
         // vextractf128 [upper], ymm, 1
-        let vex = Vex { map: 3, prefix: 1, wide: false, long: true, second: 0 };
         let place = Mem::at(B, UPPER as i32 + 16 * i32::from(number));
-        a.vex(vex, 0x19, number, Rm::Mem(place));
+        a.vex(HALVES, 0x19, number, Rm::Mem(place));
         a.bytes(&[1]);
     }
+    for distance in [8, 4, 2, 1] {
+        for number in 0..distance {
+            // vorps ymm, ymm, ymm
+            let vex = Vex { long: true, second: number, ..SHORT };
+            a.vex(vex, 0x56, number, Rm::Reg(number + distance));
+        }
+    }
+    a.vex(HALVES, 0x19, 0, Rm::Reg(0));
+    a.bytes(&[1]);
+    // vptest xmm0, xmm0; sete al; movzx eax, al
+    a.vex(Vex { map: 2, prefix: 1, ..SHORT }, 0x17, 0, Rm::Reg(0));
+    a.bytes(&[0x0f, 0x94, 0xc0, 0x0f, 0xb6, 0xc0]);
+    a.narrow(STORE, 0, Rm::Mem(Mem::at(B, ZERO_UPPERS as i32)));
     zero_upper(a);
 }
 
