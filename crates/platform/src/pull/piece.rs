@@ -17,6 +17,8 @@ use crate::{Error, Result};
 pub(super) const PIECE: u64 = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 /// Zeroes of this length and alignment stay a hole.
 const HOLE: usize = 64 << 10;
+/// What is read back at once.
+const BACK: u64 = 1 << 20;
 /// How often it is noted how far a file is.
 const NOTED: u64 = 128 << 20;
 /// Longest pause before another attempt.
@@ -42,16 +44,19 @@ struct Shared {
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
     error: Option<Error>,
+    /// Nothing more will be hashed.
+    over: bool,
 }
 
 impl Fetch<'_> {
-    /// Copies from `start` to the end; `digest` is that of what is before. Returns the digest of everything.
+    /// Copies from `start` to the end; `digest` is that of what is before. Returns the digests of what came and of
+    /// what was read back, which goes on beside it.
     pub fn run(
         &self,
         start: u64,
         mut digest: Sha256,
         tell: &mut (dyn FnMut(u64) + Send),
-    ) -> Result<Sha256> {
+    ) -> Result<(Sha256, Sha256)> {
         let length = self.file.len();
         let connections = self.options.connections.clamp(1, 64);
         let shared = Mutex::new(Shared {
@@ -60,25 +65,32 @@ impl Fetch<'_> {
             ready: BTreeMap::new(),
             spare: Vec::new(),
             error: None,
+            over: false,
         });
         let changed = Condvar::new();
         let pace = self.options.rate.map(Pace::new);
         let mut noted = start;
+        let before = digest.clone();
         let result = std::thread::scope(|scope| {
             for _ in 0..connections {
                 scope.spawn(|| self.connection(&shared, &changed, pace.as_ref()));
             }
+            let back = scope.spawn(|| self.read_back(start, before, &shared, &changed));
             loop {
                 let mut at = lock(&shared);
                 let piece = loop {
                     if let Some(error) = at.error.take() {
                         // Nobody takes another piece.
                         at.next = length;
+                        at.over = true;
                         changed.notify_all();
                         break Err(error);
                     }
                     if at.hashed == length {
-                        return Ok(());
+                        drop(at);
+                        return back
+                            .join()
+                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     }
                     let hashed = at.hashed;
                     match at.ready.remove(&hashed) {
@@ -97,12 +109,14 @@ impl Fetch<'_> {
                 drop(at);
                 tell(hashed);
                 if hashed - noted >= NOTED {
-                    self.keep(hashed, &digest)?;
                     noted = hashed;
+                    if let Err(error) = self.keep(hashed, &digest) {
+                        lock(&shared).error.get_or_insert(error);
+                    }
                 }
             }
         });
-        if let Err(error) = result {
+        result.map(|back| (digest.clone(), back)).inspect_err(|_| {
             let mut at = lock(&shared);
             let mut done = at.hashed;
             while let Some(piece) = at.ready.remove(&done) {
@@ -111,7 +125,35 @@ impl Fetch<'_> {
             }
             // What is here is worth more than a second reason.
             let _ = self.keep(done, &digest);
-            return Err(error);
+        })
+    }
+
+    /// Hashes the file from `start` on as it is hashed when it comes, to its end or until that is over.
+    fn read_back(
+        &self,
+        start: u64,
+        mut digest: Sha256,
+        shared: &Mutex<Shared>,
+        changed: &Condvar,
+    ) -> Result<Sha256> {
+        let length = self.file.len();
+        let mut buffer = vec![0; BACK.min(length) as usize];
+        let mut done = start;
+        while done < length {
+            let mut at = lock(shared);
+            while at.hashed == done && !at.over {
+                at = changed.wait(at).unwrap_or_else(PoisonError::into_inner);
+            }
+            let ready = at.hashed - done;
+            drop(at);
+            if ready == 0 {
+                break;
+            }
+            let part = &mut buffer[..ready.min(BACK) as usize];
+            let read = self.local.read_exact_at(part, done);
+            read.map_err(|source| failed(self.path, source))?;
+            digest.update(&*part);
+            done += part.len() as u64;
         }
         Ok(digest)
     }
