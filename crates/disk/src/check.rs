@@ -92,16 +92,8 @@ fn check_places(
     options: &ImageOptions,
     repair: bool,
 ) -> Result<Checkup> {
-    let mut checkup = Checkup::default();
     let (image, details) = open_image(path, format, &options.files)?;
-    for (name, what) in
-        [("dirty", "it was not closed in order"), ("log", "its log was not carried out")]
-    {
-        if details.iter().any(|(found, _)| *found == name) {
-            checkup.error(what.to_owned(), true);
-        }
-    }
-    overlaps(&image, &mut checkup)?;
+    let mut checkup = look_into(&image, &details)?;
     drop(image);
     if repair && checkup.errors != 0 && checkup.beyond_repair == 0 {
         let options = ImageOptions { read_only: false, format: Some(format), ..options.clone() };
@@ -119,6 +111,20 @@ fn check_places(
         disk.flush()?;
         checkup.is_repaired = true;
     }
+    Ok(checkup)
+}
+
+/// Looks into one image for what only marks and places tell.
+pub(crate) fn look_into(image: &Image, details: &[(&'static str, String)]) -> Result<Checkup> {
+    let mut checkup = Checkup::default();
+    for (name, what) in
+        [("dirty", "it was not closed in order"), ("log", "its log was not carried out")]
+    {
+        if details.iter().any(|(found, _)| *found == name) {
+            checkup.error(what.to_owned(), true);
+        }
+    }
+    overlaps(image, &mut checkup)?;
     Ok(checkup)
 }
 

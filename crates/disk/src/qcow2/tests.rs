@@ -8,7 +8,7 @@ use super::map::{COMPRESSED, COPIED, OFFSET};
 use super::refcount::Refcounts;
 use super::*;
 use crate::cache::Tables;
-use crate::crash::{Action, Recorder, action, content};
+use crate::crash::{Action, Folder, action, content};
 use crate::source::WritableSource;
 use crate::{Disk, MemorySource};
 
@@ -122,8 +122,8 @@ proptest! {
         seeds in prop::collection::vec(any::<u64>(), 12),
     ) {
         let start = empty(cluster_bits, LENGTH);
-        let source = Arc::new(Recorder::new(start.clone()));
-        let disk = open(source.clone(), None).unwrap();
+        let folder = Folder::new(&vec![(String::new(), start)]);
+        let disk = open(folder.main(), None).unwrap();
         let mut model = vec![0; LENGTH as usize];
         // Each flush: how many events came before it returned, and the content then. Between two of
         // them, what changed.
@@ -139,13 +139,13 @@ proptest! {
             }
             action.apply(&disk, &mut model).unwrap();
             if matches!(action, Action::Flush) {
-                flushed.push((source.events(), model.clone(), vec![false; LENGTH as usize]));
+                flushed.push((folder.events(), model.clone(), vec![false; LENGTH as usize]));
             }
         }
-        let events = source.events();
+        let events = folder.events();
         for seed in seeds {
             let cut = seed as usize % (events + 1);
-            let after = source.crash(&start, cut, seed);
+            let after = folder.crash(cut, seed).remove(0).1;
             check(after.clone(), true);
             let found = content(&open(Arc::new(MemorySource::new(after)), None).unwrap());
             let (_, expected, touched) = flushed.iter().rfind(|(at, ..)| *at <= cut).unwrap();
@@ -154,7 +154,7 @@ proptest! {
             }
         }
         drop(disk);
-        check(source.memory.to_vec(), false);
+        check(folder.files().remove(0).1, false);
     }
 }
 
