@@ -211,9 +211,23 @@ pub(crate) fn open_image(
     format: Format,
     files: &FilePolicy,
 ) -> Result<(Image, Vec<(&'static str, String)>)> {
+    with_neighbours(path, files, true, |source, neighbours| {
+        let parsed = parse(source, format, neighbours, None)?;
+        let image = Image::new(format, parsed.layer, parsed.length, None, true);
+        Ok((image, parsed.details))
+    })
+}
+
+/// Opens a file for work on one image, which may name files beside it.
+pub(crate) fn with_neighbours<T>(
+    path: &Path,
+    files: &FilePolicy,
+    read_only: bool,
+    work: impl FnOnce(Arc<dyn Source>, &Neighbours<'_>) -> Result<T>,
+) -> Result<T> {
     let image = |source| Error::Image { path: path.to_owned(), source: Box::new(source) };
     let opening = |source| Error::Open { path: path.to_owned(), source };
-    let source = Arc::new(FileSource::open(path, true)?);
+    let source = Arc::new(FileSource::open(path, read_only)?);
     let real = std::fs::canonicalize(path).map_err(opening)?;
     let folder = real.parent();
     let within = match files {
@@ -221,10 +235,9 @@ pub(crate) fn open_image(
         FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
         FilePolicy::Anywhere => None,
     };
-    let neighbours = Neighbours { folder, within: within.as_deref(), ..Neighbours::NONE };
-    let parsed = parse(source, format, &neighbours, None).map_err(image)?;
-    let image = Image::new(format, parsed.layer, parsed.length, None, true);
-    Ok((image, parsed.details))
+    let within = within.as_deref();
+    let neighbours = Neighbours { folder, within, read_only, ..Neighbours::NONE };
+    work(source, &neighbours).map_err(image)
 }
 
 /// What a format found in an image.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use disk::{ConvertOptions, CreateOptions, Disk, Format, ImageOptions};
 
@@ -144,37 +145,101 @@ fn a_commit_makes_the_parent_read_as_its_child() {
     }
 }
 
+/// What QEMU says of the longer image: its length, that it holds the same, and that it is in order.
+fn assert_qemu_agrees(folder: &Path, path: &Path, format: Format, length: u64) {
+    let name = if format == Format::Vhd { "vpc" } else { format.name() };
+    let qemu = |arguments: &[&str]| {
+        let run = Command::new("qemu-img").args(arguments).arg(path).current_dir(folder).output();
+        run.map(|output| (output.status.success(), String::from_utf8(output.stdout).unwrap()))
+    };
+    let Ok((_, told)) = qemu(&["info", "--output=json", "-f", name]) else {
+        eprintln!("skipped: qemu-img is not installed");
+        return;
+    };
+    assert!(told.contains(&format!("\"virtual-size\": {length}")), "{told}");
+    let (same, told) = qemu(&["compare", "-f", "raw", "-F", name, "source.raw"]).unwrap();
+    assert!(same, "{format}: {told}");
+    if !matches!(format, Format::Raw | Format::Vhd) && path.metadata().unwrap().len() > 4096 {
+        let (is_in_order, told) = qemu(&["check", "-f", name]).unwrap();
+        assert!(is_in_order, "{format}: {told}");
+    }
+}
+
 #[test]
 fn a_longer_disk_has_zeroes_at_its_end_and_its_old_content() {
-    for target in ["raw", "qcow2", "qcow2,block-size=4K", "qcow2,compression=zstd"] {
+    // With room for what a longer disk needs, and without.
+    let ways = [
+        ("raw", 9 << 30),
+        ("qcow2", 9 << 30),
+        ("qcow2,block-size=4K", 9 << 30),
+        ("qcow2,compression=zstd", 9 << 30),
+        ("vmdk", 9 << 30),
+        ("vmdk", 20 << 20),
+        ("vmdk,layout=fixed", 20 << 20),
+        ("vhd", 9 << 30),
+        ("vhd", 20 << 20),
+        ("vhd,layout=fixed", 20 << 20),
+        ("vhdx", 9 << 30),
+        ("vhdx,block-size=1M", 200 << 30),
+        ("vhdx,layout=fixed", 20 << 20),
+        ("vdi", 9 << 30),
+        ("vdi", 300 << 30),
+        ("vdi,layout=fixed", 20 << 20),
+        ("parallels", 9 << 30),
+        ("parallels,block-size=4K", 20 << 20),
+    ];
+    for (target, length) in ways {
         let folder = tempfile::tempdir().unwrap();
         let source = source(folder.path());
         let path = folder.path().join("image");
         let mut options = ConvertOptions::new(Format::Raw);
         options.image = target.parse().unwrap();
         disk::convert(&*source, &path, &options, |_| {}).unwrap();
-        let format = Some(options.image.format);
-        let write = ImageOptions { format, ..ImageOptions::default() };
-        // With clusters of 4 KiB that takes a longer table of the first level.
-        let length = 9 << 30;
-        disk::resize(&path, length, &write).unwrap();
+        let format = options.image.format;
+        let write = ImageOptions { format: Some(format), ..ImageOptions::default() };
+        disk::resize(&path, length, &write).unwrap_or_else(|error| panic!("{target}: {error:?}"));
         let longer = disk::open(&path, &write).unwrap();
-        assert_eq!(longer.len(), length);
+        assert_eq!(longer.len(), length, "{target}");
         assert_eq!(disk::compare(&*longer, &*source, |_| {}).unwrap().difference, None, "{target}");
+        drop(longer);
+        assert_qemu_agrees(folder.path(), &path, format, length);
+        assert!(disk::check(&path, &write, false).unwrap().is_in_order(), "{target}");
+        let longer = disk::open(&path, &write).unwrap();
         longer.write_at(b"end", length - 3).unwrap();
         drop(longer);
         let again = disk::open(&path, &write).unwrap();
         let compared = disk::compare(&*again, &*source, |_| {}).unwrap();
         assert_eq!(compared.difference, Some(length - 3), "{target}");
-        assert!(disk::resize(&path, 512, &write).is_err());
         drop(again);
-        if options.image.format != Format::Qcow2 {
-            continue;
-        }
-        let qemu = std::process::Command::new("qemu-img").args(["check", "-q"]).arg(&path).status();
-        if let Ok(status) = qemu {
-            assert!(status.success(), "{target}");
-        }
+        assert!(disk::resize(&path, 512, &write).is_err());
+    }
+}
+
+#[test]
+fn what_cannot_be_made_longer_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let ways = [
+        ("vmdk,layout=stream", 1 << 30, "only read"),
+        ("vmdk,layout=split-sparse", 3 << 30, "2047 MiB"),
+        ("vmdk", 3 << 40, "cannot be so long"),
+        ("vhd", 3 << 40, "2040 GiB"),
+        ("vhdx", 65 << 40, "cannot have"),
+        ("vdi", 65 << 40, "larger blocks"),
+        ("parallels", 3 << 40, "2 TiB"),
+    ];
+    for (number, (target, length, reason)) in ways.into_iter().enumerate() {
+        let path = folder.path().join(format!("{number}"));
+        let mut options = ConvertOptions::new(Format::Raw);
+        options.image = target.parse().unwrap();
+        disk::convert(&*source, &path, &options, |_| {}).unwrap();
+        let before = fs::read(&path).unwrap();
+        let error = disk::resize(&path, length, &ImageOptions::default()).unwrap_err();
+        let told = format!("{error:?}");
+        assert!(told.contains(reason), "{target}: {told}");
+        let disk = disk::open(&path, &read_only()).unwrap();
+        assert_eq!(disk::compare(&*disk, &*source, |_| {}).unwrap().difference, None, "{target}");
+        assert!(fs::read(&path).unwrap() == before, "{target} was changed");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod action;
 mod folder;
+mod growing;
 mod images;
 
 use std::ops::Range;

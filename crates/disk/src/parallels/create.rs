@@ -1,4 +1,4 @@
-//! NewImage expanding disks.
+//! New expanding disks.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 
 mod bundle;
 mod create;
+mod resize;
 mod write;
 
 use std::ops::Range;
@@ -13,6 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(crate) use create::NewImage;
+pub(crate) use resize::grow;
 
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
@@ -50,6 +52,8 @@ struct Parallels {
     /// Bytes that an entry of the table counts.
     unit: u64,
     entries: u64,
+    /// Where the first cluster may lie.
+    data: u64,
     /// Where the next cluster goes.
     end: AtomicU64,
     begun: Begun,
@@ -249,6 +253,7 @@ impl Parallels {
         let data = if multiplies { data.next_multiple_of(cluster_size) } else { data };
         let used = source.len().saturating_sub(data).next_multiple_of(cluster_size);
         let layer = Parallels {
+            data,
             end: (data + used).into(),
             begun: Begun::default(),
             tables: Tables::new(source.clone()),

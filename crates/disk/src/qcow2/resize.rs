@@ -1,6 +1,5 @@
 //! Growing.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::header::{Checked, unsupported};
@@ -8,7 +7,9 @@ use super::map::Map;
 use super::refcount::Refcounts;
 use super::write::{Writer, commit};
 use crate::create::writable;
-use crate::source::{FileSource, Source};
+use crate::layer::Place;
+use crate::resize::zero;
+use crate::source::Source;
 use crate::{MAX_LENGTH, Result};
 
 /// Where the header has size, encryption, size and offset of the table of the first level: one sector, so that they change
@@ -16,8 +17,7 @@ use crate::{MAX_LENGTH, Result};
 pub(super) const SIZES: u64 = 24;
 
 /// Makes the image's disk longer; whatever a longer parent has there shows through.
-pub(crate) fn grow(path: &Path, length: u64) -> Result<()> {
-    let source = Arc::new(FileSource::open(path, false)?);
+pub(crate) fn grow(source: Arc<dyn Source>, length: u64) -> Result<()> {
     let checked = Checked::read(&*source)?;
     // It refuses what cannot be changed.
     drop(Writer::new(&checked, &*source)?);
@@ -27,8 +27,14 @@ pub(crate) fn grow(path: &Path, length: u64) -> Result<()> {
     if length > MAX_LENGTH || entries * 8 > 32 << 20 {
         return Err(unsupported("its disk would be too long for clusters of this size"));
     }
+    let (old, size) = (checked.header.size.get(), map.cluster_size());
+    if !old.is_multiple_of(size)
+        && let Place::Stored { source: 0, offset } = map.locate(old - 1..old)?.place
+    {
+        // What the last cluster has behind the disk's end becomes a part of the disk.
+        zero(&*source, offset + 1..offset + 1 + size - old % size)?;
+    }
     let (mut l1_size, mut l1_offset) = (map.l1_size, map.l1_offset);
-    let size = map.cluster_size();
     if entries > map.l1_size {
         // Far less than usize::MAX, as was checked.
         let mut content = vec![0; (entries * 8).next_multiple_of(size) as usize];

@@ -1,4 +1,4 @@
-//! NewImage disks.
+//! New disks.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::{CreateOptions, Layout, Preallocation, Result, SECTOR_SIZE, raw, sys}
 /// What its map and its data are aligned to.
 const ALIGNMENT: u64 = 1 << 20;
 /// Most blocks, so that the map takes at most 16 MiB.
-const MAX_BLOCKS: u64 = 4 << 20;
+pub(super) const MAX_BLOCKS: u64 = 4 << 20;
 /// Bytes of the header from its own length on, with the second geometry that follows our structure.
 const HEADER_SIZE: u32 = 400;
 /// Tables that are changed but not written take at most this many pages.

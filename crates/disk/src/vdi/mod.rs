@@ -1,6 +1,7 @@
 //! VirtualBox's format (VirtualBox, src/VBox/Storage/VDICore.h).
 
 mod create;
+mod resize;
 mod write;
 
 use std::ops::Range;
@@ -11,6 +12,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(crate) use create::NewImage;
+pub(crate) use resize::grow;
 
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
@@ -71,13 +73,7 @@ struct Vdi {
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
-    let header: Header = read_struct(&*source, 0)?;
-    if header.signature.get() != SIGNATURE {
-        return Err(damaged("it has the wrong signature"));
-    }
-    if header.version.get() >> 16 != VERSION >> 16 {
-        return Err(unsupported(format!("its version is {:#x}", header.version.get())));
-    }
+    let (layer, header) = Vdi::open(source)?;
     let kind = match header.image_type.get() {
         1 => "dynamic",
         2 => "static",
@@ -85,32 +81,7 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         4 => "differencing",
         other => return Err(unsupported(format!("it is of type {other}"))),
     };
-    let block_size = header.block_size.get();
-    if !block_size.is_power_of_two() || !(4096..=1 << 28).contains(&block_size) {
-        return Err(damaged(format!("its blocks cannot have {block_size} bytes")));
-    }
-    let length = header.disk_size.get();
-    if length.div_ceil(block_size.into()) > header.blocks.get().into() {
-        return Err(damaged("its disk is longer than its map"));
-    }
-    let map_bytes = u64::from(header.blocks.get()) * 4;
-    if u64::from(header.blocks_offset.get()) + map_bytes > source.len() {
-        return Err(damaged("its map passes the end of the file"));
-    }
-    let layer = Vdi {
-        tables: Tables::new(source.clone()),
-        header: Tables::new(source.clone()),
-        begun: Begun::default(),
-        blocks: header.blocks.get().into(),
-        // What it claims beyond its map is not true.
-        allocated: u64::from(header.blocks_allocated.get().min(header.blocks.get())).into(),
-        sources: [source],
-        map_offset: header.blocks_offset.get().into(),
-        data_offset: header.data_offset.get().into(),
-        block_size: block_size.into(),
-        block_extra: header.block_extra.get().into(),
-    };
-    let mut parsed = Parsed::new(layer, length);
+    let mut parsed = Parsed::new(layer, header.disk_size.get());
     parsed.details = vec![("kind", kind.to_owned())];
     parsed.identity = Some(Identity::State { uuid: header.uuid_create, state: header.uuid_modify });
     if header.uuid_linkage != [0; 16] {
@@ -125,6 +96,52 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
 }
 
 impl Vdi {
+    fn open(source: Arc<dyn Source>) -> Result<(Self, Header)> {
+        let header: Header = read_struct(&*source, 0)?;
+        if header.signature.get() != SIGNATURE {
+            return Err(damaged("it has the wrong signature"));
+        }
+        if header.version.get() >> 16 != VERSION >> 16 {
+            return Err(unsupported(format!("its version is {:#x}", header.version.get())));
+        }
+        let block_size = header.block_size.get();
+        if !block_size.is_power_of_two() || !(4096..=1 << 28).contains(&block_size) {
+            return Err(damaged(format!("its blocks cannot have {block_size} bytes")));
+        }
+        let length = header.disk_size.get();
+        if length.div_ceil(block_size.into()) > header.blocks.get().into() {
+            return Err(damaged("its disk is longer than its map"));
+        }
+        let map_bytes = u64::from(header.blocks.get()) * 4;
+        if u64::from(header.blocks_offset.get()) + map_bytes > source.len() {
+            return Err(damaged("its map passes the end of the file"));
+        }
+        let vdi = Self {
+            tables: Tables::new(source.clone()),
+            header: Tables::new(source.clone()),
+            begun: Begun::default(),
+            blocks: header.blocks.get().into(),
+            // What it claims beyond its map is not true.
+            allocated: u64::from(header.blocks_allocated.get().min(header.blocks.get())).into(),
+            sources: [source],
+            map_offset: header.blocks_offset.get().into(),
+            data_offset: header.data_offset.get().into(),
+            block_size: block_size.into(),
+            block_extra: header.block_extra.get().into(),
+        };
+        Ok((vdi, header))
+    }
+
+    /// Bytes from one block to the next.
+    fn stride(&self) -> u64 {
+        self.block_size + self.block_extra
+    }
+
+    /// Where a block's bytes begin.
+    fn place_of(&self, entry: u32) -> u64 {
+        self.data_offset + u64::from(entry) * self.stride() + self.block_extra
+    }
+
     fn step(&self, offset: u64) -> Result<Run> {
         let index = offset / self.block_size;
         let within = offset % self.block_size;
@@ -132,11 +149,7 @@ impl Vdi {
         let place = match self.tables.le32(self.map_offset, index)? {
             FREE => Place::Absent,
             ZERO => Place::Zero,
-            block => {
-                let stride = self.block_size + self.block_extra;
-                let start = self.data_offset + u64::from(block) * stride + self.block_extra;
-                Place::Stored { source: 0, offset: start + within }
-            }
+            block => Place::Stored { source: 0, offset: self.place_of(block) + within },
         };
         Ok(Run { end, place })
     }

@@ -10,20 +10,35 @@ use crate::create::writable;
 use crate::source::read_vec;
 use crate::{Format, Result, sys};
 
-impl Vdi {
-    fn stride(&self) -> u64 {
-        self.block_size + self.block_extra
-    }
+/// Bytes of the map that are read at once.
+const PIECE: u64 = 1 << 20;
 
+impl Vdi {
     /// How many blocks the map leads to, with those between them that nothing leads to.
     fn count_blocks(&self) -> Result<u64> {
-        // Checked against the file's length when it was opened.
-        let bytes = read_vec(&*self.sources[0], self.map_offset, self.blocks as usize * 4)?;
-        let entries = bytes.chunks_exact(4);
-        let entries =
-            entries.map(|entry| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
-        let last = entries.filter(|&entry| entry != FREE && entry != ZERO).max();
-        Ok(last.map_or(0, |last| u64::from(last) + 1))
+        let mut count = 0;
+        let end = self.map_offset + self.blocks * 4;
+        for start in (self.map_offset..end).step_by(PIECE as usize) {
+            let bytes = read_vec(&*self.sources[0], start, (end - start).min(PIECE) as usize)?;
+            let (entries, _) = bytes.as_chunks();
+            let entries = entries.iter().map(|entry| u32::from_le_bytes(*entry));
+            let last = entries.filter(|&entry| entry != FREE && entry != ZERO).max();
+            count = last.map_or(count, |last| count.max(u64::from(last) + 1));
+        }
+        Ok(count)
+    }
+
+    /// Looks where new blocks go, and removes from there what a crash left behind.
+    pub(super) fn find_end(&self) -> Result<()> {
+        let count = self.count_blocks()?.max(self.allocated.load(Ordering::Relaxed));
+        let end = self.data_offset + count * self.stride();
+        blocks::check_end(Format::Vdi, &*self.sources[0], end, self.stride())?;
+        if self.sources[0].len() > end {
+            // New blocks must begin as zeroes.
+            writable(&*self.sources[0])?.set_len(end)?;
+        }
+        self.allocated.store(count, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -37,15 +52,8 @@ impl Blocks for Vdi {
     }
 
     fn begin(&self) -> Result<()> {
+        self.find_end()?;
         let target = writable(&*self.sources[0])?;
-        let count = self.count_blocks()?.max(self.allocated.load(Ordering::Relaxed));
-        let end = self.data_offset + count * self.stride();
-        blocks::check_end(Format::Vdi, &*self.sources[0], end, self.stride())?;
-        if self.sources[0].len() > end {
-            // What a crash left behind; new blocks must begin as zeroes.
-            target.set_len(end)?;
-        }
-        self.allocated.store(count, Ordering::Relaxed);
         // Children see by it that their parent was changed.
         let field = std::mem::offset_of!(Header, uuid_modify) as u64;
         target.write_at(&sys::uuid(), field)?;

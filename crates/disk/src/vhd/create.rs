@@ -1,4 +1,4 @@
-//! NewImage disks.
+//! New disks.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::{CreateOptions, Layout, Preallocation, Result, SECTOR_SIZE, raw, sys}
 
 /// Longest disk that the entries of a table can lead to with some room for bitmaps (2040 GiB, as in
 /// Hyper-V).
-const MAX_LENGTH: u64 = 2040 << 30;
+pub(super) const MAX_LENGTH: u64 = 2040 << 30;
 /// Where a dynamic disk's header and table lie.
 const HEADER: u64 = 512;
 const TABLE: u64 = HEADER + 1024;
@@ -120,7 +120,6 @@ impl Builder for NewImage {
 }
 
 fn footer(length: u64, is_fixed: bool) -> Footer {
-    let (cylinders, heads, sectors_per_track) = geometry(length / SECTOR_SIZE);
     let now = SystemTime::now().duration_since(UNIX_EPOCH + EPOCH).unwrap_or_default();
     let mut footer = Footer {
         cookie: *b"conectix",
@@ -128,24 +127,37 @@ fn footer(length: u64, is_fixed: bool) -> Footer {
         file_format_version: 0x0001_0000.into(),
         data_offset: if is_fixed { u64::MAX } else { HEADER }.into(),
         time_stamp: u32::try_from(now.as_secs()).unwrap_or(u32::MAX).into(),
-        // Other programs take the length from the geometry unless a creator that they know says that
-        // the size is right; Windows is known to all.
-        creator_application: *b"win ",
+        creator_application: [0; 4],
         creator_version: 0x000a_0000.into(),
         creator_host_os: u32::from_be_bytes(*b"Wi2k").into(),
         original_size: length.into(),
-        current_size: length.into(),
-        cylinders: cylinders.into(),
-        heads,
-        sectors_per_track,
+        current_size: 0.into(),
+        cylinders: 0.into(),
+        heads: 0,
+        sectors_per_track: 0,
         disk_type: if is_fixed { 2 } else { 3 }.into(),
         checksum: 0.into(),
         unique_id: sys::uuid(),
         saved_state: 0,
         reserved: [0; 427],
     };
-    footer.checksum = checksum(footer.as_bytes()).into();
+    footer.set_length(length);
     footer
+}
+
+impl Footer {
+    /// Says how long the disk is.
+    pub(super) fn set_length(&mut self, length: u64) {
+        let (cylinders, heads, sectors_per_track) = geometry(length / SECTOR_SIZE);
+        self.current_size = length.into();
+        (self.cylinders, self.heads) = (cylinders.into(), heads);
+        self.sectors_per_track = sectors_per_track;
+        // Other programs take the length from the geometry unless a creator that they know says that
+        // the size is right; Windows is known to all.
+        self.creator_application = *b"win ";
+        self.checksum = 0.into();
+        self.checksum = checksum(self.as_bytes()).into();
+    }
 }
 
 /// Cylinders, heads and sectors per track (the specification's appendix).

@@ -3,6 +3,7 @@
 mod create;
 mod header;
 mod parent;
+mod resize;
 mod write;
 
 use std::ops::Range;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) use create::NewImage;
 pub(crate) use header::Footer;
 use header::{DynamicHeader, damaged, unsupported};
+pub(crate) use resize::grow;
 
 use write::End;
 
@@ -65,22 +67,7 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
             let header: DynamicHeader = read_struct(&*source, footer.data_offset.get())?;
             header.check(length, source.len())?;
             let parent = if kind == 4 { Some(parent::link(&header, &*source)?) } else { None };
-            let block_size = u64::from(header.block_size.get());
-            let last = source.len().saturating_sub(SECTOR_SIZE);
-            let at_end =
-                read_struct::<Footer>(&*source, last).is_ok_and(|at_end| at_end.is_valid());
-            let sparse = Sparse {
-                bitmaps: Tables::with_pages(source.clone(), SECTOR_SIZE as usize),
-                footer: Box::new(footer),
-                has_footer_at_end: at_end && source.len().is_multiple_of(SECTOR_SIZE),
-                end: Mutex::new(End { next: 0, footer: 0 }),
-                begun: Begun::default(),
-                tables: Tables::new(source.clone()),
-                sources: [source],
-                table_offset: header.table_offset.get(),
-                block_size,
-                bitmap_size: bitmap_size(block_size),
-            };
+            let sparse = Sparse::new(source, footer, &header);
             let mut parsed = Parsed::new(Vhd::Sparse(Box::new(sparse)), length);
             let kind = if kind == 4 { "differencing" } else { "dynamic" };
             parsed.details = vec![("kind", kind.to_owned())];
@@ -98,6 +85,25 @@ fn bitmap_size(block_size: u64) -> u64 {
 }
 
 impl Sparse {
+    /// Of a header that was checked.
+    fn new(source: Arc<dyn Source>, footer: Footer, header: &DynamicHeader) -> Self {
+        let block_size = u64::from(header.block_size.get());
+        let last = source.len().saturating_sub(SECTOR_SIZE);
+        let at_end = read_struct::<Footer>(&*source, last).is_ok_and(|at_end| at_end.is_valid());
+        Self {
+            bitmaps: Tables::with_pages(source.clone(), SECTOR_SIZE as usize),
+            footer: Box::new(footer),
+            has_footer_at_end: at_end && source.len().is_multiple_of(SECTOR_SIZE),
+            end: Mutex::new(End { next: 0, footer: 0 }),
+            begun: Begun::default(),
+            tables: Tables::new(source.clone()),
+            sources: [source],
+            table_offset: header.table_offset.get(),
+            block_size,
+            bitmap_size: bitmap_size(block_size),
+        }
+    }
+
     fn step(&self, offset: u64) -> Result<Run> {
         let index = offset / self.block_size;
         let within = offset % self.block_size;

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 
 use zerocopy::IntoBytes;
 
-use super::{ABSENT, Sparse, Vhd, damaged};
+use super::{ABSENT, Footer, Sparse, Vhd, damaged};
 use crate::blocks::{self, Begun, Blocks, NewPlace};
 use crate::cache::Stage;
 use crate::create::writable;
@@ -31,7 +31,7 @@ pub(super) struct End {
 
 impl Sparse {
     /// Takes space for `length` bytes in front of the footer.
-    fn reserve(&self, end: &mut End, length: u64) -> Result<()> {
+    pub(super) fn reserve(&self, end: &mut End, length: u64) -> Result<()> {
         if end.next + length <= end.footer {
             return Ok(());
         }
@@ -42,6 +42,35 @@ impl Sparse {
         // It would be the guest's now.
         target.write_at(&[0; SECTOR_SIZE as usize], end.footer)?;
         end.footer = footer;
+        Ok(())
+    }
+
+    /// Looks where new blocks go, and sees to it that a footer is at the end.
+    pub(super) fn find_end(&self) -> Result<()> {
+        // The copy at the start is what is left of a footer that a crash of another program destroyed.
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = self.sources[0].len();
+        *end = match length.checked_sub(SECTOR_SIZE) {
+            Some(footer) if self.has_footer_at_end => End { next: footer, footer },
+            _ => End { next: length.next_multiple_of(SECTOR_SIZE), footer: 0 },
+        };
+        if end.footer == 0 {
+            end.footer = end.next;
+            self.reserve(&mut end, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a footer behind the last block, where the file ends then.
+    pub(super) fn close(&self, footer: &Footer) -> Result<()> {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if end.next != end.footer {
+            let target = writable(&*self.sources[0])?;
+            target.write_at(footer.as_bytes(), end.next)?;
+            target.flush()?;
+            target.set_len(end.next + SECTOR_SIZE)?;
+            end.footer = end.next;
+        }
         Ok(())
     }
 }
@@ -62,19 +91,10 @@ impl Blocks for Vhd {
     }
 
     fn begin(&self) -> Result<()> {
-        let Self::Sparse(sparse) = self else { return Ok(()) };
-        // The copy at the start is what is left of a footer that a crash of another program destroyed.
-        let mut end = sparse.end.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = sparse.sources[0].len();
-        *end = match length.checked_sub(SECTOR_SIZE) {
-            Some(footer) if sparse.has_footer_at_end => End { next: footer, footer },
-            _ => End { next: length.next_multiple_of(SECTOR_SIZE), footer: 0 },
-        };
-        if end.footer == 0 {
-            end.footer = end.next;
-            sparse.reserve(&mut end, 1)?;
+        match self {
+            Self::Fixed { .. } => Ok(()),
+            Self::Sparse(sparse) => sparse.find_end(),
         }
-        Ok(())
     }
 
     fn block(&self, offset: u64) -> Result<Range<u64>> {
@@ -151,15 +171,9 @@ impl Blocks for Vhd {
     }
 
     fn end(&self) -> Result<()> {
-        let Self::Sparse(sparse) = self else { return Ok(()) };
-        let mut end = sparse.end.lock().unwrap_or_else(PoisonError::into_inner);
-        if end.next != end.footer {
-            let target = writable(&*sparse.sources[0])?;
-            target.write_at(sparse.footer.as_bytes(), end.next)?;
-            target.flush()?;
-            target.set_len(end.next + SECTOR_SIZE)?;
-            end.footer = end.next;
+        match self {
+            Self::Fixed { .. } => Ok(()),
+            Self::Sparse(sparse) => sparse.close(&sparse.footer),
         }
-        Ok(())
     }
 }

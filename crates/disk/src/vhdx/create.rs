@@ -1,4 +1,4 @@
-//! NewImage disks.
+//! New disks.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -49,6 +49,7 @@ struct RegionTableEntry {
 pub(super) struct RegionTable {
     pub bat: Range<u64>,
     pub metadata: Range<u64>,
+    bytes: Vec<u8>,
 }
 
 impl FileHeader {
@@ -138,9 +139,26 @@ impl RegionTable {
             }
         }
         match (bat, metadata) {
-            (Some(bat), Some(metadata)) => Ok(Self { bat, metadata }),
+            (Some(bat), Some(metadata)) => Ok(Self { bat, metadata, bytes }),
             _ => Err(damaged("it has no block allocation table or no metadata")),
         }
+    }
+
+    /// Moves the block allocation table; each of the two tables changes in one sector. The first one counts.
+    pub fn move_bat(mut self, source: &dyn Source, bat: &Range<u64>) -> Result<()> {
+        let entries = self.bytes[16..].chunks_exact_mut(size_of::<RegionTableEntry>());
+        for entry in entries.filter(|entry| entry.starts_with(&BAT)) {
+            entry[16..24].copy_from_slice(&bat.start.to_le_bytes());
+            // At most 512 MiB.
+            entry[24..28].copy_from_slice(&((bat.end - bat.start) as u32).to_le_bytes());
+        }
+        seal(&mut self.bytes);
+        for offset in REGION_TABLES.into_iter().rev() {
+            let target = writable(source)?;
+            target.write_at(&self.bytes, offset)?;
+            target.flush()?;
+        }
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ const PARENT_LOCATOR: [u8; 16] = guid(b"A8D35F2DB30B454DABF7D3D84834AB0C");
 /// The only type of parent locators.
 const VHDX_PARENT: [u8; 16] = guid(b"B04AEFB7D19E4A81B78925B8E9445913");
 
+const LEAVE_BLOCKS_ALLOCATED: u32 = 1;
 const HAS_PARENT: u32 = 2;
 const IS_REQUIRED: u32 = 4;
 const IS_VIRTUAL_DISK: u32 = 2;
@@ -68,8 +69,12 @@ struct LocatorEntry {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metadata {
     pub length: u64,
+    /// Where the file says so.
+    pub length_offset: u64,
     pub block_size: u64,
     pub logical_sector: u32,
+    /// All of its blocks are there.
+    pub is_fixed: bool,
     pub parent: Option<ParentLink>,
 }
 
@@ -90,8 +95,12 @@ impl Metadata {
                     let [size, flags]: [U32; 2] = read_struct(source, offset)?;
                     metadata.block_size = size.get().into();
                     has_parent = flags.get() & HAS_PARENT != 0;
+                    metadata.is_fixed = flags.get() & LEAVE_BLOCKS_ALLOCATED != 0;
                 }
-                VIRTUAL_DISK_SIZE => metadata.length = read_struct::<U64>(source, offset)?.get(),
+                VIRTUAL_DISK_SIZE => {
+                    metadata.length = read_struct::<U64>(source, offset)?.get();
+                    metadata.length_offset = offset;
+                }
                 LOGICAL_SECTOR_SIZE => {
                     metadata.logical_sector = read_struct::<U32>(source, offset)?.get();
                 }

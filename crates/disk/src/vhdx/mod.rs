@@ -5,6 +5,7 @@ mod create;
 mod header;
 mod log;
 mod metadata;
+mod resize;
 mod write;
 
 use std::ops::Range;
@@ -15,6 +16,7 @@ pub(crate) use create::NewImage;
 use header::{FileHeader, RegionTable, damaged};
 use log::Log;
 use metadata::Metadata;
+pub(crate) use resize::grow;
 
 use crate::Result;
 use crate::blocks::{Begun, Blocks};
@@ -40,7 +42,7 @@ const SECTORS_PER_BITMAP: u64 = 1 << 23;
 struct Vhdx {
     tables: Tables,
     sources: [Arc<dyn Source>; 1],
-    bat: u64,
+    bat: Range<u64>,
     metadata: Metadata,
     /// Payload blocks that share a sector bitmap block.
     chunk_ratio: u64,
@@ -52,63 +54,75 @@ struct Vhdx {
 }
 
 pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
-    let mut header = FileHeader::read(&*source)?;
-    let replayed = log::replay(&header, source.clone())?;
-    let has_log = replayed.is_some();
-    let source = match (replayed, source.writable()) {
-        (Some(replayed), None) => Arc::new(replayed),
-        (replayed, Some(target)) if header.log_guid != [0; 16] => {
-            if let Some(replayed) = replayed {
-                log::write_back(&replayed, target)?;
-            }
-            header.log_guid = [0; 16];
-            header.replace(&*source)?;
-            source
-        }
-        _ => source,
-    };
-    let regions = RegionTable::read(&*source)?;
-    let metadata = Metadata::read(&*source, &regions.metadata)?;
-    let length = metadata.length;
-    let parent = metadata.parent.clone();
-
-    let chunk_ratio = SECTORS_PER_BITMAP * u64::from(metadata.logical_sector) / metadata.block_size;
-    let blocks = length.div_ceil(metadata.block_size);
-    let entries = blocks + blocks.saturating_sub(1) / chunk_ratio;
-    let bat_length = regions.bat.end - regions.bat.start;
-    if entries * 8 > bat_length || regions.bat.start + entries * 8 > source.len() {
-        return Err(damaged("its disk is longer than its block allocation table"));
-    }
-    let mut details = vec![("block-size", metadata.block_size.to_string())];
-    details.push(("logical-sector-size", metadata.logical_sector.to_string()));
+    let (layer, has_log) = Vhdx::open(source)?;
+    let Metadata { length, block_size, logical_sector, .. } = layer.metadata;
+    let mut details = vec![("block-size", block_size.to_string())];
+    details.push(("logical-sector-size", logical_sector.to_string()));
     if has_log {
         details.push(("log", "replayed".to_owned()));
     }
-    let layer = Vhdx {
-        tables: Tables::with_pages(source.clone(), log::SECTOR),
-        header,
-        log: Mutex::new(None),
-        end: AtomicU64::new(0),
-        begun: Begun::default(),
-        sources: [source],
-        bat: regions.bat.start,
-        metadata,
-        chunk_ratio,
-    };
+    let identity = Some(Identity::Uuid(layer.header.data_write_guid));
+    let parent = layer.metadata.parent.clone();
     let mut parsed = Parsed::new(layer, length);
-    parsed.identity = Some(Identity::Uuid(header.data_write_guid));
-    parsed.parent = parent;
-    parsed.details = details;
+    (parsed.identity, parsed.parent, parsed.details) = (identity, parent, details);
     Ok(parsed)
 }
 
 impl Vhdx {
+    /// An image, and whether its log had to be replayed.
+    fn open(source: Arc<dyn Source>) -> Result<(Self, bool)> {
+        let mut header = FileHeader::read(&*source)?;
+        let replayed = log::replay(&header, source.clone())?;
+        let has_log = replayed.is_some();
+        let source = match (replayed, source.writable()) {
+            (Some(replayed), None) => Arc::new(replayed),
+            (replayed, Some(target)) if header.log_guid != [0; 16] => {
+                if let Some(replayed) = replayed {
+                    log::write_back(&replayed, target)?;
+                }
+                header.log_guid = [0; 16];
+                header.replace(&*source)?;
+                source
+            }
+            _ => source,
+        };
+        let regions = RegionTable::read(&*source)?;
+        let metadata = Metadata::read(&*source, &regions.metadata)?;
+        let sectors = SECTORS_PER_BITMAP * u64::from(metadata.logical_sector);
+        let vhdx = Self {
+            tables: Tables::with_pages(source.clone(), log::SECTOR),
+            chunk_ratio: sectors / metadata.block_size,
+            header,
+            log: Mutex::new(None),
+            end: AtomicU64::new(0),
+            begun: Begun::default(),
+            sources: [source],
+            bat: regions.bat,
+            metadata,
+        };
+        let end = vhdx.entries(vhdx.metadata.length) * 8;
+        let Range { start, end: region_end } = vhdx.bat;
+        if end > region_end - start || start + end > vhdx.sources[0].len() {
+            return Err(damaged("its disk is longer than its block allocation table"));
+        }
+        Ok((vhdx, has_log))
+    }
+
+    /// Entries of the block allocation table of a disk so long, those of sector bitmaps between them (2.5).
+    fn entries(&self, length: u64) -> u64 {
+        let blocks = length.div_ceil(self.metadata.block_size);
+        match self.metadata.parent {
+            Some(_) => blocks.div_ceil(self.chunk_ratio) * (self.chunk_ratio + 1),
+            None => blocks + blocks.saturating_sub(1) / self.chunk_ratio,
+        }
+    }
+
     fn step(&self, offset: u64) -> Result<Run> {
         let size = self.metadata.block_size;
         let (block, within) = (offset / size, offset % size);
         let end = (block + 1) * size;
         let chunk = block / self.chunk_ratio;
-        let entry = self.tables.le64(self.bat, block + chunk)?;
+        let entry = self.tables.le64(self.bat.start, block + chunk)?;
         let stored = |within| Place::Stored { source: 0, offset: (entry & FILE_OFFSET) + within };
         let place = match entry & 7 {
             NOT_PRESENT => Place::Absent,
@@ -133,7 +147,7 @@ impl Vhdx {
     /// the same.
     fn sectors(&self, block: u64, first: u64) -> Result<(bool, u64)> {
         let chunk = block / self.chunk_ratio;
-        let entry = self.tables.le64(self.bat, (chunk + 1) * self.chunk_ratio + chunk)?;
+        let entry = self.tables.le64(self.bat.start, (chunk + 1) * self.chunk_ratio + chunk)?;
         if entry & 7 != FULLY_PRESENT {
             return Err(damaged(format!("the sector bitmap of block {block} is missing")));
         }

@@ -14,7 +14,7 @@ use crate::create::writable;
 use crate::{Result, sys};
 
 /// Blocks begin at multiples of this.
-const ALIGNMENT: u64 = 1 << 20;
+pub(super) const ALIGNMENT: u64 = 1 << 20;
 /// A log takes entries of several sectors.
 const MIN_LOG: u64 = 64 << 10;
 
@@ -22,7 +22,7 @@ impl Vhdx {
     /// Where a block's entry lies.
     fn entry(&self, block: &Range<u64>) -> u64 {
         let number = block.start / self.metadata.block_size;
-        self.bat + (number + number / self.chunk_ratio) * 8
+        self.bat.start + (number + number / self.chunk_ratio) * 8
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod create;
 mod descriptor;
+mod resize;
 mod sesparse;
 mod sparse;
 mod write;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 pub(crate) use create::{build, names};
 use descriptor::{Access, Descriptor, ExtentKind};
+pub(crate) use resize::grow;
 use sesparse::SeSparse;
 use sparse::Sparse;
 

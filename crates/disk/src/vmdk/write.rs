@@ -147,7 +147,7 @@ impl Blocks for Vmdk {
 }
 
 impl Sparse {
-    fn can_write(&self) -> bool {
+    pub(super) fn can_write(&self) -> bool {
         !self.compressed && self.is_hosted
     }
 

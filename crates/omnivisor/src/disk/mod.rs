@@ -33,7 +33,7 @@ pub enum DiskVerb {
     Check(check::CheckArgs),
     /// Make a new, empty image
     Create(create::CreateArgs),
-    /// Make a raw or qcow2 disk longer
+    /// Make a disk longer
     Resize(resize::ResizeArgs),
     /// Keep, list, bring back and delete states within an image
     #[command(subcommand)]

@@ -15,7 +15,7 @@ use crate::source::{FileSource, Source};
 use crate::{CreateOptions, Error, Layout, Preallocation, Result, SECTOR_SIZE, raw, sys};
 
 /// Bytes of a part of a split disk: 2 GiB less what VMware leaves for its tables.
-const SPLIT_BYTES: u64 = 2047 << 20;
+pub(super) const SPLIT_BYTES: u64 = 2047 << 20;
 /// Sectors that are kept for an embedded descriptor, behind the header.
 const DESCRIPTOR_SECTORS: u64 = 20;
 /// Usual bytes of a grain.
