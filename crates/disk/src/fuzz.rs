@@ -28,7 +28,7 @@ pub fn fuzz(format: Format, input: &[u8]) {
 }
 
 /// The image that an input describes.
-fn expand(input: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn expand(input: &[u8]) -> Option<Vec<u8>> {
     let (length, mut rest) = input.split_first_chunk()?;
     let mut image = vec![0; (usize::from(u16::from_le_bytes(*length)) * 512).min(MAX_LENGTH)];
     while let Some((&[low, middle, high, count], bytes)) = rest.split_first_chunk() {

@@ -20,6 +20,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+mod absurd;
 mod archive;
 mod asif;
 mod blocks;

@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 
 pub(crate) use action::{Action, action};
 pub(crate) use folder::{Files, Folder};
-use images::image;
+pub(crate) use images::image;
 use images::parent;
 
 use crate::check::look_into;

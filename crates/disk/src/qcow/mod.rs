@@ -66,6 +66,9 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         let what = format!("its backing is {name}, which is no file");
         return Err(Error::Unsupported { format: Format::Qcow, what });
     }
+    if header.l1_table_offset.get() >= source.len() {
+        return Err(damaged("its table of the first level passes the end of the file"));
+    }
     let layer = Qcow {
         tables: Tables::new(source.clone()),
         sources: [source],

@@ -193,6 +193,9 @@ fn check(header: &Header, file_length: u64) -> Result<()> {
         (other, _) => return Err(unsupported(format!("its compression is of type {other}"))),
     }
     let cluster = 1_u64 << bits;
+    if u64::from(header.header_length.get()) > cluster {
+        return Err(damaged("its header is longer than a cluster"));
+    }
     let entry = if extended { 16 } else { 8 };
     let covered = cluster * (cluster / entry);
     // Guest offsets are added to and multiplied below.

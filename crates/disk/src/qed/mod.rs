@@ -81,6 +81,9 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
     } else {
         None
     };
+    if header.l1_table_offset.get() >= source.len() {
+        return Err(damaged("its table of the first level passes the end of the file"));
+    }
     let cluster_size = u64::from(cluster);
     let layer = Qed {
         tables: Tables::new(source.clone()),

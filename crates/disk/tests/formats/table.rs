@@ -12,12 +12,13 @@ fn rows(readme: &str) -> Vec<Vec<&str>> {
 }
 
 /// A test by its path: `module::name` of these tests, `folder::file::name` of the library's, `kill::name` and others of
-/// files of their own.
+/// files of their own, of tests or of the library.
 fn assert_exists(root: &Path, test: &str) {
     let (module, name) = test.trim_matches('`').rsplit_once("::").unwrap();
     let file = match module.split_once("::") {
         Some((folder, file)) => format!("src/{folder}/{file}.rs"),
         None if root.join(format!("tests/{module}.rs")).exists() => format!("tests/{module}.rs"),
+        None if root.join(format!("src/{module}.rs")).exists() => format!("src/{module}.rs"),
         None => format!("tests/formats/{module}.rs"),
     };
     let source = std::fs::read_to_string(root.join(&file)).unwrap();
