@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::consent::ConsentArgs;
 use crate::convert::ConvertArgs;
 use crate::disk::DiskVerb;
 use crate::export::ExportArgs;
@@ -140,6 +141,13 @@ pub struct RunArgs {
     /// Keep nothing of what the guest writes to any disk
     #[arg(long)]
     pub discard: bool,
+
+    /// Write what the guest writes into the VM's own images, which is asked about first
+    #[arg(long, conflicts_with = "discard")]
+    pub in_place: bool,
+
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// A network card: user[,forward=8080:80], tap=NAME, or none; repeatable
     /// [default: user where passt is installed]

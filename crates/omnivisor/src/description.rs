@@ -6,6 +6,7 @@ use std::sync::Arc;
 use disk::{Disk, FilePolicy, Format, ImageInfo, ImageOptions};
 use guest::{Guest, Report};
 use serde_json::{Value, json};
+use spec::VmSpec;
 use spec::foreign::{
     Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
 };
@@ -38,8 +39,7 @@ type Opened = Result<(Arc<dyn Disk>, Vec<ImageInfo>), String>;
 
 /// Reads a description and looks at the disks that it names.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {
-    let vms =
-        spec::foreign::read(path, options).map_err(|error| Failure::from_error(USAGE, error))?;
+    let vms = spec::foreign::read(path, options)?;
     let vms = vms.into_iter().map(|mut description| {
         let files = match &description.folder {
             _ if options.anywhere => FilePolicy::Anywhere,
@@ -72,6 +72,16 @@ pub fn choose(vms: Vec<Description>, name: Option<&str>) -> Result<Description, 
         _ => Err(Failure::new(USAGE, format!("Expected one VM; there are: {}", names.join(", ")))
             .help("say which one with --vm NAME")),
     }
+}
+
+/// The VM as it is run here.
+pub fn to_spec(vm: &Description) -> Result<VmSpec, Failure> {
+    let mut files = vm.drives.iter().filter_map(|drive| drive.file.as_ref()).chain(&vm.boot.kernel);
+    let is_outside = files.any(|file| file.state == FileState::Refused);
+    vm.to_spec().map_err(|error| match Failure::from(error) {
+        failure if is_outside => failure.help("if you trust the VM, say --allow-outside"),
+        failure => failure,
+    })
 }
 
 /// The VMs in the form that does not change.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
@@ -96,7 +97,12 @@ impl From<machine::Error> for Failure {
 
 impl From<spec::Error> for Failure {
     fn from(error: spec::Error) -> Self {
-        Self::from_error(USAGE, error)
+        match &error {
+            spec::Error::Read { path, source } if source.kind() == ErrorKind::NotFound => {
+                Self::new(NOT_FOUND, format!("There is no VM at {}", path.display()))
+            }
+            _ => Self::from_error(USAGE, error),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod consent;
 mod convert;
 mod description;
 mod disk;

@@ -50,7 +50,9 @@ fn disks_are_still_disks() {
     std::fs::write(folder.path().join("disk.raw"), vec![0; 4096]).unwrap();
     let (code, page, talk) = text(&omnivisor(folder.path(), &["inspect", "disk.raw"]));
     assert!(code == 0 && page.starts_with("disk"), "{page}{talk}");
-    assert_eq!(text(&omnivisor(folder.path(), &["inspect", "nothing"])).0, 125);
+    for arguments in [&["inspect", "nothing"][..], &["export", "nothing.vmx", "--to", "ovf"]] {
+        assert_eq!(text(&omnivisor(folder.path(), arguments)).0, 127, "{arguments:?}");
+    }
 }
 
 #[test]
@@ -79,7 +81,19 @@ fn what_cannot_run_is_refused_with_its_reason() {
         .unwrap();
     let (code, _, talk) = text(&omnivisor(folder.path(), &["run", "secret.vmx"]));
     assert!(code == 2 && talk.contains("lies outside of the VM's folder"), "{code} {talk}");
+    assert!(talk.contains("say --allow-outside"), "{talk}");
     let (code, _, talk) =
         text(&omnivisor(folder.path(), &["run", "debian", "--hostname", "a_b", "--dry-run"]));
     assert!(code == 2 && talk.contains("`a_b` is not a host's name"), "{code} {talk}");
+}
+
+#[test]
+fn nothing_is_written_in_place_before_somebody_has_agreed() {
+    let folder = folder();
+    std::fs::write(folder.path().join("web.vmdk"), vec![0; 1 << 20]).unwrap();
+    let (code, _, talk) = text(&omnivisor(folder.path(), &["run", "web.vmx", "--in-place"]));
+    assert!(code == 2 && talk.contains("cannot be undone"), "{code} {talk}");
+    assert!(talk.contains("web.vmdk") && talk.contains("say --yes"), "{talk}");
+    let both = ["run", "web.vmx", "--in-place", "--discard"];
+    assert_eq!(text(&omnivisor(folder.path(), &both)).0, 2);
 }

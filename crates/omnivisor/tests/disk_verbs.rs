@@ -133,7 +133,7 @@ fn different_disks_end_with_1() {
     here.run(0, &["disk", "create", "empty.qcow2", "8M"]);
     let (stdout, _) = here.run(1, &["disk", "compare", "disk.raw", "empty.qcow2"]);
     assert_eq!(stdout, "They differ at byte 0\n");
-    here.run(125, &["disk", "compare", "disk.raw", "missing"]);
+    here.run(127, &["disk", "compare", "disk.raw", "missing"]);
     here.run(0, &["disk", "resize", "empty.qcow2", "+8M"]);
     assert_eq!(here.json(&["inspect", "empty.qcow2", "--format", "json"])["length"], 16 << 20);
     here.run(125, &["disk", "resize", "empty.qcow2", "8M"]);

@@ -19,7 +19,7 @@ use machine::disks::remembered_format;
 
 pub use progress::Progress;
 
-use crate::failure::{FAILED, Failure};
+use crate::failure::{FAILED, Failure, NOT_FOUND};
 use crate::run::state_folder;
 
 /// What can be done with disks.
@@ -115,7 +115,8 @@ pub fn failed(error: disk::Error) -> Failure {
         disk::Error::Image { source, .. } => matches!(**source, disk::Error::OutsideFolder { .. }),
         _ => false,
     };
-    let failure = Failure::from_error(FAILED, error);
+    let missing = matches!(&error, disk::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let failure = Failure::from_error(if missing { NOT_FOUND } else { FAILED }, error);
     if outside { failure.help("if you trust the image, say --allow-outside") } else { failure }
 }
 

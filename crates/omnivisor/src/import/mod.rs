@@ -16,7 +16,7 @@ use clap::Args;
 use disk::{CreateOptions, Disk, FilePolicy, Format, ImageInfo, ImageOptions};
 use guest::{BootPlan, Guest, PlanOptions, RegistryChange, Report};
 use spec::VmSpec;
-use spec::foreign::{Level, ReadOptions};
+use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 
 use crate::cli::EngineChoice;
 use crate::description;
@@ -24,7 +24,6 @@ use crate::disk::{failed, human};
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
-use crate::run::plan::OWN_DESCRIPTION;
 use crate::run::{engine, of_nics, plan};
 
 /// Options of `omnivisor import`.
@@ -181,14 +180,13 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
     let mut notes = Vec::new();
     let mut spec = if spec::foreign::is_description(&args.source) {
         let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
-        let vms = spec::foreign::read(&args.source, &options)
-            .map_err(|error| Failure::from_error(USAGE, error))?;
+        let vms = spec::foreign::read(&args.source, &options)?;
         let vm = description::choose(vms, args.vm.as_deref())?;
         let differences = vm.notes.iter().cloned().chain(vm.differences());
         notes.extend(
             differences.filter(|note| note.level != Level::Obstacle).map(|note| note.message),
         );
-        vm.to_spec()?
+        description::to_spec(&vm)?
     } else if args.source.is_file() {
         let name = args.source.file_stem().map(|name| name.to_string_lossy().into_owned());
         let disk = spec::Disk {

@@ -7,8 +7,9 @@ use comfy_table::{Table, presets};
 use platform::{Action, Snapshot, VmName};
 use serde_json::json;
 
-use super::change::{ConsentArgs, change};
+use super::change::change;
 use super::{ReachArgs, VmArgs, failed, list, plain, split};
+use crate::consent::ConsentArgs;
 use crate::disk::{OutputFormat, print, print_json};
 use crate::failure::Failure;
 
@@ -73,15 +74,15 @@ pub fn run(verb: &SnapshotVerb) -> Result<ExitCode, Failure> {
         SnapshotVerb::List(args) => print_list(args),
         SnapshotVerb::Create(args) => {
             let (name, description) = (args.snapshot.clone(), args.description.clone());
-            change(&args.vm, &Action::CreateSnapshot { name, description }, true)
+            change(&args.vm, &Action::CreateSnapshot { name, description }, &ConsentArgs::default())
         }
         SnapshotVerb::Revert(args) => {
             let name = args.snapshot.clone();
-            change(&args.vm, &Action::RevertSnapshot { name }, args.consent.given())
+            change(&args.vm, &Action::RevertSnapshot { name }, &args.consent)
         }
         SnapshotVerb::Delete(args) => {
             let name = args.snapshot.clone();
-            change(&args.vm, &Action::DeleteSnapshot { name }, args.consent.given())
+            change(&args.vm, &Action::DeleteSnapshot { name }, &args.consent)
         }
     }
 }

@@ -3,6 +3,7 @@
 mod command;
 mod console;
 mod control;
+mod description;
 mod disks;
 pub mod engine;
 pub mod guest;

@@ -1,6 +1,6 @@
 //! From the command line, the file and the image to what the machine is made of.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,14 +10,13 @@ use machine::Config;
 use machine::boot::BootPlan;
 use machine::disks::OpenDisk;
 use machine::memory::MemoryConfig;
-use spec::foreign::ReadOptions;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
 
-use crate::cli::{ConsoleChoice, RunArgs};
-use crate::description;
+use crate::cli::RunArgs;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
+use crate::run::description::{describe, passt_is_installed, write_in_place};
 use crate::run::guest::{self, Prepared};
-use crate::run::remote::{self, Remote};
+use crate::run::remote::Remote;
 use crate::run::scratch::Scratch;
 use crate::run::{disks, kernel, seed, state, terminal};
 
@@ -53,9 +52,6 @@ pub struct AgentSocket {
 /// serial ports; `notests`: test its cryptography, which is more than half of a boot.
 pub const BOARD_WORDS: &str = "pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
 
-/// Our own description in the folder of a VM, as `import` makes it.
-pub const OWN_DESCRIPTION: &str = "vm.toml";
-
 impl Plan {
     /// Reads the file, lays the command line over it, and fetches what is missing.
     pub fn new(args: &RunArgs) -> Result<Self, Failure> {
@@ -85,6 +81,9 @@ impl Plan {
         let agent = if command.is_empty() { None } else { Some(agent_socket(&mut spec)?) };
         for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly && args.discard) {
             (disk.in_place, disk.discard) = (false, true);
+        }
+        if args.in_place {
+            write_in_place(&mut spec, args, remote.is_some())?;
         }
         spec.validate()?;
         let boots_from_disks = image.is_none() && spec.boot.kernel.is_none();
@@ -192,111 +191,6 @@ impl Plan {
         println!("{}", spec.to_toml()?.trim_end());
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The description in the file with the command line laid over it.
-fn describe(args: &RunArgs) -> Result<(VmSpec, Option<Remote>), Failure> {
-    let mut over = VmSpec {
-        name: args.name.clone(),
-        image: args.image.clone(),
-        console: args.console.map(|choice| match choice {
-            ConsoleChoice::Serial => Console::Serial,
-            ConsoleChoice::Virtio => Console::Virtio,
-        }),
-        cpus: args.cpus.clone().unwrap_or_default(),
-        memory: args.memory.clone().unwrap_or_default(),
-        vsock: args.vsock.clone(),
-        disks: args.disk.clone(),
-        shares: args.share.clone(),
-        ..VmSpec::default()
-    };
-    over.boot.kernel.clone_from(&args.kernel);
-    over.boot.initrd.clone_from(&args.initrd);
-    over.boot.cmdline.clone_from(&args.cmdline);
-    if !args.net.is_empty() {
-        let nics = args.net.iter().filter(|text| *text != "none").map(|text| text.parse::<Nic>());
-        over.nics = Some(nics.collect::<spec::Result<_>>()?);
-    }
-    if let Some((vm, remote)) = remote::find(args)? {
-        over.image = None;
-        return Ok((without_cards(vm).merge(over), Some(remote)));
-    }
-    if let Some(vm) = foreign(args)? {
-        over.image = None;
-        return Ok((vm.merge(over), None));
-    }
-    let Some(path) = &args.config else { return Ok((over, None)) };
-    Ok((from_file(path)?.merge(over), None))
-}
-
-/// Reads our own description.
-pub fn from_file(path: &Path) -> Result<VmSpec, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Failure::new(NOT_FOUND, format!("Cannot read {}: {error}", path.display()))
-    })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    Ok(VmSpec::from_toml(&text, &path.display().to_string())?.relative_to(folder))
-}
-
-/// Our own description, if `path` is it or a folder with it.
-fn own_file(path: &Path) -> Option<PathBuf> {
-    let inside = path.join(OWN_DESCRIPTION);
-    if inside.is_file() {
-        return Some(inside);
-    }
-    (path.is_file() && path.extension().is_some_and(|end| end == "toml")).then(|| path.to_owned())
-}
-
-/// No version, as the end of an image's name is.
-fn is_ending(end: &OsStr) -> bool {
-    end.as_encoded_bytes().first().is_some_and(u8::is_ascii_alphabetic)
-}
-
-/// What was named as a file and is no VM.
-fn no_vm(path: &Path) -> Failure {
-    let shown = path.display();
-    if path.is_dir() {
-        Failure::new(NOT_FOUND, format!("There is no VM in the folder {shown}"))
-    } else if path.exists() {
-        Failure::new(NOT_FOUND, format!("{shown} is no description of a VM"))
-            .help(format!("if it is a disk: omnivisor run --disk {shown}"))
-    } else {
-        Failure::new(NOT_FOUND, format!("There is no VM at {shown}"))
-    }
-}
-
-/// The VM of another platform, if that is what is to be run.
-fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
-    let Some(name) = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()) else {
-        return Ok(None);
-    };
-    let path = Path::new(name);
-    if let Some(own) = own_file(path) {
-        return from_file(&own).map(Some);
-    }
-    if !spec::foreign::is_description(path) {
-        return if path.exists() || name.contains('/') || path.extension().is_some_and(is_ending) {
-            Err(no_vm(path))
-        } else {
-            Ok(None)
-        };
-    }
-    let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
-    let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
-    let spec = vm.to_spec()?;
-    for note in vm.differences() {
-        eprintln!("{}.", note.message);
-    }
-    Ok(Some(without_cards(spec)))
-}
-
-/// Without network cards where nothing connects them.
-fn without_cards(mut spec: VmSpec) -> VmSpec {
-    if !passt_is_installed() && spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()) {
-        eprintln!("Its network cards are left out: passt, which connects them, is not installed.");
-        spec.nics = Some(Vec::new());
-    }
-    spec
 }
 
 fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {
@@ -423,11 +317,6 @@ fn console_device(spec: &VmSpec) -> &'static str {
         Console::Serial => "ttyS0",
         Console::Virtio => "hvc0",
     }
-}
-
-pub fn passt_is_installed() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join("passt").is_file())
 }
 
 /// What takes time is told on a terminal.

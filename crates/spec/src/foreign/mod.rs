@@ -31,4 +31,4 @@ pub use description::{
 };
 pub use export::{Export, Form, UnknownForm, export};
 pub use fuzz::fuzz;
-pub use read::{ReadOptions, is_description, parse, read};
+pub use read::{OWN_DESCRIPTION, ReadOptions, is_description, parse, read};

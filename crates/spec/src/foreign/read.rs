@@ -26,8 +26,8 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     let metadata =
         std::fs::metadata(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     if metadata.is_dir() {
-        let file = in_folder(path)?;
-        return read(&file, options);
+        let missing = || text::error(path, "There is no VM's description in this folder");
+        return read(&in_folder(path)?.ok_or_else(missing)?, options);
     }
     match Kind::detect(&text::read_head(path)?, path) {
         Some(Kind::Archive) => archive(path, options),
@@ -36,10 +36,10 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     }
 }
 
-/// Whether a file or folder is likely to be a VM's description, and not a disk.
+/// Whether a file or folder is likely to be a VM's description, or several, and not a disk.
 pub fn is_description(path: &Path) -> bool {
     if path.is_dir() {
-        return in_folder(path).is_ok();
+        return !matches!(in_folder(path), Ok(None));
     }
     text::read_head(path).is_ok_and(|head| Kind::detect(&head, path).is_some())
 }
@@ -187,12 +187,18 @@ fn looks_like_vmx(text: &str) -> bool {
     })
 }
 
+/// Our own description in the folder of a VM, as `import` makes it.
+pub const OWN_DESCRIPTION: &str = "vm.toml";
+
 /// Endings of descriptions; what comes first counts.
 const ENDINGS: [&str; 9] = ["pvs", "vbox", "vmx", "ovf", "ova", "xva", "vmcx", "xml", "cfg"];
 
-/// The one description in a folder.
-fn in_folder(path: &Path) -> Result<PathBuf> {
+/// The one description in a folder; `None` if it holds none.
+fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
     let folder = Folder::new(path, false)?;
+    if let Some(own) = folder.find(OWN_DESCRIPTION).filter(|own| own.is_file()) {
+        return Ok(Some(own));
+    }
     let names = folder.names()?;
     for ending in ENDINGS {
         let has_ending = |name: &&String| {
@@ -216,7 +222,7 @@ fn in_folder(path: &Path) -> Result<PathBuf> {
         };
         match &found[..] {
             [] => {}
-            [(_, path)] => return Ok(path.clone()),
+            [(_, path)] => return Ok(Some(path.clone())),
             _ => {
                 let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
                 let message = format!("There are several VMs: name one of {}", names.join(", "));
@@ -225,12 +231,10 @@ fn in_folder(path: &Path) -> Result<PathBuf> {
         }
     }
     // Hyper-V's exports.
-    if let Some(inner) =
-        folder.find("Virtual Machines").filter(|inner| inner.is_dir() && *inner != path)
-    {
-        return in_folder(&inner);
+    match folder.find("Virtual Machines").filter(|inner| inner.is_dir() && *inner != path) {
+        Some(inner) => in_folder(&inner),
+        None => Ok(None),
     }
-    Err(text::error(path, "There is no VM's description in this folder"))
 }
 
 /// Whether a `.vbox` is called like another one with a version of the schema behind its name.
@@ -251,6 +255,22 @@ fn is_old_copy(name: &str, names: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_vms_in_a_folder_one_is_to_be_named() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_description(folder.path()));
+        for name in ["a.vmx", "b.vmx"] {
+            std::fs::write(folder.path().join(name), "memsize = \"512\"\n").unwrap();
+        }
+        assert!(is_description(folder.path()));
+        let error = read(folder.path(), &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with("There are several VMs: name one of a.vmx, b.vmx"), "{error}");
+        // What an import has made counts before what it was made of.
+        std::fs::write(folder.path().join(OWN_DESCRIPTION), "name = \"ours\"\n").unwrap();
+        let vms = read(folder.path(), &ReadOptions::default()).unwrap();
+        assert_eq!(vms[0].name.as_deref(), Some("ours"));
+    }
 
     #[test]
     fn a_disk_with_a_text_in_it_is_no_description() {

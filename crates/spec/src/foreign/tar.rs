@@ -38,11 +38,19 @@ pub(crate) fn first_member(path: &Path) -> Result<(String, Vec<u8>)> {
     let mut file = File::open(path).map_err(reading)?;
     let mut header = [0; BLOCK];
     file.read_exact(&mut header).map_err(reading)?;
+    let name = name_of(&header);
     let size = number(&header[124..136]).filter(|size| *size <= text::LARGEST);
-    let Some(size) = size else { return Ok((name_of(&header), Vec::new())) };
+    let Some(size) = size else { return Ok((name, Vec::new())) };
+    let length = file.metadata().map_err(reading)?.len();
+    if length < BLOCK as u64 + size {
+        let message = format!(
+            "The archive ends at byte {length}, within its member `{name}`: expected {size} bytes of it from byte {BLOCK} on"
+        );
+        return Err(text::error(path, message));
+    }
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
     file.read_exact(&mut bytes).map_err(reading)?;
-    Ok((name_of(&header), bytes))
+    Ok((name, bytes))
 }
 
 impl Archive {
@@ -373,6 +381,16 @@ pub(crate) mod tests {
             message(&broken),
             "Expected the header of a member: its checksum is wrong (at offset 0)"
         );
+    }
+
+    #[test]
+    fn an_archive_that_was_cut_off_is_told_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.ova");
+        std::fs::write(&path, &archive(&[("web.ovf", &[b'x'; 700])])[..1000]).unwrap();
+        let message = first_member(&path).unwrap_err().to_string();
+        let end = "The archive ends at byte 1000, within its member `web.ovf`: expected 700 bytes of it from byte 512 on";
+        assert!(message.ends_with(end), "{message}");
     }
 
     proptest! {

@@ -55,19 +55,23 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
             Export { text: vm.to_spec()?.to_toml()?, lost }
         }
     };
-    for drive in &vm.drives {
-        if let Some(file) = drive.file.as_ref().filter(|file| file.state == FileState::Member) {
-            export.lost.push(format!(
-                "The disk `{}` is inside an archive: convert it first",
-                file.written
-            ));
-        }
-    }
+    // We read disks in archives.
     if form != Form::Toml {
+        for drive in &vm.drives {
+            if let Some(file) = drive.file.as_ref().filter(|file| file.state == FileState::Member) {
+                export.lost.push(format!(
+                    "The disk `{}` is inside an archive: convert it first",
+                    file.written
+                ));
+            }
+        }
         for device in &vm.devices {
             let model =
                 device.model.as_deref().map(|model| format!(" ({model})")).unwrap_or_default();
             export.lost.push(format!("The device {}{model} is left out", device.kind));
+        }
+        if vm.nics.iter().any(|nic| !nic.forwards.is_empty()) {
+            export.lost.push("The forwarded ports are left out".into());
         }
         if !vm.snapshots.is_empty() {
             export.lost.push("The snapshots are left out; the present state is described".into());

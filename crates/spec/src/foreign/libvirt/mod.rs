@@ -54,6 +54,8 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
     if root.name == "domainsnapshot" {
         vm.snapshots.push(snapshot(root));
     }
+    // Every machine has these.
+    domain.children("features").for_each(|one| one.skip_children(&["acpi", "apic", "pae"]));
     vm.unread = domain.unread();
     vm.checked()
 }

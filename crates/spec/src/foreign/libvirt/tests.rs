@@ -15,7 +15,7 @@ const DOMAIN: &str = "<domain type='kvm' id='3'>
     <nvram>/var/lib/libvirt/qemu/nvram/web_VARS.fd</nvram><boot dev='hd'/></os>
   <cpu mode='host-model'><topology sockets='1' dies='1' cores='2' threads='2'/></cpu>
   <on_crash>destroy</on_crash>
-  <features><acpi/></features>
+  <features><acpi/><kvm><hidden state='on'/></kvm></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/>
@@ -63,7 +63,7 @@ fn all_that_is_said_arrives() {
     assert_eq!((vm.nics[0].network.as_deref(), vm.nics[0].slot), (Some("default"), None));
     assert_eq!(vm.devices.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["sound"]);
     let unread: Vec<_> = vm.unread.iter().map(|one| (one.line, one.key.as_str())).collect();
-    assert_eq!(unread, [(Some(11), "domain/features")]);
+    assert_eq!(unread, [(Some(11), "domain/features/kvm")]);
 }
 
 #[test]
