@@ -2,8 +2,19 @@
 
 mod harness;
 mod importing;
+mod packages;
 mod platforms;
 mod systems;
 mod table;
 #[path = "../../../guest/tests/windows/maker.rs"]
 mod windows;
+
+use harness::{PROMPT, Workshop, sums};
+
+/// Boots a VM to its login prompt and sees that nothing of it was changed; what its console said.
+fn boots(workshop: &Workshop, arguments: &[&str]) -> String {
+    let before = sums(&workshop.vm());
+    let console = workshop.boot(arguments, PROMPT);
+    assert_eq!(sums(&workshop.vm()), before, "an original was changed");
+    console
+}

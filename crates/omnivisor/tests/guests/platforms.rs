@@ -1,361 +1,59 @@
-//! One guest as each platform would hand it over.
+//! One guest as each platform would hand it over, on the software processor; on KVM they run in the test `lab`.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use crate::harness::Workshop;
+use crate::packages::{KIND, PACKAGES};
 
-use crate::harness::{Workshop, path, sums, text};
-
-const KIND: &str = "small-ext4";
-
-/// Runs `vm` as it is, and again: the writes of the first run are in the second, and the originals as they were.
-fn boots(workshop: &Workshop, vm: &Path) {
-    let console = workshop.boots(&[path(vm), "--net", "none"]);
-    assert!(console.contains("this is start 1;"), "{console}");
+/// Packs the guest, runs the VM as it is, and sees what it says.
+fn boots(name: &str) {
+    let package = PACKAGES.iter().find(|package| package.name == name).unwrap();
+    let Some(workshop) = Workshop::new(KIND) else { return };
+    let Some(packed) = (package.pack)(&workshop) else { return };
+    let arguments: Vec<_> = packed.arguments.iter().map(String::as_str).collect();
+    let console = crate::boots(&workshop, &arguments);
+    assert!(console.contains(packed.says), "{console}");
 }
 
 #[test]
 fn an_ova_with_a_stream_optimized_vmdk() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    let disk = workshop.path("web-disk1.vmdk");
-    workshop.verb(&["convert", path(&workshop.raw), path(&disk), "--to", "vmdk,layout=stream"]);
-    let ovf = ovf(fs::metadata(&disk).unwrap().len(), fs::metadata(&workshop.raw).unwrap().len());
-    fs::write(workshop.path("web.ovf"), ovf).unwrap();
-    let ova = workshop.vm().join("web.ova");
-    tar(&workshop.path(""), &ova, &["web.ovf", "web-disk1.vmdk"]);
-    boots(&workshop, &ova);
+    boots("an_ova_with_a_stream_optimized_vmdk");
 }
 
 #[test]
 fn a_vmx_with_a_sparse_vmdk() {
-    vmx("vmdk");
+    boots("a_vmx_with_a_sparse_vmdk");
 }
 
 #[test]
 fn a_vmx_with_a_split_vmdk() {
-    vmx("vmdk,layout=split-sparse");
+    boots("a_vmx_with_a_split_vmdk");
 }
 
-fn vmx(to: &str) {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    workshop.convert("web.vmdk", to);
-    workshop.write(
-        "web.vmx",
-        "config.version = \"8\"\nvirtualHW.version = \"19\"\ndisplayName = \"web\"\nguestOS = \"debian12-64\"\n\
-         memsize = \"512\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\nscsi0:0.present = \"TRUE\"\n\
-         scsi0:0.fileName = \"web.vmdk\"\nethernet0.present = \"TRUE\"\nethernet0.virtualDev = \"vmxnet3\"\n\
-         ethernet0.addressType = \"static\"\nethernet0.address = \"00:50:56:00:00:01\"\nethernet0.pciSlotNumber = \"192\"\n",
-    );
-    // With its card, which keeps the name that its slot had given it.
-    let console = workshop.boots(&[path(&workshop.vm())]);
-    assert!(console.contains("this is start 1; cards: ens192 lo"), "{console}");
+#[test]
+fn a_machine_of_virtualbox_with_two_snapshots() {
+    boots("a_machine_of_virtualbox_with_two_snapshots");
 }
 
 #[test]
 fn a_hyper_v_folder_with_a_chain_of_vhdx() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    fs::create_dir(workshop.vm().join("Virtual Hard Disks")).unwrap();
-    let base = workshop.convert("Virtual Hard Disks/web.vhdx", "vhdx");
-    let child = workshop.vm().join("Virtual Hard Disks/web_1.avhdx");
-    let size = fs::metadata(&workshop.raw).unwrap().len().to_string();
-    workshop.verb(&["disk", "create", path(&child), &size, "--to", "vhdx"]);
-    link_vhdx(&child, &base);
-    let scsi = "73e0f0c5-c0bc-4e16-a458-0e1c388bfee3";
-    workshop.write(
-        "Virtual Machines/5fbaabe3-6958-40ff-92a7-860e329aab41.xml",
-        &format!(
-            "<?xml version='1.0' encoding='UTF-8'?><configuration><properties><name type='string'>web</name>\
-             <subtype type='integer'>1</subtype></properties><settings><processors><count type='integer'>1</count></processors>\
-             <memory><bank><size type='integer'>512</size></bank></memory></settings><manifest><vdev001><instance type='string'>\
-             {scsi}</instance><name type='string'>Synthetic SCSI Controller</name></vdev001></manifest><_{scsi}_><controller0>\
-             <drive0><pathname type='string'>C:\\VMs\\web\\Virtual Hard Disks\\web_1.avhdx</pathname><type type='string'>VHD\
-             </type></drive0></controller0></_{scsi}_></configuration>"
-        ),
-    );
-    boots(&workshop, &workshop.vm());
+    boots("a_hyper_v_folder_with_a_chain_of_vhdx");
 }
 
 #[test]
 fn a_bundle_of_parallels() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    fs::create_dir_all(workshop.vm().join("web.pvm/harddisk.hdd")).unwrap();
-    workshop.convert("web.pvm/harddisk.hdd/0.hds", "parallels");
-    let sectors = fs::metadata(&workshop.raw).unwrap().len() / 512;
-    let top = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
-    workshop.write(
-        "web.pvm/harddisk.hdd/DiskDescriptor.xml",
-        &format!(
-            "<?xml version='1.0' encoding='UTF-8'?>\n<Parallels_disk_image Version=\"1.0\">\n<Disk_Parameters>\
-             <Disk_size>{sectors}</Disk_size><Padding>0</Padding></Disk_Parameters>\n<StorageData><Storage><Start>0</Start>\
-             <End>{sectors}</End><Blocksize>2048</Blocksize><Image><GUID>{top}</GUID><Type>Compressed</Type><File>0.hds</File>\
-             </Image></Storage></StorageData>\n<Snapshots><Shot><GUID>{top}</GUID>\
-             <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots>\n</Parallels_disk_image>\n"
-        ),
-    );
-    workshop.write(
-        "web.pvm/config.pvs",
-        "<?xml version='1.0' encoding='UTF-8'?><ParallelsVirtualMachine dyn_lists='' schemaVersion='1.0'>\
-         <AppVersion>18.3.2-53621</AppVersion><Identification><VmName>web</VmName></Identification><Settings><General>\
-         <OsType>9</OsType><OsNumber>2311</OsNumber></General></Settings><Hardware><Cpu><Number>1</Number></Cpu>\
-         <Memory><RAM>512</RAM></Memory><Hdd id='0'><Index>0</Index><Enabled>1</Enabled><Connected>1</Connected>\
-         <EmulatedType>1</EmulatedType><SystemName>harddisk.hdd</SystemName><InterfaceType>2</InterfaceType>\
-         <StackIndex>0</StackIndex></Hdd></Hardware></ParallelsVirtualMachine>",
-    );
-    boots(&workshop, &workshop.vm().join("web.pvm"));
+    boots("a_bundle_of_parallels");
 }
 
 #[test]
 fn a_configuration_of_xl_with_a_raw_disk() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    workshop.convert("web.img", "raw");
-    workshop.write(
-        "web.cfg",
-        "name = \"web\"\ntype = \"hvm\"\nmemory = 512\nvcpus = 1\nboot = \"c\"\ndisk = ['web.img,raw,xvda,rw']\n\
-         vif = ['mac=00:16:3e:00:00:01,bridge=xenbr0']\n",
-    );
-    boots(&workshop, &workshop.vm().join("web.cfg"));
+    boots("a_configuration_of_xl_with_a_raw_disk");
 }
 
 #[test]
 fn an_export_of_xenserver() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    let blocks = workshop.path("blocks");
-    fs::create_dir_all(blocks.join("Ref:4")).unwrap();
-    let size = fs::metadata(&workshop.raw).unwrap().len();
-    fs::write(blocks.join("ova.xml"), ova_xml(size)).unwrap();
-    // Blocks of 1 MiB; of those with zeroes only the last one is there.
-    let split = "split -b 1M -d -a 8 --filter='cat >$FILE; cmp -s -n 1048576 $FILE /dev/zero && rm $FILE || \
-                 sha1sum <$FILE | head -c 40 >$FILE.checksum' \"$1\" Ref:4/";
-    let status = Command::new("sh")
-        .args(["-c", split, "split", path(&workshop.raw)])
-        .current_dir(&blocks)
-        .status()
-        .unwrap();
-    assert!(status.success());
-    let last = format!("Ref:4/{:08}", (size >> 20) - 1);
-    fs::write(blocks.join(&last), vec![0; 1 << 20]).unwrap();
-    let output =
-        Command::new("sh").args(["-c", "find Ref:4 -type f | sort"]).current_dir(&blocks).output();
-    let names = text(&output.unwrap().stdout);
-    let xva = workshop.vm().join("web.xva");
-    tar(&blocks, &xva, &std::iter::once("ova.xml").chain(names.lines()).collect::<Vec<_>>());
-    boots(&workshop, &xva);
+    boots("an_export_of_xenserver");
 }
 
 #[test]
 fn a_domain_of_libvirt_with_a_chain_of_qcow2() {
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    let base = workshop.convert("base.qcow2", "qcow2");
-    let (middle, top) = (workshop.vm().join("middle.qcow2"), workshop.vm().join("top.qcow2"));
-    workshop.verb(&["disk", "create", path(&middle), "--parent", path(&base)]);
-    workshop.verb(&["disk", "create", path(&top), "--parent", path(&middle)]);
-    // A snapshot in the chain that holds something.
-    let console = workshop
-        .boot(&["--net", "none", "--disk", &format!("{},in-place", path(&top))], " login: ");
-    assert!(console.contains("this is start 1;"), "{console}");
-    let xml = workshop.write(
-        "web.xml",
-        &format!(
-            "<domain type='kvm'><name>web</name><memory unit='MiB'>512</memory><vcpu>1</vcpu><os><type arch='x86_64' \
-             machine='pc-q35-7.2'>hvm</type></os><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
-             <source file='{}'/><target dev='vda' bus='virtio'/></disk><interface type='network'>\
-             <mac address='52:54:00:00:00:01'/><source network='default'/><model type='virtio'/></interface></devices></domain>",
-            path(&top)
-        ),
-    );
-    let console = workshop.boots(&[path(&xml), "--net", "none"]);
-    assert!(console.contains("this is start 2;"), "{console}");
-}
-
-/// VirtualBox itself makes the machine and its snapshots (`tests/labs/vbox-lab`).
-#[test]
-fn a_machine_of_virtualbox_with_two_snapshots() {
-    let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/labs/vbox-lab");
-    let prepared = Command::new(&lab).arg("--prepare").output().unwrap();
-    if !prepared.status.success() {
-        eprintln!("skipped: VirtualBox cannot be fetched: {}", text(&prepared.stderr));
-        return;
-    }
-    let Some(workshop) = Workshop::new(KIND) else { return };
-    let folder = workshop.vm();
-    let raw = workshop.path("disk.raw");
-    let copied = Command::new("cp").arg("--sparse=always").arg(&workshop.raw).arg(&raw).status();
-    assert!(copied.unwrap().success());
-    let script = format!(
-        "set -e
-        VBoxManage convertfromraw '{raw}' '{0}/base.vdi' --format VDI
-        VBoxManage createvm --name web --basefolder '{0}' --ostype Debian12_64 --register
-        VBoxManage modifyvm web --memory 512 --nic1 nat
-        VBoxManage storagectl web --name SATA --add sata
-        VBoxManage storageattach web --storagectl SATA --port 0 --type hdd --medium '{0}/base.vdi'
-        VBoxManage snapshot web take one
-        VBoxManage snapshot web take two",
-        path(&folder),
-        raw = path(&raw),
-    );
-    let top = workshop.path("");
-    let output =
-        Command::new(&lab).args(["-b", path(&top), "--", "sh", "-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let vbox: PathBuf = folder.join("web/web.vbox");
-    let images =
-        sums(&folder).into_keys().filter(|path| path.extension().is_some_and(|end| end == "vdi"));
-    assert_eq!(images.count(), 3);
-    // The base lies beside the machine's folder, as a user may have put it.
-    let console = workshop.boots(&[path(&vbox), "--allow-outside", "--net", "none"]);
-    assert!(console.contains("this is start 1;"), "{console}");
-}
-
-/// Packs files as OVF tools do.
-fn tar(folder: &Path, archive: &Path, files: &[&str]) {
-    let tar = Command::new("tar")
-        .args(["--format=ustar", "--no-recursion", "-cf", path(archive)])
-        .args(files)
-        .current_dir(folder)
-        .status()
-        .unwrap();
-    assert!(tar.success());
-}
-
-fn ovf(size: u64, capacity: u64) -> String {
-    let item = |id: u32, kind: u32, more: &str| {
-        format!(
-            "<Item><rasd:InstanceID>{id}</rasd:InstanceID><rasd:ResourceType>{kind}</rasd:ResourceType>{more}</Item>"
-        )
-    };
-    let items = [
-        item(1, 3, "<rasd:VirtualQuantity>1</rasd:VirtualQuantity>"),
-        item(
-            2,
-            4,
-            "<rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:VirtualQuantity>512</rasd:VirtualQuantity>",
-        ),
-        item(
-            3,
-            6,
-            "<rasd:Address>0</rasd:Address><rasd:ResourceSubType>lsilogic</rasd:ResourceSubType>",
-        ),
-        item(
-            4,
-            17,
-            "<rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource>\
-             <rasd:Parent>3</rasd:Parent>",
-        ),
-        item(
-            5,
-            10,
-            "<rasd:AddressOnParent>7</rasd:AddressOnParent><rasd:Connection>VM Network</rasd:Connection>\
-             <rasd:ResourceSubType>E1000</rasd:ResourceSubType>",
-        ),
-    ];
-    format!(
-        "<?xml version='1.0' encoding='UTF-8'?>\n<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1' \
-         xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1' xmlns:rasd='http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/\
-         CIM_ResourceAllocationSettingData' xmlns:vssd='http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/\
-         CIM_VirtualSystemSettingData'>\n<References><File ovf:href='web-disk1.vmdk' ovf:id='file1' ovf:size='{size}'/></References>\n\
-         <DiskSection><Info>Disks</Info><Disk ovf:capacity='{capacity}' ovf:diskId='vmdisk1' ovf:fileRef='file1' \
-         ovf:format='http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized'/></DiskSection>\n\
-         <NetworkSection><Info>Networks</Info><Network ovf:name='VM Network'/></NetworkSection>\n<VirtualSystem ovf:id='web'>\
-         <Info>A VM</Info><Name>web</Name><VirtualHardwareSection><Info>Hardware</Info><System>\
-         <vssd:InstanceID>0</vssd:InstanceID><vssd:VirtualSystemType>vmx-13</vssd:VirtualSystemType></System>{}\
-         </VirtualHardwareSection></VirtualSystem></Envelope>\n",
-        items.concat()
-    )
-}
-
-/// The objects of XenAPI in an export.
-fn ova_xml(size: u64) -> String {
-    let members = |fields: &[(&str, &str)]| -> String {
-        let member = |(name, value): &(&str, &str)| {
-            format!("<member><name>{name}</name><value>{value}</value></member>")
-        };
-        fields.iter().map(member).collect()
-    };
-    let object = |class: &str, id: &str, fields: &[(&str, &str)]| {
-        let state = format!("<struct>{}</struct>", members(fields));
-        format!(
-            "<value><struct>{}</struct></value>",
-            members(&[("class", class), ("id", id), ("snapshot", &state)])
-        )
-    };
-    let list = |id: &str| format!("<array><data><value>{id}</value></data></array>");
-    let vm = [
-        ("name_label", "web"),
-        ("memory_static_max", "536870912"),
-        ("VCPUs_at_startup", "1"),
-        ("VCPUs_max", "1"),
-        ("is_a_snapshot", "<boolean>0</boolean>"),
-        ("HVM_boot_policy", "BIOS order"),
-        ("VBDs", &list("Ref:2")),
-    ];
-    let disk = [("userdevice", "0"), ("type", "Disk"), ("bootable", "1"), ("VDI", "Ref:4")];
-    let objects = [
-        object("VM", "Ref:1", &vm),
-        object("VBD", "Ref:2", &disk),
-        object("VDI", "Ref:4", &[("virtual_size", &size.to_string()), ("name_label", "root")]),
-    ];
-    let version = format!(
-        "<struct>{}</struct>",
-        members(&[("product_version", "8.2.0"), ("export_vsn", "2")])
-    );
-    let objects = format!("<array><data>{}</data></array>", objects.concat());
-    format!(
-        "<value><struct>{}</struct></value>",
-        members(&[("version", &version), ("objects", &objects)])
-    )
-}
-
-/// Makes a VHDX the child of another (MS-VHDX 2.6.2.6, parent locator).
-fn link_vhdx(child: &Path, parent: &Path) {
-    /// Where both our images have their metadata, and room for the locator in it.
-    const METADATA: usize = 2 << 20;
-    const LOCATOR: usize = 128 << 10;
-    let parent_bytes = &fs::read(parent).unwrap()[..192 << 10];
-    let number = |at: usize| u64::from_le_bytes(parent_bytes[at + 8..at + 16].try_into().unwrap());
-    let header = if number(64 << 10) > number(128 << 10) { 64 << 10 } else { 128 << 10 };
-    let id = &parent_bytes[header + 32..header + 48];
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15]
-        .map(|at: usize| format!("{:02X}", id[at]));
-    let guid = format!(
-        "{{{}-{}-{}-{}-{}}}",
-        order[..4].concat(),
-        order[4..6].concat(),
-        order[6..8].concat(),
-        order[8..10].concat(),
-        order[10..].concat()
-    );
-    let name = parent.file_name().unwrap().to_str().unwrap();
-    let pairs = [("parent_linkage", guid), ("relative_path", format!(".\\{name}"))];
-    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-    let mut locator = vec![
-        0xb7, 0xef, 0x4a, 0xb0, 0x9e, 0xd1, 0x81, 0x4a, 0xb7, 0x89, 0x25, 0xb8, 0xe9, 0x44, 0x59,
-        0x13, 0, 0, 2, 0,
-    ];
-    let mut strings = Vec::new();
-    for (key, value) in &pairs {
-        let (key, value) = (utf16(key), utf16(value));
-        let at = (20 + pairs.len() * 12 + strings.len()) as u32;
-        locator.extend_from_slice(&at.to_le_bytes());
-        locator.extend_from_slice(&(at + key.len() as u32).to_le_bytes());
-        locator.extend_from_slice(&(key.len() as u16).to_le_bytes());
-        locator.extend_from_slice(&(value.len() as u16).to_le_bytes());
-        strings.extend_from_slice(&key);
-        strings.extend_from_slice(&value);
-    }
-    locator.extend_from_slice(&strings);
-    let mut bytes = fs::read(child).unwrap();
-    bytes[METADATA + LOCATOR..][..locator.len()].copy_from_slice(&locator);
-    let count = u16::from_le_bytes([bytes[METADATA + 10], bytes[METADATA + 11]]);
-    bytes[METADATA + 10..METADATA + 12].copy_from_slice(&(count + 1).to_le_bytes());
-    let entry = METADATA + 32 + usize::from(count) * 32;
-    bytes[entry..entry + 16].copy_from_slice(&[
-        0x2d, 0x5f, 0xd3, 0xa8, 0x0b, 0xb3, 0x4d, 0x45, 0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34, 0xab,
-        0x0c,
-    ]);
-    bytes[entry + 16..entry + 20].copy_from_slice(&(LOCATOR as u32).to_le_bytes());
-    bytes[entry + 20..entry + 24].copy_from_slice(&(locator.len() as u32).to_le_bytes());
-    bytes[entry + 24..entry + 28].copy_from_slice(&4_u32.to_le_bytes());
-    // The first item are the file's parameters: block size, and whether it has a parent.
-    bytes[METADATA + (64 << 10) + 4] |= 2;
-    fs::write(child, bytes).unwrap();
+    boots("a_domain_of_libvirt_with_a_chain_of_qcow2");
 }

@@ -5,15 +5,8 @@ use crate::harness::{PROMPT, Workshop};
 fn boots(kind: &str) -> Option<String> {
     let workshop = Workshop::new(kind)?;
     let image = workshop.convert("disk.qcow2", "qcow2");
-    Some(workshop.boots(&[
-        "-v",
-        "--net",
-        "none",
-        "--memory",
-        "1G",
-        "--disk",
-        image.to_str().unwrap(),
-    ]))
+    let arguments = ["-v", "--net", "none", "--memory", "1G", "--disk", image.to_str().unwrap()];
+    Some(crate::boots(&workshop, &arguments))
 }
 
 #[test]
@@ -79,5 +72,5 @@ fn what_a_guest_writes_is_there_when_it_starts_again() {
     let image = workshop.convert("disk.qcow2", "qcow2");
     let arguments = ["--net", "none", "--disk", image.to_str().unwrap()];
     assert!(workshop.boot(&arguments, PROMPT).contains("this is start 1;"));
-    assert!(workshop.boots(&arguments).contains("this is start 2;"));
+    assert!(crate::boots(&workshop, &arguments).contains("this is start 2;"));
 }

@@ -1,5 +1,10 @@
 //! The program from end to end, on a real KVM: in the lab of tests/labs.
 
+mod guests;
+#[path = "../guests/harness.rs"]
+mod harness;
+#[path = "../guests/packages.rs"]
+mod packages;
 mod platforms;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
@@ -14,12 +19,15 @@ use scenarios::{console, errors, moving, network, storage};
 const DEADLINE: u32 = 480;
 
 /// A lab that is still to be booted.
+#[derive(Default)]
 struct Lab {
     /// In MiB.
     memory: u32,
     cpus: u32,
     /// A variable more for the scripts.
     variable: Option<(&'static str, String)>,
+    /// Folders more in which it may write.
+    writable: Vec<PathBuf>,
 }
 
 impl Place for Lab {
@@ -37,6 +45,7 @@ impl Place for Lab {
             .args(["-v", "-m", &self.memory.to_string(), "-s", &self.cpus.to_string()])
             .args(["-t", &DEADLINE.to_string(), "-C", "/", "-w"])
             .arg(folder)
+            .args(self.writable.iter().flat_map(|folder| [Path::new("-w"), folder]))
             .env("KVM_LAB_CACHE", cache().join("kvm-lab"));
         for (name, value) in variables.iter().chain(&self.variable) {
             command.args(["-e", &format!("{name}={value}")]);
@@ -47,7 +56,7 @@ impl Place for Lab {
 }
 
 fn lab(memory: u32) -> Lab {
-    Lab { memory, cpus: 1, variable: None }
+    Lab { memory, cpus: 1, ..Lab::default() }
 }
 
 #[test]
@@ -137,7 +146,7 @@ fn network_cards_pass_their_tests_where_the_kernel_carries_frames() {
                ! grep 'skipped: this kernel has no vhost-net' output || fail 'vhost-net is not there'
                grep 'test result' output"#,
         )
-        .run(&Lab { memory: 700, cpus: 2, variable: Some(("TESTS", unit_tests("devices"))) });
+        .run(&Lab { cpus: 2, variable: Some(("TESTS", unit_tests("devices"))), ..lab(700) });
 }
 
 #[test]
@@ -159,7 +168,7 @@ fn the_kvm_engine_passes_the_conformance_tests() {
             r#""$CONFORMANCE" --both move survive 'keep their' >output 2>&1 || fail "$(cat output)"
                tail -n 1 output"#,
         )
-        .run(&Lab { memory: 700, cpus: 2, variable: Some(("CONFORMANCE", program.to_owned())) });
+        .run(&Lab { cpus: 2, variable: Some(("CONFORMANCE", program.to_owned())), ..lab(700) });
 }
 
 /// The program of the unit tests of a library: the newest, since cargo keeps those of earlier builds.

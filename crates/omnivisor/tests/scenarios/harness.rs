@@ -50,7 +50,7 @@ within() {
 #[derive(Default)]
 pub struct Scenarios {
     prepared: Vec<Vec<String>>,
-    scripts: Vec<(&'static str, &'static str)>,
+    scripts: Vec<(&'static str, String)>,
 }
 
 impl Scenarios {
@@ -62,8 +62,8 @@ impl Scenarios {
     }
 
     /// Adds a scenario: it passes when its script ends with 0.
-    pub fn scenario(mut self, name: &'static str, script: &'static str) -> Self {
-        self.scripts.push((name, script));
+    pub fn scenario(mut self, name: &'static str, script: impl Into<String>) -> Self {
+        self.scripts.push((name, script.into()));
         self
     }
 
