@@ -55,16 +55,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Element, String> {
             Event::Text(text) => add(&mut open, &text.xml10_content()),
             Event::CData(text) => add(&mut open, &text.xml10_content()),
             Event::GeneralRef(name) => {
-                let resolved = match name.resolve_char_ref() {
-                    Ok(Some(letter)) => letter,
-                    _ => match name.xml10_content().as_ref() {
-                        "lt" => '<',
-                        "gt" => '>',
-                        "amp" => '&',
-                        "apos" => '\'',
-                        "quot" => '"',
-                        _ => return Err("it has an entity that is not one of XML's own".into()),
-                    },
+                let Some(resolved) = spec::foreign::resolve_reference(&name) else {
+                    return Err("it has an entity that is not one of XML's own".into());
                 };
                 add(&mut open, resolved.encode_utf8(&mut [0; 4]));
             }

@@ -32,3 +32,4 @@ pub use description::{
 pub use export::{Export, Form, UnknownForm, export};
 pub use fuzz::fuzz;
 pub use read::{OWN_DESCRIPTION, ReadOptions, is_description, parse, read};
+pub use xml::resolve_reference;

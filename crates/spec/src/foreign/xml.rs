@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use quick_xml::Reader;
 use quick_xml::XmlVersion;
-use quick_xml::events::{BytesStart, Event};
+use quick_xml::events::{BytesRef, BytesStart, Event};
 
 use super::description::Unread;
 use super::text;
@@ -58,16 +58,8 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Element> {
             Event::Text(text) => parser.text(&text.xml10_content()),
             Event::CData(text) => parser.text(&text.xml10_content()),
             Event::GeneralRef(name) => {
-                let resolved = match name.resolve_char_ref() {
-                    Ok(Some(letter)) => letter,
-                    _ => match name.xml10_content().as_ref() {
-                        "lt" => '<',
-                        "gt" => '>',
-                        "amp" => '&',
-                        "apos" => '\'',
-                        "quot" => '"',
-                        _ => return Err(parser.error(start, "This entity is not one of XML's own")),
-                    },
+                let Some(resolved) = resolve_reference(&name) else {
+                    return Err(parser.error(start, "This entity is not one of XML's own"));
                 };
                 parser.text(resolved.encode_utf8(&mut [0; 4]));
             }
@@ -86,6 +78,21 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Element> {
             Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
         }
     }
+}
+
+/// What a reference in a text stands for, by its number or as one of XML's own five entities (XML 1.0, 4.6).
+pub fn resolve_reference(reference: &BytesRef<'_>) -> Option<char> {
+    if let Ok(Some(letter)) = reference.resolve_char_ref() {
+        return Some(letter);
+    }
+    Some(match reference.xml10_content().as_ref() {
+        "lt" => '<',
+        "gt" => '>',
+        "amp" => '&',
+        "apos" => '\'',
+        "quot" => '"',
+        _ => return None,
+    })
 }
 
 /// The name of the first element, without reading on; for beginnings of files.
