@@ -46,23 +46,26 @@ impl Verifier {
     /// Accepts the certificate with thumbprint `pin` and no other; without one, those that the authorities in the
     /// file `ca` or, without that, the system's vouch for.
     pub fn new(pin: Option<&str>, ca: Option<&Path>) -> crate::Result<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let pin = pin.map(Thumbprint::parse).transpose()?;
-        let authorities = match pin {
-            Some(_) => None,
-            None => {
-                let roots = Arc::new(roots(ca)?);
-                // Without any authority everything is refused, with the thumbprint that could be pinned.
-                WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build().ok()
-            }
-        };
-        Ok(Self {
-            provider,
-            pin,
-            authorities,
-            refused: Mutex::default(),
-            accepted: Mutex::default(),
-        })
+        if let Some(pin) = pin {
+            return Ok(Self::with(Some(Thumbprint::parse(pin)?), None));
+        }
+        let roots = Arc::new(roots(ca)?);
+        // Without any authority everything is refused, with the thumbprint that could be pinned.
+        Ok(Self::with(
+            None,
+            WebPkiServerVerifier::builder_with_provider(roots, provider()).build().ok(),
+        ))
+    }
+
+    /// Accepts this certificate, in PEM, and no other; `None` if it is none.
+    pub fn pinned(pem: &str) -> Option<Self> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+        Some(Self::with(Some(Thumbprint(Sha256::digest(certificate).into())), None))
+    }
+
+    fn with(pin: Option<Thumbprint>, authorities: Option<Arc<WebPkiServerVerifier>>) -> Self {
+        let (refused, accepted) = (Mutex::default(), Mutex::default());
+        Self { provider: provider(), pin, authorities, refused, accepted }
     }
 
     /// The server that was refused since it was last asked.
@@ -191,14 +194,23 @@ pub(crate) struct TlsConnector {
 
 impl TlsConnector {
     pub fn new(verifier: Arc<Verifier>) -> Self {
-        let config = ClientConfig::builder_with_provider(verifier.provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("ring has what TLS 1.2 and 1.3 need")
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Self { config: Arc::new(config) }
+        Self { config: config(verifier) }
     }
+}
+
+/// TLS with servers that `verifier` takes for the right ones.
+pub(crate) fn config(verifier: Arc<Verifier>) -> Arc<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(verifier.provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("ring has what TLS 1.2 and 1.3 need")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 impl<In: Transport> Connector<In> for TlsConnector {

@@ -213,3 +213,58 @@ fn changes_are_told_as_they_happen() {
     .unwrap();
     assert_eq!(seen, ["db", "web"]);
 }
+
+/// Opens the disks of a VM where they are.
+fn still(host: &Connection, vm: &str) -> Result<(platform::Still, Vec<String>), Error> {
+    let mut told = Vec::new();
+    let still = host.still(vm, &mut |sentence| told.push(sentence))?;
+    Ok((still, told))
+}
+
+/// The lab's second block is empty, and the others are not.
+fn is_whole(still: &platform::Still) -> bool {
+    let disk = &still.disks[0].disk;
+    let mut all = vec![1; usize::try_from(disk.len()).unwrap()];
+    disk.read_at(&mut all, 0).unwrap();
+    let (blocks, empty) = (all.chunks(1 << 20).collect::<Vec<_>>(), vec![0; 1 << 20]);
+    blocks.len() == 4 && blocks.iter().enumerate().all(|(at, block)| (at == 1) == (*block == empty))
+}
+
+#[test]
+fn disks_are_read_in_parts_below_a_snapshot() {
+    let server = Server::start(&["--nbd", "tls"]);
+    let host = server.connect();
+    for vm in ["web", "db"] {
+        let (first, told) = still(&host, vm).unwrap();
+        assert!(told.len() == 1 && told[0].contains("\"omnivisor run\""), "{told:?}");
+        assert_eq!((first.disks.len(), first.disks[0].drive), (1, 0));
+        assert!(is_whole(&first));
+        // The next run goes on with the same state, and takes the snapshot away when all is here.
+        let (second, told) = still(&host, vm).unwrap();
+        assert!(told[0].contains("of a run before"), "{told:?}");
+        assert_eq!(first.disks[0].stamp, second.disks[0].stamp);
+        (first.undo)(false).unwrap();
+        assert_eq!(host.snapshots(vm).unwrap().len(), 1);
+        (second.undo)(true).unwrap();
+        assert_eq!(host.snapshots(vm).unwrap(), []);
+    }
+}
+
+#[test]
+fn a_disk_whose_line_breaks_or_whose_session_ends_is_read_on() {
+    let server = Server::start(&["--nbd", "tls", "--cut", "1500000", "--session-requests", "9"]);
+    let host = server.connect();
+    assert!(is_whole(&still(&host, "web").unwrap().0));
+}
+
+#[test]
+fn disks_that_are_not_given_or_not_encrypted_are_refused_and_nothing_is_changed() {
+    for (options, says) in [(&[][..], "purpose \"nbd\""), (&["--nbd", "plain"], "does not encrypt")]
+    {
+        let server = Server::start(options);
+        let host = server.connect();
+        let error = still(&host, "web").err().unwrap();
+        assert!(error.to_string().contains(says) && error.repair().is_some(), "{error}");
+        assert_eq!(host.snapshots("web").unwrap(), []);
+    }
+}

@@ -13,9 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use disk::{FileSource, ReadAhead, RemoteSource, Source};
 use sha2::{Digest, Sha256};
 
-use crate::blocks::Blocks;
 use crate::pull::hexadecimal;
-use crate::{Error, Result, Runner};
+use crate::{Error, Result, Runner, blocks};
 pub(crate) use disks::VmDisks;
 use pool::Pool;
 pub(crate) use wire::fuzz;
@@ -186,18 +185,8 @@ impl Source for PlacedFile {
             (Place::There(pool), Body::There(ahead)) => (pool, ahead),
             _ => return Ok(()),
         };
-        ahead.read_at(self, buffer, offset, &|run, give| {
-            let bytes = run.start * ReadAhead::BLOCK..(run.end * ReadAhead::BLOCK).min(self.length);
-            let mut blocks = Blocks::new(run.start, self.length);
-            let mut take = |piece: &[u8]| {
-                blocks.push(piece, give);
-                Ok(())
-            };
-            let read = pool.read_patiently(&self.path, bytes, self.changed, &mut take);
-            read.map_err(|error| {
-                let source = std::io::Error::other(error.to_string());
-                disk::Error::Io { action: "read", path: self.address().into(), source }
-            })
+        blocks::read_at(self, ahead, buffer, offset, &|range, take| {
+            pool.read(&self.path, range, self.changed, take)
         })
     }
 

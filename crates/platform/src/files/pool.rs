@@ -11,10 +11,6 @@ use crate::{Error, Result, Runner};
 
 /// Connections that are kept for the next reader.
 const MOST_IDLE: usize = 16;
-/// How often a disk's reader tries again after a lost connection.
-const ATTEMPTS: u32 = 6;
-/// The pause before the first of these; it doubles each time.
-const PAUSE: Duration = Duration::from_millis(250);
 /// How many offsets are tried at once to find the end of a block device.
 const PROBES: u64 = 15;
 
@@ -74,34 +70,6 @@ impl Pool {
             Ok(found) if changed_of(&found) == Some(known) => Ok(()),
             Ok(_) => Err(changed(path)),
             Err(error) => Err(error),
-        }
-    }
-
-    /// The same, again after a lost connection.
-    pub fn read_patiently(
-        &self,
-        path: &str,
-        mut range: Range<u64>,
-        known: Changed,
-        take: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let mut failures = 0;
-        loop {
-            let start = range.start;
-            let result = self.read(path, range.clone(), known, &mut |bytes| {
-                range.start += bytes.len() as u64;
-                take(bytes)
-            });
-            let error = match result {
-                Err(error @ (Error::Unreachable { .. } | Error::TimedOut { .. })) => error,
-                result => return result,
-            };
-            failures = if range.start > start { 1 } else { failures + 1 };
-            if failures >= ATTEMPTS {
-                return Err(error);
-            }
-            tracing::info!(%error, "reading is tried again");
-            std::thread::sleep(PAUSE.saturating_mul(1 << failures));
         }
     }
 

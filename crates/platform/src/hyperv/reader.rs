@@ -13,8 +13,7 @@ use serde::Deserialize;
 
 use super::exchange::{Exchange, Frame, Remote};
 use super::reply::Image;
-use crate::blocks::Blocks;
-use crate::{Error, RemoteFile, Result};
+use crate::{Error, RemoteFile, Result, blocks};
 
 const SCRIPT: &str = include_str!("scripts/read.ps1");
 /// A host without a word for so long is gone.
@@ -25,9 +24,6 @@ const IDLE: usize = 8;
 const PIECE: u64 = 1 << 20;
 /// What incompressible bytes become longer by is far less.
 const LONGEST_PIECE: usize = 2 << 20;
-/// How often a guest's read is tried again, and the first pause; it doubles each time.
-const ATTEMPTS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(300);
 
 /// The files of a host.
 pub(super) struct Files {
@@ -178,33 +174,8 @@ impl Source for HostFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> disk::Result<()> {
-        self.ahead.read_at(self, buffer, offset, &|run, give| {
-            let bytes =
-                run.start * ReadAhead::BLOCK..(run.end * ReadAhead::BLOCK).min(self.image.length);
-            let mut blocks = Blocks::new(run.start, self.image.length);
-            let mut at = bytes.start;
-            let mut failures = 0;
-            while at < bytes.end {
-                let before = at;
-                let read = self.files.read(&self.image, at..bytes.end, &mut |piece| {
-                    at += piece.len() as u64;
-                    blocks.push(piece, give);
-                    Ok(())
-                });
-                let Err(error) = read else { continue };
-                failures = if at > before { 1 } else { failures + 1 };
-                let passes = matches!(error, Error::Unreachable { .. } | Error::TimedOut { .. });
-                if !passes || failures > ATTEMPTS {
-                    let source = std::io::Error::other(error.to_string());
-                    return Err(disk::Error::Io {
-                        action: "read",
-                        path: self.address().into(),
-                        source,
-                    });
-                }
-                std::thread::sleep(PAUSE * (1 << failures.min(6)));
-            }
-            Ok(())
+        blocks::read_at(self, &self.ahead, buffer, offset, &|range, take| {
+            self.files.read(&self.image, range, take)
         })
     }
 

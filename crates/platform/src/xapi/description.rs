@@ -10,7 +10,7 @@ use super::session::Session;
 use crate::{Result, describe};
 
 /// Most objects around a VM that are asked for.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
 /// Deepest value in a record.
 const DEEPEST: usize = 16;
 

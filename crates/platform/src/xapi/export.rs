@@ -15,8 +15,6 @@ use crate::{Error, Pullable, Result, State, StreamFile};
 const SNAPSHOT: &str = "omnivisor pull";
 /// So long after the last byte may the server take to say how its task ended.
 const TASK_TIME: Duration = Duration::from_secs(60);
-/// Making and removing a snapshot.
-const SNAPSHOT_TIME: Duration = Duration::from_secs(3600);
 
 /// Makes a VM ready to be copied: a running one gets a snapshot.
 pub(super) fn pullable(
@@ -32,11 +30,7 @@ pub(super) fn pullable(
                 "{} is running: the snapshot {SNAPSHOT:?} is made for as long as it is copied",
                 vm.name
             ));
-            let arguments = [json!(vm.reference), json!(SNAPSHOT)];
-            let made = session.call_within("VM.snapshot", &arguments, SNAPSHOT_TIME)?;
-            let Some(reference) = made.as_str().map(str::to_owned) else {
-                return Err(session.wrong("VM.snapshot", "it names no snapshot"));
-            };
+            let reference = power::snapshot(session, vm, SNAPSHOT)?;
             let uuid = session.call("VM.get_uuid", &[json!(reference)])?;
             (uuid.as_str().unwrap_or_default().to_owned(), Some(reference))
         }

@@ -1,9 +1,11 @@
-//! XenServer and XCP-ng, by the XenAPI: JSON-RPC at `/jsonrpc`, whole VMs from `/export`.
+//! XenServer and XCP-ng, by the XenAPI: JSON-RPC at `/jsonrpc`, whole VMs from `/export`, disks by NBD.
 //!
 //! Source: Citrix's "XenServer Management API", chapters "Wire protocol", "Classes" and "VM import/export".
 
 mod description;
+mod disks;
 mod export;
+mod nbd;
 mod power;
 mod records;
 mod session;
@@ -43,7 +45,7 @@ fn ability(verb: Verb) -> Ability {
         }
         Verb::ConsoleLog => Ability::no("XenServer keeps no console"),
         Verb::ReadDisks => Ability::partly(
-            "whole, by `pull`: it gives no parts of disks, so `run` cannot begin before",
+            "whole by `pull`; by `run` if a network of the pool has the purpose \"nbd\"",
         ),
         _ => Ability::Yes,
     }
@@ -124,13 +126,10 @@ impl Pull for Xapi {
         export::pullable(&self.session, &self.find(vm)?, tell)
     }
 
-    fn still(&self, vm: &str, _: &mut dyn FnMut(String)) -> Result<Still> {
-        let name = crate::VmName { uri: Some(self.uri.clone()), name: vm.into() };
-        Err(Error::Failed {
-            what: format!("running {name} before it is here"),
-            message: "XenServer gives no parts of disks".into(),
-            repair: Some(format!("omnivisor pull '{name}' FOLDER, and run what is in there")),
-        })
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        let found = self.find(vm)?;
+        let label = crate::VmName { uri: Some(self.uri.clone()), name: found.name.clone() };
+        disks::still(&self.session, &found, &label.to_string(), tell)
     }
 }
 

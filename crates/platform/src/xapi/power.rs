@@ -13,7 +13,6 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// Changes a VM; returns when it is done.
 pub(super) fn perform(session: &Session, vm: &Vm, action: &Action) -> Result<()> {
-    let this = json!(vm.reference);
     let state = vm.state();
     match action {
         Action::Start if state == State::Suspended => run(session, vm, "VM.resume", &START),
@@ -26,10 +25,10 @@ pub(super) fn perform(session: &Session, vm: &Vm, action: &Action) -> Result<()>
         Action::Reset { force: false } => run(session, vm, "VM.clean_reboot", &[]),
         Action::Reset { force: true } => run(session, vm, "VM.hard_reboot", &[]),
         Action::CreateSnapshot { name, description } => {
-            let made = session.call_within("VM.snapshot", &[this, json!(name)], LONG)?;
+            let made = snapshot(session, vm, name)?;
             match description {
                 Some(text) => {
-                    session.call("VM.set_name_description", &[made, json!(text)]).map(drop)
+                    session.call("VM.set_name_description", &[json!(made), json!(text)]).map(drop)
                 }
                 None => Ok(()),
             }
@@ -55,6 +54,14 @@ fn run(session: &Session, vm: &Vm, method: &str, more: &[Value]) -> Result<()> {
         }
         Err(fault) => Err(session.failed(method, &fault)),
     }
+}
+
+/// Keeps the present state; returns the reference of the snapshot.
+pub(super) fn snapshot(session: &Session, vm: &Vm, name: &str) -> Result<String> {
+    let arguments = [json!(vm.reference), json!(name)];
+    let made = session.call_within("VM.snapshot", &arguments, LONG)?;
+    let made = made.as_str().map(str::to_owned);
+    made.ok_or_else(|| session.wrong("VM.snapshot", "it names no snapshot"))
 }
 
 /// The reference of the snapshot with this name or reference.

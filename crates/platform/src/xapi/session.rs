@@ -247,6 +247,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         super::records::fuzz(&result);
         super::description::fuzz(&result);
     }
+    super::nbd::fuzz(bytes);
 }
 
 #[cfg(test)]
