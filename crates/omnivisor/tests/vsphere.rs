@@ -1,6 +1,6 @@
 //! The verbs for VMs of ESXi, against VMware's simulator.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -119,4 +119,41 @@ fn a_password_comes_from_the_desktops_keyring() {
     let talk = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{talk}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("ha-host_VM0"), "{talk}");
+}
+
+#[test]
+fn passwords_of_several_platforms_are_asked_for_one_after_the_other() {
+    let simulator = Simulator::start();
+    let home = tempfile::tempdir().unwrap();
+    let other = simulator.uri.replace("127.0.0.1", "localhost");
+    // The time limit is shorter than the typing.
+    let line = format!(
+        "{OMNIVISOR} list --timeout 5 --tls-thumbprint {} {} {other}; stty",
+        simulator.thumbprint, simulator.uri
+    );
+    let mut terminal = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env_remove("OMNIVISOR_PASSWORD")
+        .env("HOME", home.path())
+        .env("XDG_STATE_HOME", home.path())
+        .env("COLUMNS", "200")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut screen) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());
+    let mut said = String::new();
+    let mut byte = [0];
+    while screen.read(&mut byte).unwrap() == 1 {
+        said.push(char::from(byte[0]));
+        if said.ends_with("1: ") || said.ends_with("localhost: ") {
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            keys.write_all(b"secret\n").unwrap();
+        }
+    }
+    assert!(terminal.wait().unwrap().success(), "{said}");
+    assert_eq!(said.matches("Password of").count(), 2, "{said}");
+    assert_eq!(said.matches("ha-host_VM0").count(), 2, "{said}");
+    // What is typed afterwards is seen.
+    assert!(!said.contains("secret") && !said.contains("-echo "), "{said}");
 }

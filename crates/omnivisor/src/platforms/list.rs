@@ -1,7 +1,7 @@
 //! `omnivisor list`: the VMs of several platforms at once.
 
 use std::process::ExitCode;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use comfy_table::{Table, presets};
 use platform::{Error, Uri, VmSummary};
 use serde_json::{Value, json};
 
-use super::{ReachArgs, failed, plain};
+use super::{ReachArgs, failed, password, plain};
 use crate::disk::{OutputFormat, human, print, print_json};
 use crate::failure::{FAILED, Failure};
 
@@ -75,13 +75,18 @@ fn ask_all(uris: &[Uri], reach: &ReachArgs) -> Vec<Answer> {
     let late = |uri: &Uri| Err(Error::TimedOut { what: uri.to_string(), limit });
     let mut answers: Vec<Answer> = uris.iter().map(late).collect();
     // What breaks a limit itself has the better words for it.
-    let deadline = Instant::now() + limit + Duration::from_millis(500);
-    while let Ok((place, answer)) =
-        receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-    {
-        answers[place] = answer;
+    let limit = limit + Duration::from_millis(500);
+    let (mut deadline, mut asked) = (Instant::now() + limit, 0);
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((place, answer)) => answers[place] = answer,
+            // A platform has its time from when the last password was typed.
+            Err(RecvTimeoutError::Timeout) if password::asked() > asked => {
+                (deadline, asked) = (Instant::now() + limit, password::asked());
+            }
+            Err(_) => return answers,
+        }
     }
-    answers
 }
 
 fn json(uris: &[Uri], answers: &[Answer]) -> Value {
@@ -142,6 +147,7 @@ pub(super) fn row(uri: &Uri, vm: &VmSummary) -> [String; 7] {
 
 /// A table without blanks around it.
 pub(super) fn lines(table: &Table) -> String {
-    let lines = table.to_string();
-    lines.lines().map(|line| format!("{}\n", line.trim())).collect()
+    let text = table.to_string();
+    let line = |line: &str| format!("{}\n", line.strip_prefix(' ').unwrap_or(line).trim_end());
+    text.lines().map(line).collect()
 }
