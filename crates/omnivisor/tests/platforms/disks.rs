@@ -74,6 +74,29 @@ fn a_vm_of_libvirt_is_copied_over_a_line_that_breaks() {
 }
 
 #[test]
+fn a_disk_with_external_snapshots_comes_with_all_that_it_is_based_on() {
+    let session = Session::new();
+    session.define();
+    fill(&session);
+    let mut virsh = session.command("virsh");
+    virsh.args(["-q", "-c", "qemu:///session", "snapshot-create-as", "web 1", "s1", "--disk-only"]);
+    assert!(virsh.status().unwrap().success());
+    let list = session.json(&["snapshot", "list", "qemu:///session/web 1"]);
+    assert_eq!(list["snapshots"][0]["name"], "s1");
+    let copied = session.path("copied");
+    session.expect(&["pull", "qemu:///session/web 1", copied.to_str().unwrap()]);
+    for file in ["disk.s1", "disk.qcow2", "base.raw", "web 1.xml"] {
+        assert!(copied.join(file).exists(), "{file}");
+    }
+    let (here, there) = (copied.join("disk.s1"), session.path("disk.s1"));
+    qemu_img(&["compare", "-q", here.to_str().unwrap(), there.to_str().unwrap()]);
+    // What undoes such a snapshot is not in this libvirt, which says so.
+    let (code, _, talk) =
+        session.run(&["snapshot", "revert", "--yes", "qemu:///session/web 1", "s1"]);
+    assert!(code == 125 && talk.contains("external"), "{talk}");
+}
+
+#[test]
 fn a_running_vm_is_not_copied_and_the_way_out_is_said() {
     let session = Session::new();
     session.define();

@@ -1,6 +1,7 @@
 //! VMs where they live: libvirt's, with QEMU, in a user's own session; and on another computer, by ssh.
 
 mod disks;
+mod faults;
 mod hyperv;
 mod session;
 mod sshd;
