@@ -156,6 +156,10 @@ impl Mirror {
             // One that panicked has copied nothing that is noted.
             let _ = copier.join();
         }
+        // The last of it may have come when the copying had been told to stop.
+        if self.is_whole() {
+            self.shared.completed();
+        }
         self.shared.note()
     }
 }

@@ -125,6 +125,23 @@ fn a_source_that_comes_back_is_copied_to_the_end() {
 }
 
 #[test]
+fn who_reads_the_last_of_it_lets_the_source_go() {
+    let (folder, remote) = (tempfile::tempdir().unwrap(), Remote::new(8));
+    remote.gone.store(true, Ordering::Relaxed);
+    let options = PullOptions { pause: Duration::from_secs(20), ..options() };
+    let path = folder.path().join("disk.raw");
+    let mirror = Mirror::open(&path, remote.clone(), "monday", &options).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    mirror.copy_behind(Box::new(move || tell.send(()).unwrap()));
+    // Whoever copies has failed, and pauses.
+    std::thread::sleep(Duration::from_millis(100));
+    remote.gone.store(false, Ordering::Relaxed);
+    bytes(&mirror, 0, remote.content.len());
+    mirror.close().unwrap();
+    told.try_recv().unwrap();
+}
+
+#[test]
 fn a_disk_that_changed_at_its_source_is_not_mixed() {
     let (folder, remote) = (tempfile::tempdir().unwrap(), Remote::new(8));
     let mirror = open(folder.path(), &remote);
