@@ -151,9 +151,10 @@ impl ServerCertVerifier for Verifier {
         let verified = authorities.verify_server_cert(certificate, intermediates, name, ocsp, now);
         verified.inspect(|_| self.accept(certificate, thumbprint)).map_err(|error| {
             let reason = match &error {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                    "no authority that is known here vouches for it".into()
-                }
+                // The others are authorities that vouch for themselves.
+                rustls::Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer | CertificateError::Other(_),
+                ) => "no authority that is known here vouches for it".into(),
                 error => error.to_string(),
             };
             self.refuse(thumbprint, reason, error)
