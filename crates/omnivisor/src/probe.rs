@@ -101,15 +101,19 @@ fn print(report: &Report, format: ProbeFormat) -> io::Result<()> {
             writeln!(out)?;
         }
         ProbeFormat::Table => {
-            let terminal = out.is_terminal();
-            let size = terminal.then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten();
-            let width = size.map(|size| size.ws_col).filter(|&width| width > 0).unwrap_or(WIDTH);
-            let colour =
-                terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            out.write_all(table::render(report, width, colour).as_bytes())?;
+            let colour = out.is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            out.write_all(table::render(report, width(), colour).as_bytes())?;
         }
     }
     out.flush()
+}
+
+/// Columns of the terminal that is written to.
+pub fn width() -> u16 {
+    let out = io::stdout();
+    let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten();
+    size.map(|size| size.ws_col).filter(|&width| width > 0).unwrap_or(WIDTH)
 }
 
 fn write_capture(path: &Path) -> io::Result<()> {

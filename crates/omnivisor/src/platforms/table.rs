@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use platform::{Ability, DRIVERS, Met, Uri, Verb};
 use serde_json::json;
 
@@ -26,6 +26,9 @@ pub struct PlatformsArgs {
     reach: ReachArgs,
 }
 
+/// So much is printed of a product's name and version.
+const LONGEST_PRODUCT: usize = 200;
+
 /// Prints it.
 pub fn run(args: &PlatformsArgs) -> Result<ExitCode, Failure> {
     let text = match (&args.uri, args.format) {
@@ -41,7 +44,8 @@ pub fn run(args: &PlatformsArgs) -> Result<ExitCode, Failure> {
                 }))?;
                 return super::DONE;
             }
-            format!("{}\n{}", plain(&product), abilities_text(&abilities))
+            let product: String = plain(&product).chars().take(LONGEST_PRODUCT).collect();
+            format!("{product}\n{}", abilities_text(&abilities))
         }
         (None, OutputFormat::Json) => {
             let drivers = DRIVERS.iter().map(|driver| {
@@ -70,20 +74,68 @@ fn abilities_json(abilities: &[(Verb, Ability)]) -> serde_json::Value {
     entries.collect()
 }
 
+/// What a platform can do in one way, or cannot for one reason.
+#[derive(PartialEq, Eq)]
+struct Group {
+    can: &'static str,
+    verbs: Vec<Verb>,
+    why: String,
+}
+
+/// Abilities by what they are and why: first what it can do.
+fn groups(abilities: &[(Verb, Ability)]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for wanted in ["yes", "partly", "no"] {
+        for (verb, ability) in abilities {
+            let (can, why) = match ability {
+                Ability::Yes => ("yes", String::new()),
+                Ability::Partly(how) => ("partly", plain(how)),
+                Ability::No(reason) => ("no", plain(reason)),
+            };
+            match groups.iter_mut().find(|group| group.can == can && group.why == why) {
+                Some(group) if can == wanted => group.verbs.push(*verb),
+                None if can == wanted => groups.push(Group { can, verbs: vec![*verb], why }),
+                _ => {}
+            }
+        }
+    }
+    groups
+}
+
+impl Group {
+    /// Its verbs; all that concern snapshots are one word.
+    fn names(&self) -> String {
+        let of_snapshots = |verb: &Verb| verb.name().starts_with("snapshot ");
+        let all = Verb::ALL.iter().filter(|verb| of_snapshots(verb)).count();
+        let has_all = self.verbs.iter().filter(|verb| of_snapshots(verb)).count() == all;
+        let name = |verb: &Verb| match has_all && of_snapshots(verb) {
+            true => "snapshot",
+            false => verb.name(),
+        };
+        let mut names: Vec<_> = self.verbs.iter().map(name).collect();
+        names.dedup();
+        names.join(", ")
+    }
+}
+
+/// What one platform can do.
 fn abilities_text(abilities: &[(Verb, Ability)]) -> String {
-    let line = |(verb, ability): &(Verb, Ability)| match ability {
-        Ability::Yes => format!("{:<16} yes\n", verb.name()),
-        Ability::Partly(how) => format!("{:<16} partly: {}\n", verb.name(), plain(how)),
-        Ability::No(reason) => format!("{:<16} no: {}\n", verb.name(), plain(reason)),
-    };
-    abilities.iter().map(line).collect()
+    let (mut text, mut table) = (String::new(), table());
+    for group in groups(abilities) {
+        match group.can {
+            // Nothing is to be said beside it, so it may be long.
+            "yes" => text = format!("yes     {}\n", group.names()),
+            can => drop(table.add_row([can, &group.names(), &group.why])),
+        }
+    }
+    text + &super::list::lines(&table)
 }
 
 /// All drivers, and below what each lacks.
 fn overview() -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PLATFORM", "URI", "TESTED AGAINST"]);
-    let mut lacks = String::new();
+    let mut drivers = table();
+    drivers.set_header(["PLATFORM", "URI", "TESTED AGAINST"]);
+    let mut lacking: Vec<(String, Vec<Group>)> = Vec::new();
     for driver in DRIVERS {
         let schemes: Vec<_> = driver.schemes.iter().map(|one| format!("{one}://")).collect();
         let met = match driver.met {
@@ -91,19 +143,34 @@ fn overview() -> String {
             Met::Simulator(what) => format!("a simulator: {what}"),
             Met::Recorded(what) => format!("no real product: {what}"),
         };
-        table.add_row([driver.platform.to_owned(), schemes.join(" "), met]);
-        for verb in Verb::ALL {
-            match (driver.ability)(verb) {
-                Ability::Yes => {}
-                Ability::Partly(how) => {
-                    lacks.push_str(&format!("{}: {verb}: {how}\n", driver.platform));
-                }
-                Ability::No(reason) => {
-                    lacks.push_str(&format!("{}: no {verb}: {reason}\n", driver.platform));
-                }
+        drivers.add_row([driver.platform.to_owned(), schemes.join(" "), met]);
+        let mut lacks = groups(&Verb::ALL.map(|verb| (verb, (driver.ability)(verb))));
+        lacks.retain(|group| group.can != "yes");
+        match lacking.last_mut() {
+            Some((names, last)) if *last == lacks => {
+                names.push_str(", ");
+                names.push_str(driver.platform);
             }
+            _ => lacking.push((driver.platform.to_owned(), lacks)),
         }
     }
-    let verbs = Verb::ALL.map(Verb::name).join(", ");
-    format!("{}\nThey can {verbs}, but for\n{lacks}", super::list::lines(&table))
+    let mut exceptions = table();
+    for (names, lacks) in lacking {
+        let mut platform = names.as_str();
+        for group in lacks {
+            exceptions.add_row([platform, group.can, &group.names(), &group.why]);
+            platform = "";
+        }
+    }
+    let verbs = Group { can: "yes", verbs: Verb::ALL.to_vec(), why: String::new() }.names();
+    let (drivers, exceptions) = (super::list::lines(&drivers), super::list::lines(&exceptions));
+    format!("{drivers}\nThey can {verbs}, but for\n\n{exceptions}")
+}
+
+/// A table as wide as the terminal.
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(crate::probe::width());
+    table
 }

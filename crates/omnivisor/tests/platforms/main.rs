@@ -105,6 +105,29 @@ fn a_platform_that_fails_hides_no_other() {
 }
 
 #[test]
+fn what_platforms_lack_is_told_once_for_each_reason() {
+    let session = Session::new();
+    let all = session.expect(&["platforms"]);
+    assert_eq!(all.matches("whole machines are not saved yet").count(), 1, "{all}");
+    assert!(all.lines().all(|line| line.chars().count() <= 120), "{all}");
+    let one = session.expect(&["platforms", "test:///default"]);
+    let lines: Vec<_> = one.lines().collect();
+    assert!(
+        lines[0].starts_with("libvirt ") && lines[1].starts_with("yes     list, show"),
+        "{one}"
+    );
+    assert!(lines[1].contains(", snapshot"), "{one}");
+    // Programs have each verb by its name.
+    let json = session.json(&["platforms", "test:///default"]);
+    let abilities = json["abilities"].as_array().unwrap();
+    assert_eq!(abilities.len(), 14);
+    assert_eq!(
+        (&abilities[7]["verb"], &abilities[7]["can"]),
+        (&"snapshot list".into(), &"yes".into())
+    );
+}
+
+#[test]
 fn a_name_that_makes_no_sense_is_a_matter_of_usage() {
     let session = Session::new();
     for (name, says) in
