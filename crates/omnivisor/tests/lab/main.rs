@@ -8,6 +8,7 @@ mod packages;
 mod platforms;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
+mod xen;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
