@@ -45,7 +45,7 @@ impl Translator {
         *runs = runs.wrapping_add(1);
         let mut rehearsal = None;
         if self.alone && (*runs < FIRST || runs.is_multiple_of(SAMPLE)) {
-            match self.rehearse(cpu, page, natives) {
+            match self.rehearse(cpu, id, natives) {
                 Ok(done) => rehearsal = done,
                 Err(done) => return done,
             }
@@ -55,7 +55,7 @@ impl Translator {
         cpu.translated.fpu = &raw const *cpu.fpu as u64;
         let reason = stubs::enter(&self.stubs, cpu, entries.indirect);
         if let Some(rehearsal) = rehearsal {
-            self.judge(cpu, page, natives, rip, &rehearsal, reason);
+            self.judge(cpu, id, natives, &rehearsal, reason);
         }
         match reason {
             context::NOTHING => Ok(()),
@@ -99,15 +99,23 @@ impl Translator {
         Ok(true)
     }
 
+    /// The page of a block, unless another processor has just changed what the block was made from: this one need not
+    /// know that yet.
+    fn code_of(&self, id: u32) -> Option<[u8; PAGE as usize]> {
+        let block = &self.blocks[id as usize];
+        let mut code = [0; PAGE as usize];
+        block.host.read(&mut code);
+        block.agrees(&code).then_some(code)
+    }
+
     /// The interpreter goes first, where both are compared.
     fn rehearse(
         &self,
         cpu: &mut Cpu,
-        page: HostAddress,
+        id: u32,
         natives: &mut crate::stubs::Stubs,
     ) -> Result<Option<Rehearsal>, Step> {
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
+        let Some(code) = self.code_of(id) else { return Ok(None) };
         let Some(trace) = Trace::of(&code, cpu.rip, cpu.user, true, &|_| false, natives) else {
             return Ok(None);
         };
@@ -117,14 +125,13 @@ impl Translator {
     fn judge(
         &mut self,
         cpu: &mut Cpu,
-        page: HostAddress,
+        id: u32,
         natives: &mut crate::stubs::Stubs,
-        rip: u64,
         rehearsal: &Rehearsal,
         reason: u32,
     ) {
-        let mut code = [0; PAGE as usize];
-        page.read(&mut code);
+        let Some(code) = self.code_of(id) else { return };
+        let rip = self.blocks[id as usize].rip;
         let Some(trace) = Trace::of(&code, rip, cpu.user, true, &|_| false, natives) else {
             return;
         };
