@@ -110,6 +110,10 @@ fn excluded(i: &Instruction, narrow: bool) -> bool {
     || i.cpuid_features().contains(&F::SHA) && has_memory(i) && !host_is_amd()
     // AMD's processors refuse it with VEX.W, Intel's ignore that.
     || narrow && matches!(i.code(), Code::VEX_Vpextrd_rm32_xmm_imm8 | Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8)
+    // AMD's and ours read four bytes, Intel's two.
+    || i.code() == Code::Movsxd_r16_rm16 && has_memory(i) && !host_is_amd()
+    // Intel's fetch a ModRM byte, behind which others end.
+    || i.mnemonic() == M::Ud0 && !host_is_amd()
     // Undefined altogether.
     || i.code() == Code::Bswap_r16
     // 3DNow! but for its prefetches.
@@ -236,6 +240,7 @@ impl Encodings {
             return self.single(index, random);
         }
         case.code = bytes;
+        case.partial.extend(leaves_traces(&i).then_some(start));
         self.suit(&mut case, &i, random);
         if is_xsave(&i) && case.registers.rax > if wide() { 7 } else { 3 } {
             // Components that the host has and the guest has not.
@@ -322,6 +327,7 @@ impl Encodings {
                 if undefined::count(&i, None).is_none() && new != 0 { 0 } else { written };
             undefined = undefined & !certain | new;
             case.code.extend(&bytes);
+            case.partial.extend(leaves_traces(&i).then_some(ip));
             case.undefined_flags.push((i.next_ip(), undefined));
             case.text += &format!("{:?}, ", i.code());
             count += 1;
@@ -450,7 +456,8 @@ impl Encodings {
             undefined_flags: Vec::new(),
             undefined_if_zero: false,
             coarse: false,
-            partial: false,
+            partial: Vec::new(),
+            early: false,
             ignored: Vec::new(),
             text: String::new(),
         }
@@ -516,7 +523,8 @@ impl Encodings {
                 case.fpu[UPPER..].fill(0);
             }
         }
-        case.partial = i.memory_index().is_vector_register() && !host_is_amd();
+        case.early =
+            !host_is_amd() && (is_x87_store(i) || matches!(i.mnemonic(), M::Bound | M::Vcvtps2ph));
         case.coarse = is_xsave(i)
             || matches!(
                 i.mnemonic(),
@@ -531,6 +539,10 @@ impl Encodings {
                     | M::Maskmovq
                     | M::Maskmovdqu
                     | M::Vmaskmovdqu
+                    | M::Vmaskmovps
+                    | M::Vmaskmovpd
+                    | M::Vpmaskmovd
+                    | M::Vpmaskmovq
             );
         let place = DATA + random.below(WRITABLE as u64);
         match i.mnemonic() {
@@ -598,6 +610,25 @@ fn usable(i: &Instruction, narrow: bool) -> bool {
 
 pub fn has_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
+/// Whether Intel's processors have done a part of it when it faults: a gather's elements, a call's push, the change of
+/// an MMX store to MMX's registers, the flags of a conversion, ten bytes in two pages, vectors before a wrong MXCSR.
+fn leaves_traces(i: &Instruction) -> bool {
+    let stores = i.op_count() > 0 && i.op0_kind() == OpKind::Memory;
+    let from_mmx = i.op_count() > 1 && i.op_kind(1) == OpKind::Register && i.op_register(1).is_mm();
+    let wide = matches!(i.code(), Code::Fstp_m80fp | Code::Fbstp_m80bcd);
+    let traces = i.memory_index().is_vector_register()
+        || i.is_call_near_indirect()
+        || matches!(i.mnemonic(), M::Xrstor | M::Xrstor64)
+        || stores && (from_mmx || wide || i.mnemonic() == M::Vcvtps2ph);
+    traces && !host_is_amd()
+}
+
+fn is_x87_store(i: &Instruction) -> bool {
+    let stores =
+        matches!(i.mnemonic(), M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp);
+    stores && i.op0_kind() == OpKind::Memory
 }
 
 fn is_xsave(i: &Instruction) -> bool {
