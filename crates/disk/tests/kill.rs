@@ -3,12 +3,16 @@
 //! The killed program is this one: it calls itself with the image in its environment. Losses of power, which take what was
 //! not flushed as well, are tried in the library at hundreds of points (`src/crash.rs`, `src/qcow2/tests.rs`).
 
+mod ways;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use disk::{ConvertOptions, CreateOptions, Disk, Format, ImageOptions};
+
+use ways::WAYS;
 
 const LENGTH: u64 = 16 << 20;
 /// The disk is written in strips of this many bytes, each twice.
@@ -114,23 +118,7 @@ fn make(folder: &Path, text: &str) -> PathBuf {
 
 #[test]
 fn an_image_of_any_format_survives_who_is_killed_while_writing() {
-    let ways = [
-        "raw",
-        "qcow2",
-        "qcow2,extended-l2=on",
-        "qcow2,data-file=guest.data",
-        "vmdk",
-        "vmdk,layout=fixed",
-        "vmdk,layout=split-sparse",
-        "vhd",
-        "vhd,layout=fixed",
-        "vhdx,block-size=1M",
-        "vhdx,layout=fixed",
-        "vdi",
-        "vdi,layout=fixed",
-        "parallels",
-    ];
-    for text in ways {
+    for text in WAYS {
         for flushes in [1, 40] {
             let folder = tempfile::tempdir().unwrap();
             let path = make(folder.path(), text);

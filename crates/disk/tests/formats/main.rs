@@ -15,4 +15,6 @@ mod resuming;
 mod safety;
 mod table;
 mod virtualbox;
+#[path = "../ways/mod.rs"]
+mod ways;
 mod writing;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use disk::{ConvertOptions, Disk, Error, Extent, Result};
 
 use crate::common::{Workshop, has_qemu_img, open};
+use crate::ways::WAYS;
 
 const LENGTH: u64 = (10 << 20) + 512;
 
@@ -107,27 +108,7 @@ fn convert(from: &Path, to: &Path, options: &ConvertOptions, end: u64) -> (Optio
 fn what_was_interrupted_goes_on_without_reading_anything_twice() {
     let workshop = Workshop::new(1 << 20);
     let from = source(&workshop);
-    let ways = [
-        "raw",
-        "raw,layout=fixed",
-        "qcow2",
-        "qcow2,cluster-size=4K",
-        "qcow2,extended-l2=on",
-        "qcow2,preallocation=falloc",
-        "qcow2,data-file=data.bin",
-        "vmdk",
-        "vmdk,layout=fixed",
-        "vmdk,layout=split-sparse",
-        "vmdk,layout=split-fixed",
-        "vhd",
-        "vhd,layout=fixed",
-        "vhdx,block-size=1M",
-        "vhdx,layout=fixed",
-        "vdi",
-        "vdi,layout=fixed",
-        "parallels",
-    ];
-    for (number, way) in ways.into_iter().enumerate() {
+    for (number, way) in WAYS.into_iter().enumerate() {
         let options = options(way);
         let to = workshop.path(&format!("image{number}.{}", options.image.format));
         let (third, rest) = (3 << 20, (9 << 20) + 4096);
