@@ -623,7 +623,8 @@ pub(crate) fn portable_names(name: &str) -> Vec<String> {
     names
 }
 
-fn hyphenated(uuid: &[u8; 16]) -> String {
+/// A UUID as text.
+pub(crate) fn hyphenated(uuid: &[u8; 16]) -> String {
     let mut text = String::new();
     for (index, byte) in uuid.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {

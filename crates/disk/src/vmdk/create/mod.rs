@@ -11,6 +11,7 @@ use stream::Stream;
 
 use super::{NO_PARENT, unsupported};
 use crate::create::{Builder, Files, Placed, writable};
+use crate::open::hyphenated;
 use crate::source::{FileSource, Source};
 use crate::{CreateOptions, Error, Layout, Preallocation, Result, SECTOR_SIZE, raw, sys};
 
@@ -105,11 +106,18 @@ fn descriptor(
     // Any number but those with a meaning.
     let content_id = u32::from_ne_bytes(sys::random()) % (NO_PARENT - 1);
     let cylinders = (options.length / SECTOR_SIZE / (255 * 63)).clamp(1, 65535);
+    // By these VirtualBox knows a disk again; those of its parent are zeroes.
+    let (image, state, none) = (sys::uuid(), sys::uuid(), [0; 16]);
+    let uuids =
+        [("image", image), ("modification", state), ("parent", none), ("parentmodification", none)];
+    let uuids = uuids.map(|(of, uuid)| format!("ddb.uuid.{of}=\"{}\"\n", hyphenated(&uuid)));
+    let uuids = uuids.concat();
     format!(
         "# Disk DescriptorFile\nversion=1\nCID={content_id:08x}\nparentCID={NO_PARENT:08x}\n\
          createType=\"{kind}\"\n\n# Extent description\n{lines}\n# The Disk Data Base\n#DDB\n\n\
          ddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"{cylinders}\"\n\
-         ddb.geometry.heads = \"255\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"lsilogic\"\n"
+         ddb.geometry.heads = \"255\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"lsilogic\"\n\
+         {uuids}"
     )
 }
 
