@@ -12,7 +12,7 @@ use crate::export::ExportArgs;
 use crate::import::ImportArgs;
 use crate::inspect::InspectArgs;
 use crate::platforms::{
-    ConsoleLogArgs, ListArgs, PlatformsArgs, PullArgs, ReachArgs, ResetArgs, ShowArgs,
+    ConsoleLogArgs, CopyArgs, ListArgs, PlatformsArgs, PullArgs, ReachArgs, ResetArgs, ShowArgs,
     SnapshotVerb, StopArgs, VmArgs, WatchArgs,
 };
 use crate::probe::ProbeArgs;
@@ -214,6 +214,9 @@ pub struct RunArgs {
     /// description, folder or package, or URI/NAME where it lives
     #[arg(value_name = "IMAGE|VM")]
     pub image: Option<String>,
+
+    #[command(flatten)]
+    pub copy: CopyArgs,
 
     #[command(flatten)]
     pub reach: ReachArgs,

@@ -21,7 +21,7 @@ use platform::{Connection, Kind, Options, Uri, VmName};
 pub use change::{ResetArgs, StopArgs, VmArgs};
 pub use console_log::ConsoleLogArgs;
 pub use list::ListArgs;
-pub use pull::PullArgs;
+pub use pull::{CopyArgs, PullArgs};
 pub use show::ShowArgs;
 pub use snapshot::SnapshotVerb;
 pub use table::PlatformsArgs;

@@ -27,16 +27,34 @@ pub struct PullArgs {
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 
-    /// How many connections at once
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    connections: u16,
-
-    /// Most bytes in a second, with K, M or G
-    #[arg(long, value_name = "SIZE")]
-    rate: Option<spec::Size>,
+    #[command(flatten)]
+    copy: CopyArgs,
 
     #[command(flatten)]
     reach: ReachArgs,
+}
+
+/// How disks of another host are copied.
+#[derive(Debug, Clone, Args)]
+pub struct CopyArgs {
+    /// How many connections copy at once [default: 4, or 2 behind a guest that runs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
+
+    /// Most bytes that are copied in a second, with K, M or G
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<spec::Size>,
+}
+
+impl CopyArgs {
+    /// What is said, and so many connections if nothing is.
+    pub fn options(&self, connections: u16) -> PullOptions {
+        PullOptions {
+            connections: self.connections.unwrap_or(connections).into(),
+            rate: self.rate.map(|rate| rate.bytes()),
+            ..PullOptions::default()
+        }
+    }
 }
 
 /// Copies a VM's files into a folder.
@@ -46,11 +64,7 @@ pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
     let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(vm.replace('/', "_")));
     let mut say = |sentence: String| eprintln!("{}.", plain(&sentence));
     let ready = connection.pullable(vm, &mut say).map_err(failed)?;
-    let options = PullOptions {
-        connections: args.connections.into(),
-        rate: args.rate.map(|rate| rate.bytes()),
-        ..PullOptions::default()
-    };
+    let options = args.copy.options(4);
     let progress = Progress::new(ready.total());
     let report = ready.pull(&folder, &options, &mut |at| progress.show(at.done)).map_err(failed)?;
     drop(progress);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use disk::{Disk, Format};
 use machine::disks::{OpenDisk, Writes};
-use platform::{BootPart, Mirror, PullOptions, StillFile, Undo, VmName};
+use platform::{BootPart, Mirror, StillFile, Undo, VmName};
 use spec::VmSpec;
 use spec::foreign::{Description, DriveKind, FileRef, FileState};
 
@@ -42,7 +42,7 @@ pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
     let mut say = |sentence: String| eprintln!("{}.", platforms::plain(&sentence));
     let still = connection.still(vm, &mut say).map_err(platforms::failed)?;
     let undo = Arc::new(Mutex::new(Some(still.undo)));
-    let options = PullOptions { connections: 2, ..PullOptions::default() };
+    let options = args.copy.options(2);
     let mut description = still.description;
     let mut mirrors = Vec::new();
     for found in still.disks {
