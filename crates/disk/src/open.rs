@@ -327,7 +327,13 @@ impl Neighbours<'_> {
         if name.is_empty() || name.contains('\0') {
             return Err(missing());
         }
-        let path = std::fs::canonicalize(folder.join(name)).map_err(|_| missing())?;
+        let said = folder.join(name);
+        let path = match archive::split(&said) {
+            // What follows the archive is a name in it, and no path.
+            Some((archive, name)) => std::fs::canonicalize(archive).map(|path| path.join(name)),
+            None => std::fs::canonicalize(&said),
+        };
+        let path = path.map_err(|_| missing())?;
         match self.within {
             Some(within) if !path.starts_with(within) => {
                 Err(Error::OutsideFolder { path, folder: within.to_owned() })
@@ -377,6 +383,16 @@ impl Chain<'_> {
     fn open(&mut self, path: &Path, options: &ImageOptions) -> Result<Link> {
         if self.infos.len() >= MAX_DEPTH {
             return Err(Error::Chain("is too long"));
+        }
+        if let Some((archive, name)) = archive::split(path) {
+            let source = Arc::new(FileSource::open(archive, true)?);
+            let name = name.to_string_lossy().into_owned();
+            let archive = Archive::Path(archive);
+            let found = archive::open_member(source, archive, Some(name), options.format)?;
+            let missing = || Error::NotFound { name: path.display().to_string() };
+            let (disk, info) = found.ok_or_else(missing)?;
+            self.infos.push(info);
+            return Ok(Link { disk, identity: None });
         }
         if options.format == Some(Format::Raw) {
             return self.open_raw(path, options);

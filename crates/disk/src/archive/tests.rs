@@ -2,7 +2,10 @@ use std::fs;
 use std::process::Command;
 
 use super::*;
-use crate::{ConvertOptions, ImageOptions, MemorySource, compare, convert, open, open_chain};
+use crate::{
+    ConvertOptions, CreateOptions, ImageOptions, MemorySource, compare, convert, create, open,
+    open_chain,
+};
 
 fn tar(folder: &Path, options: &[&str], names: &[&str]) -> PathBuf {
     let path = folder.join("archive.tar");
@@ -54,6 +57,28 @@ fn the_disk_of_an_ova_is_read_inside_of_it() {
         let error = open(archive.join("other.vmdk"), &ImageOptions::default()).err().unwrap();
         assert!(error.to_string().contains("holds no other.vmdk"), "{error}");
     }
+}
+
+#[test]
+fn an_overlay_lies_over_a_disk_in_an_archive() {
+    let (folder, disk) = folder();
+    convert(&*disk, folder.path().join("a.vmdk"), &to("vmdk,layout=stream"), |_| {}).unwrap();
+    let archive = tar(folder.path(), &["--format=ustar"], &["a.vmdk"]);
+    let overlay = folder.path().join("overlay.qcow2");
+    let mut options = CreateOptions::new(Format::Qcow2, disk.len());
+    options.backing = Some(("archive.tar/a.vmdk".into(), Format::Vmdk));
+    create(&overlay, &options).unwrap();
+    let (found, chain) = open_chain(&overlay, &ImageOptions::default()).unwrap();
+    assert_eq!(compare(&*found, &*disk, |_| {}).unwrap().difference, None);
+    assert_eq!(chain[1].path, fs::canonicalize(archive).unwrap().join("a.vmdk"));
+    // One in another folder is as far away as any other file there.
+    let below = folder.path().join("below");
+    fs::create_dir(&below).unwrap();
+    options.backing = Some(("../archive.tar/a.vmdk".into(), Format::Vmdk));
+    create(below.join("overlay.qcow2"), &options).unwrap();
+    let error = open(below.join("overlay.qcow2"), &ImageOptions::default()).err().unwrap();
+    let Error::Image { source, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**source, Error::OutsideFolder { .. }), "{error}");
 }
 
 #[test]
