@@ -8,6 +8,8 @@ mod packages;
 mod platforms;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
+#[path = "../scenarios/tiny.rs"]
+mod tiny;
 mod xen;
 
 use std::path::{Path, PathBuf};

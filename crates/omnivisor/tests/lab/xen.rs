@@ -1,9 +1,8 @@
 //! VMs of Xen on its own host, and by ssh.
 
-use std::process::Command;
-
 use crate::platforms::{OMNIVISOR, WORDS, expect, lab};
 use crate::scenarios::harness::cache;
+use crate::tiny;
 
 /// Runs words of a shell on a Xen host.
 fn on_xen(script: &str) {
@@ -68,46 +67,9 @@ END
     );
 }
 
-/// A kernel by Xen's PVH protocol: it says that it is there, and switches off where it can (`machine`'s power device).
-const TINY: &str = r#"
-    .section .note.pvh, "a", @note
-    .long 4, 4, 18
-    .asciz "Xen"
-    .long start
-    .text
-    .code32
-    .globl start
-start:
-    mov $text, %esi
-    mov $0x3f8, %dx
-1:  lodsb
-    test %al, %al
-    jz 2f
-    out %al, %dx
-    jmp 1b
-2:  mov $0x604, %dx
-    mov $0x3400, %ax
-    out %ax, %dx
-    sti
-3:  hlt
-    jmp 3b
-text:
-    .asciz "the tiny guest is up\r\n"
-"#;
-
-/// Assembles [`TINY`], where the lab sees it.
-fn tiny() -> tempfile::TempDir {
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let script = "as -o tiny.o tiny.s && ld -N -e start -Ttext=0x100000 -o tiny tiny.o 2>&1";
-    std::fs::write(folder.path().join("tiny.s"), TINY).unwrap();
-    let made = Command::new("sh").args(["-c", script]).current_dir(folder.path()).output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    folder
-}
-
 #[test]
 fn a_vm_of_xen_is_copied_and_run_where_it_is_and_by_ssh() {
-    let tiny = tiny();
+    let tiny = tiny::kernel();
     let script = r#"
         cd $(mktemp -d)
         export XDG_STATE_HOME=$PWD/state
@@ -157,5 +119,5 @@ Subsystem sftp internal-sftp' >keys/sshd
         omnivisor stop --force --yes xen:///on
         omnivisor list xen:/// >said; says 'on    stopped'
     "#;
-    on_xen(&script.replace("KERNEL", tiny.path().join("tiny").to_str().unwrap()));
+    on_xen(&script.replace("KERNEL", tiny.path().join("kernel").to_str().unwrap()));
 }

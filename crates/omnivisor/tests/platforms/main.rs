@@ -5,6 +5,9 @@ mod faults;
 mod hyperv;
 mod session;
 mod sshd;
+#[path = "../scenarios/tiny.rs"]
+mod tiny;
+mod xenserver;
 
 use serde_json::Value;
 
