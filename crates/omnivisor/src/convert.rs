@@ -1,6 +1,6 @@
 //! `omnivisor convert`: a disk of any format as a new image.
 
-use std::os::unix::fs::FileTypeExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use disk::{Compression, ConvertOptions, CreateOptions, Disk, Format, Report};
 
-use crate::disk::{OpenArgs, Progress, failed, human};
+use crate::disk::{OpenArgs, Progress, failed, human, usual};
 use crate::failure::{FAILED, Failure};
 
 /// How often to note what is done.
@@ -79,8 +79,14 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
         let mut notes = args.target.clone().into_os_string();
         notes.push(".partial.journal");
         let is_kept = Path::new(&notes).exists();
+        let is_there = matches!(&error, disk::Error::Io { action: "create", source, .. }
+            if source.kind() == ErrorKind::AlreadyExists);
         let failure = failed(error);
-        if is_kept { failure.help("the same command goes on with what is done") } else { failure }
+        match (is_kept, is_there) {
+            (true, _) => failure.help("the same command goes on with what is done"),
+            (_, true) => failure.help("--force replaces it"),
+            _ => failure,
+        }
     })?;
     drop(progress);
     tell(&args.target, &report);
@@ -88,15 +94,6 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
         verify(&*source, &args.target, options.image.format)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The image that the name of a file promises.
-fn usual(target: &Path) -> CreateOptions {
-    let end = target.extension().and_then(|end| end.to_str());
-    let is_device = target.metadata().is_ok_and(|found| found.file_type().is_block_device());
-    let usual = if is_device { Format::Raw } else { Format::Qcow2 };
-    let format = end.and_then(|end| end.parse().ok()).unwrap_or(usual);
-    CreateOptions::new(format, 0)
 }
 
 fn tell(target: &Path, report: &Report) {

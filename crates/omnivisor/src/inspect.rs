@@ -170,11 +170,12 @@ fn table(disk: &dyn Disk, chain: &[ImageInfo], totals: &Totals) -> String {
             text.push_str(&format!("          {name}: {value}\n"));
         }
         for snapshot in &image.snapshots {
+            // What others wrote must not steer the terminal.
+            let name = snapshot.name.replace(char::is_control, " ");
             text.push_str(&format!(
-                "          snapshot {} \"{}\", made {} s after 1970, {}\n",
+                "          snapshot {} \"{name}\", made {}, {}\n",
                 snapshot.id,
-                snapshot.name,
-                snapshot.created,
+                spec::foreign::utc(snapshot.created),
                 human(snapshot.length)
             ));
         }

@@ -134,6 +134,16 @@ fn different_disks_end_with_1() {
     let (stdout, _) = here.run(1, &["disk", "compare", "disk.raw", "empty.qcow2"]);
     assert_eq!(stdout, "They differ at byte 0\n");
     here.run(127, &["disk", "compare", "disk.raw", "missing"]);
+    // The end of its name says what it is.
+    here.run(0, &["disk", "create", "empty.vdi", "8M"]);
+    here.run(0, &["disk", "resize", "empty.vdi", "+8M"]);
+    let grown = here.json(&["inspect", "empty.vdi", "--format", "json"]);
+    assert_eq!(
+        (&grown["length"], &grown["chain"][0]["format"]),
+        (&(16 << 20).into(), &"vdi".into())
+    );
+    let (_, stderr) = here.run(125, &["convert", "disk.raw", "empty.vdi"]);
+    assert!(stderr.contains("--force replaces it"), "{stderr}");
     here.run(0, &["disk", "resize", "empty.qcow2", "+8M"]);
     assert_eq!(here.json(&["inspect", "empty.qcow2", "--format", "json"])["length"], 16 << 20);
     here.run(125, &["disk", "resize", "empty.qcow2", "8M"]);
@@ -238,13 +248,15 @@ fn images_are_checked_and_have_snapshots_and_other_parents() {
     bytes[79] |= 1;
     std::fs::write(&path, &bytes).unwrap();
     let (stdout, _) = here.run(1, &["disk", "check", "base.qcow2"]);
-    assert!(stdout.contains("1 errors"), "{stdout}");
+    assert!(stdout.contains("\n1 error\n"), "{stdout}");
     here.run(0, &["disk", "check", "base.qcow2", "--repair"]);
     here.run(0, &["disk", "check", "base.qcow2"]);
 
     here.run(0, &["disk", "snapshot", "create", "base.qcow2", "before"]);
     let list = here.json(&["disk", "snapshot", "list", "base.qcow2", "--format", "json"]);
     assert_eq!((&list[0]["name"], &list[0]["id"]), (&"before".into(), &"1".into()));
+    let (table, _) = here.run(0, &["disk", "snapshot", "list", "base.qcow2"]);
+    assert!(table.contains("before") && table.contains("  20") && table.contains("Z\n"), "{table}");
     here.run(0, &["disk", "snapshot", "revert", "base.qcow2", "before"]);
     here.run(0, &["disk", "snapshot", "delete", "base.qcow2", "1"]);
     here.run(125, &["disk", "snapshot", "delete", "base.qcow2", "1"]);

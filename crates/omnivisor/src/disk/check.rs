@@ -36,12 +36,19 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
             (true, 0) => ": repaired",
             (true, _) => ": repaired as far as possible",
         };
-        print(&format!(
-            "{} errors, {} leaked in {} places{state}\n",
-            found.errors,
-            human(found.leaked),
-            found.leaks
-        ))?;
+        let count = |number: u64, what: &str| {
+            let plural = if number == 1 { "" } else { "s" };
+            format!("{number} {what}{plural}")
+        };
+        let leaked =
+            || format!("{} leaked in {}", human(found.leaked), count(found.leaks, "place"));
+        let errors = || count(found.errors, "error");
+        let told = match (found.errors, found.leaks) {
+            (_, 0) => errors(),
+            (0, _) => leaked(),
+            _ => format!("{}, {}", errors(), leaked()),
+        };
+        print(&format!("{told}{state}\n"))?;
     }
     if !found.is_in_order() {
         return Ok(ExitCode::FAILURE);

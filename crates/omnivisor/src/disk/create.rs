@@ -1,10 +1,11 @@
 //! `omnivisor disk create`.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use disk::{CreateOptions, SECTOR_SIZE};
+use disk::{CreateOptions, Format, SECTOR_SIZE};
 
 use super::failed;
 use crate::failure::{Failure, USAGE};
@@ -20,9 +21,10 @@ pub struct CreateArgs {
     #[arg(required_unless_present = "parent")]
     size: Option<spec::Size>,
 
-    /// Format, then options such as layout=fixed, block-size=64K, preallocation=full
-    #[arg(long, value_name = "FORMAT[,OPTION=VALUE]...", default_value = "qcow2")]
-    to: CreateOptions,
+    /// Format, then options such as layout=fixed, block-size=64K, preallocation=full; by the end of its name otherwise, or
+    /// qcow2
+    #[arg(long, value_name = "FORMAT[,OPTION=VALUE]...")]
+    to: Option<CreateOptions>,
 
     /// Read from this disk what is not written to the new one; qcow2 only
     #[arg(long, value_name = "DISK")]
@@ -31,7 +33,7 @@ pub struct CreateArgs {
 
 /// Makes the image.
 pub fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
-    let mut options = args.to.clone();
+    let mut options = args.to.clone().unwrap_or_else(|| usual(&args.path));
     if let Some(parent) = &args.parent {
         let how = super::OpenArgs { from: None, allow_outside: true };
         let (disk, chain) = disk::open_chain(parent, &how.options(parent)?).map_err(failed)?;
@@ -48,6 +50,15 @@ pub fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
     options.length = options.length.next_multiple_of(SECTOR_SIZE);
     disk::create(&args.path, &options).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image that the name of a file promises.
+pub fn usual(target: &Path) -> CreateOptions {
+    let end = target.extension().and_then(|end| end.to_str());
+    let is_device = target.metadata().is_ok_and(|found| found.file_type().is_block_device());
+    let usual = if is_device { Format::Raw } else { Format::Qcow2 };
+    let format = end.and_then(|end| end.parse().ok()).unwrap_or(usual);
+    CreateOptions::new(format, 0)
 }
 
 /// How the image at `path` is to name its parent: by its name alone if they lie in one folder, so that both can be

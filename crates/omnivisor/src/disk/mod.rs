@@ -17,6 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use disk::{FilePolicy, Format, ImageOptions};
 use machine::disks::remembered_format;
 
+pub use create::usual;
 pub use progress::Progress;
 
 use crate::failure::{FAILED, Failure, NOT_FOUND};
@@ -116,8 +117,15 @@ pub fn failed(error: disk::Error) -> Failure {
         _ => false,
     };
     let missing = matches!(&error, disk::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let is_no_archive = matches!(error, disk::Error::Archive { .. });
     let failure = Failure::from_error(if missing { NOT_FOUND } else { FAILED }, error);
-    if outside { failure.help("if you trust the image, say --allow-outside") } else { failure }
+    if outside {
+        failure.help("if you trust the image, say --allow-outside")
+    } else if is_no_archive {
+        failure.help("a disk that only begins like an archive is read with --from raw")
+    } else {
+        failure
+    }
 }
 
 /// A size for people.

@@ -85,8 +85,9 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         let name = snapshot.name.replace(char::is_control, " ");
         let length = human(snapshot.length);
         print(&format!(
-            "{:<4} {name:<24} {length:>10}, made {} s after 1970\n",
-            snapshot.id, snapshot.created
+            "{:<4} {name:<24} {length:>10}  {}\n",
+            snapshot.id,
+            spec::foreign::utc(snapshot.created)
         ))?;
     }
     Ok(())

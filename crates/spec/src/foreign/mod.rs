@@ -27,7 +27,7 @@ pub use description::{
     Architecture, Bus, Configuration, Controller, Description, DirectBoot, Drive, DriveKind,
     FileRef, FileState, Firmware, FirmwareKind, Level, MemoryAmount, NetworkCard, Note,
     OtherDevice, Platform, Processors, Property, SerialPort, SharedFolder, Snapshot, Unread,
-    Virtualization,
+    Virtualization, utc,
 };
 pub use export::{Export, Form, UnknownForm, export};
 pub use fuzz::fuzz;

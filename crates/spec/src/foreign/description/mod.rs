@@ -17,7 +17,8 @@ pub use devices::{
 pub use machine::{
     Architecture, DirectBoot, Firmware, FirmwareKind, MemoryAmount, Processors, Virtualization,
 };
-pub(crate) use text::{mac, utc};
+pub(crate) use text::mac;
+pub use text::utc;
 
 /// One VM as its platform describes it. [`to_spec`](Self::to_spec) makes of it what is run here;
 /// [`differences`](Self::differences) tells what will not be as it was.

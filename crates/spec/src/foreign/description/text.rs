@@ -15,7 +15,7 @@ pub(crate) fn mac(text: &str) -> Option<MacAddress> {
 }
 
 /// Seconds since 1970 in the form of ISO 8601.
-pub(crate) fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Years from the first of March of year 0, in eras of 400 years of 146,097 days each.
     let days = days + 719_468;
