@@ -11,7 +11,8 @@ use crate::create::writable;
 use crate::open::with_neighbours;
 use crate::source::{FileSource, Source, WritableSource, is_url, read_padded};
 use crate::{
-    Error, Format, ImageOptions, Result, open_chain, parallels, qcow2, vdi, vhd, vhdx, vmdk,
+    Error, Format, ImageOptions, MAX_LENGTH, Result, open_chain, parallels, qcow2, vdi, vhd, vhdx,
+    vmdk,
 };
 
 /// Bytes that are written at once.
@@ -40,6 +41,9 @@ pub fn resize(path: impl AsRef<Path>, length: u64, options: &ImageOptions) -> Re
     }
     if length == image.length {
         return Ok(());
+    }
+    if length > MAX_LENGTH {
+        return refuse("no disk can be so long");
     }
     if image.format == Format::Raw {
         if !path.metadata().is_ok_and(|found| found.is_file()) {

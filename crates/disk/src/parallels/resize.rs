@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
 use super::{Header, Parallels, damaged, unsupported};
+use crate::blocks;
 use crate::create::writable;
 use crate::resize::{copy, zero};
 use crate::source::{Source, read_struct, read_vec};
-use crate::{Result, SECTOR_SIZE};
+use crate::{Format, Result, SECTOR_SIZE};
 
 /// Where the table begins.
 const TABLE: u64 = size_of::<Header>() as u64;
@@ -35,6 +36,7 @@ pub(crate) fn grow(source: Arc<dyn Source>, length: u64) -> Result<()> {
         return Err(unsupported("an image of the older kind holds less than 2 TiB"));
     }
     image.check_table()?;
+    blocks::check_end(Format::Parallels, &*source, image.end.load(Ordering::Relaxed), size)?;
     let bytes = read_vec(&*source, TABLE, image.entries as usize * 4)?;
     let (table, _) = bytes.as_chunks();
     let mut table: Vec<u32> = table.iter().map(|entry| u32::from_le_bytes(*entry)).collect();
