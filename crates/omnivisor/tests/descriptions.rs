@@ -97,3 +97,21 @@ fn nothing_is_written_in_place_before_somebody_has_agreed() {
     let both = ["run", "web.vmx", "--in-place", "--discard"];
     assert_eq!(text(&omnivisor(folder.path(), &both)).0, 2);
 }
+
+#[test]
+fn a_parent_in_another_folder_is_told_with_the_option_that_takes_it() {
+    let folder = folder();
+    std::fs::create_dir(folder.path().join("vm")).unwrap();
+    let xml = "<domain type='kvm'><name>web</name><memory unit='MiB'>512</memory><devices><disk type='file' device='disk'>\
+               <driver type='qcow2'/><source file='top.qcow2'/><target dev='vda' bus='virtio'/></disk></devices></domain>";
+    std::fs::write(folder.path().join("vm/web.xml"), xml).unwrap();
+    for create in [&["base.qcow2", "1M"][..], &["vm/top.qcow2", "--parent", "base.qcow2"]] {
+        let (code, _, talk) =
+            text(&omnivisor(folder.path(), &[&["disk", "create"], create].concat()));
+        assert_eq!(code, 0, "{talk}");
+    }
+    let (_, page, _) = text(&omnivisor(folder.path(), &["inspect", "vm"]));
+    assert!(page.contains("cannot be opened: ") && page.contains("(--allow-outside)"), "{page}");
+    let (_, page, _) = text(&omnivisor(folder.path(), &["inspect", "vm", "--allow-outside"]));
+    assert!(page.contains("base.qcow2") && !page.contains("cannot be opened"), "{page}");
+}

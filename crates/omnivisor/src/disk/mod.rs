@@ -111,11 +111,7 @@ impl OpenArgs {
 
 /// A failure of the disk crate.
 pub fn failed(error: disk::Error) -> Failure {
-    let outside = match &error {
-        disk::Error::OutsideFolder { .. } => true,
-        disk::Error::Image { source, .. } => matches!(**source, disk::Error::OutsideFolder { .. }),
-        _ => false,
-    };
+    let outside = names_outside(&error);
     let missing = matches!(&error, disk::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
     let is_no_archive = matches!(error, disk::Error::Archive { .. });
     let failure = Failure::from_error(if missing { NOT_FOUND } else { FAILED }, error);
@@ -125,6 +121,15 @@ pub fn failed(error: disk::Error) -> Failure {
         failure.help("a disk that only begins like an archive is read with --from raw")
     } else {
         failure
+    }
+}
+
+/// Whether an image names a file that lies where it may not.
+pub fn names_outside(error: &disk::Error) -> bool {
+    match error {
+        disk::Error::OutsideFolder { .. } => true,
+        disk::Error::Image { source, .. } => names_outside(source),
+        _ => false,
     }
 }
 

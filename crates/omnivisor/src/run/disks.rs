@@ -3,6 +3,7 @@
 use machine::disks::{self, Error, OpenDisk, State, Writes};
 use spec::VmSpec;
 
+use crate::disk::names_outside;
 use crate::failure::{Failure, NOT_STARTED, USAGE};
 use crate::run::state;
 
@@ -60,13 +61,5 @@ fn explain(error: Error) -> Failure {
     match help {
         Some(help) => failure.help(help),
         None => failure,
-    }
-}
-
-fn names_outside(error: &disk::Error) -> bool {
-    match error {
-        disk::Error::OutsideFolder { .. } => true,
-        disk::Error::Image { source, .. } => names_outside(source),
-        _ => false,
     }
 }
