@@ -11,7 +11,7 @@ use crate::{Disk, Format, Result, parallels, qcow2, vdi, vhd, vhdx, vmdk};
 const LENGTH: u64 = (1 << 20) + 70 * 512;
 /// Cuts of the writes, as far as there are so many writes, each with as many choices of what is lost.
 const CUTS: usize = 40;
-const CHOICES: u64 = 8;
+const CHOICES: u64 = 4;
 
 /// Makes the disk of the image in a folder longer.
 pub(crate) fn grow(format: Format, folder: &Folder, length: u64) -> Result<()> {
@@ -116,12 +116,12 @@ grown! {
     a_crash_while_a_flat_vmdk_grows_loses_nothing: "vmdk,layout=fixed", 5 << 20;
     a_crash_while_vdi_grows_loses_nothing: "vdi", 9 << 30;
     a_crash_while_the_map_of_vdi_moves_loses_nothing: "vdi", 300 << 30;
-    a_crash_while_a_static_vdi_grows_loses_nothing: "vdi,layout=fixed", 5 << 20;
+    a_crash_while_a_static_vdi_grows_loses_nothing: "vdi,layout=fixed", 3 << 20;
     a_crash_while_vhd_grows_loses_nothing: "vhd,block-size=512k", 300 << 20;
     a_crash_while_a_fixed_vhd_grows_loses_nothing: "vhd,layout=fixed", 5 << 20;
     a_crash_while_vhdx_grows_loses_nothing: "vhdx,block-size=1M", 9 << 30;
     a_crash_while_the_table_of_vhdx_moves_loses_nothing: "vhdx,block-size=1M", 300 << 30;
-    a_crash_while_a_fixed_vhdx_grows_loses_nothing: "vhdx,layout=fixed,block-size=1M", 5 << 20;
+    a_crash_while_a_fixed_vhdx_grows_loses_nothing: "vhdx,layout=fixed,block-size=1M", 3 << 20;
     a_crash_while_parallels_grows_loses_nothing: "parallels,block-size=4k", 4 << 20;
     a_crash_while_the_clusters_of_parallels_move_loses_nothing: "parallels,block-size=4k", 90 << 20;
 }
