@@ -13,8 +13,7 @@ const LENGTH: u64 = (1 << 20) + 70 * 512;
 const CUTS: usize = 40;
 const CHOICES: u64 = 4;
 
-/// Makes the disk of the image in a folder longer.
-pub(crate) fn grow(format: Format, folder: &Folder, length: u64) -> Result<()> {
+fn grow(format: Format, folder: &Folder, length: u64) -> Result<()> {
     let main = folder.main();
     let neighbours = Neighbours { read_only: false, remote: Some(&*main), ..Neighbours::NONE };
     match format {
