@@ -18,7 +18,7 @@ pub(super) const PIECE: u64 = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 /// Zeroes of this length and alignment stay a hole.
 const HOLE: usize = 64 << 10;
 /// What is read back at once.
-const BACK: u64 = 1 << 20;
+const BACK: usize = 256 << 10;
 /// How often it is noted how far a file is.
 const NOTED: u64 = 128 << 20;
 /// Longest pause before another attempt.
@@ -44,19 +44,16 @@ struct Shared {
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
     error: Option<Error>,
-    /// Nothing more will be hashed.
-    over: bool,
 }
 
 impl Fetch<'_> {
-    /// Copies from `start` to the end; `digest` is that of what is before. Returns the digests of what came and of
-    /// what was read back, which goes on beside it.
+    /// Copies from `start` to the end; `digest` is that of what is before. Returns the digest of everything.
     pub fn run(
         &self,
         start: u64,
         mut digest: Sha256,
         tell: &mut (dyn FnMut(u64) + Send),
-    ) -> Result<(Sha256, Sha256)> {
+    ) -> Result<Sha256> {
         let length = self.file.len();
         let connections = self.options.connections.clamp(1, 64);
         let shared = Mutex::new(Shared {
@@ -65,32 +62,25 @@ impl Fetch<'_> {
             ready: BTreeMap::new(),
             spare: Vec::new(),
             error: None,
-            over: false,
         });
         let changed = Condvar::new();
         let pace = self.options.rate.map(Pace::new);
         let mut noted = start;
-        let before = digest.clone();
         let result = std::thread::scope(|scope| {
             for _ in 0..connections {
                 scope.spawn(|| self.connection(&shared, &changed, pace.as_ref()));
             }
-            let back = scope.spawn(|| self.read_back(start, before, &shared, &changed));
             loop {
                 let mut at = lock(&shared);
                 let piece = loop {
                     if let Some(error) = at.error.take() {
                         // Nobody takes another piece.
                         at.next = length;
-                        at.over = true;
                         changed.notify_all();
                         break Err(error);
                     }
                     if at.hashed == length {
-                        drop(at);
-                        return back
-                            .join()
-                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                        return Ok(());
                     }
                     let hashed = at.hashed;
                     match at.ready.remove(&hashed) {
@@ -116,7 +106,7 @@ impl Fetch<'_> {
                 }
             }
         });
-        result.map(|back| (digest.clone(), back)).inspect_err(|_| {
+        if let Err(error) = result {
             let mut at = lock(&shared);
             let mut done = at.hashed;
             while let Some(piece) = at.ready.remove(&done) {
@@ -125,35 +115,7 @@ impl Fetch<'_> {
             }
             // What is here is worth more than a second reason.
             let _ = self.keep(done, &digest);
-        })
-    }
-
-    /// Hashes the file from `start` on as it is hashed when it comes, to its end or until that is over.
-    fn read_back(
-        &self,
-        start: u64,
-        mut digest: Sha256,
-        shared: &Mutex<Shared>,
-        changed: &Condvar,
-    ) -> Result<Sha256> {
-        let length = self.file.len();
-        let mut buffer = vec![0; BACK.min(length) as usize];
-        let mut done = start;
-        while done < length {
-            let mut at = lock(shared);
-            while at.hashed == done && !at.over {
-                at = changed.wait(at).unwrap_or_else(PoisonError::into_inner);
-            }
-            let ready = at.hashed - done;
-            drop(at);
-            if ready == 0 {
-                break;
-            }
-            let part = &mut buffer[..ready.min(BACK) as usize];
-            let read = self.local.read_exact_at(part, done);
-            read.map_err(|source| failed(self.path, source))?;
-            digest.update(&*part);
-            done += part.len() as u64;
+            return Err(error);
         }
         Ok(digest)
     }
@@ -170,6 +132,7 @@ impl Fetch<'_> {
         let length = self.file.len();
         // So far may a connection be ahead of the hashing.
         let window = (self.options.connections.clamp(1, 64) as u64 + 2) * PIECE;
+        let mut back = vec![0; BACK];
         loop {
             let mut at = lock(shared);
             while at.next < length && at.next - at.hashed >= window && at.error.is_none() {
@@ -188,6 +151,7 @@ impl Fetch<'_> {
             let fetched = self.piece(start, end, &mut piece, shared, pace);
             // A part of a piece counts, too: nothing will come after it.
             let written = write_sparse(self.local, &piece, start);
+            let written = written.and_then(|()| read_back(self.local, &piece, start, &mut back));
             let written = written.map_err(|source| failed(self.path, source));
             let mut at = lock(shared);
             match fetched.and(written) {
@@ -268,6 +232,18 @@ pub(crate) fn write_sparse(file: &File, bytes: &[u8], start: u64) -> std::io::Re
         at = next;
     }
     put(from..at)
+}
+
+/// What was written is there.
+fn read_back(file: &File, bytes: &[u8], start: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    for (part, at) in bytes.chunks(buffer.len()).zip((start..).step_by(buffer.len())) {
+        let back = &mut buffer[..part.len()];
+        file.read_exact_at(back, at)?;
+        if back != part {
+            return Err(std::io::Error::other("what was read back is not what was written"));
+        }
+    }
+    Ok(())
 }
 
 fn is_zero(block: &[u8]) -> bool {
