@@ -5,6 +5,7 @@
 //! elsewhere, and `OMNIVISOR_ENCODING=TEXT` takes only encodings whose name contains it.
 
 mod case;
+mod compared;
 mod generate;
 mod guest;
 mod native;
