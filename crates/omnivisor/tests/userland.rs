@@ -12,11 +12,11 @@ const DEADLINE: Duration = Duration::from_secs(400);
 /// In the guest: enters this computer's root, with folders of its own where programs write. The work is in /mnt.
 const ENTER: &str = "
     set -e
-    cat /proc/1/comm >/run/work/init
-    systemctl is-active multi-user.target getty.target serial-getty@ttyS0.service >/run/work/units
+    cat /proc/1/comm >/run/files/init
+    systemctl is-active multi-user.target getty.target serial-getty@ttyS0.service >/run/files/units
     cd /run/host
-    mount -t tmpfs none tmp; mount -t proc none proc; mount --rbind /dev dev; mount --bind /run/work mnt
-    chroot . sh /mnt/script >/run/work/there 2>/run/work/errors";
+    mount -t tmpfs none tmp; mount -t proc none proc; mount --rbind /dev dev; mount --bind /run/files mnt
+    chroot . sh /mnt/script >/run/files/there 2>/run/files/errors";
 
 /// What each program prints must be what it prints here.
 const SCRIPTS: [(&str, &str); 6] = [
@@ -160,8 +160,8 @@ fn boot(folder: &Path, work: &Path) -> String {
         let console = shown();
         if !typed && console.contains("debian login:") && console.contains(":~# ") {
             typed = true;
-            let line = "mkdir /run/host /run/work; mount -t virtiofs -o ro host /run/host; \
-                        mount -t virtiofs work /run/work; sh /run/work/enter; systemctl poweroff\n";
+            let line = "mkdir /run/host /run/files; mount -t virtiofs -o ro host /run/host; \
+                        mount -t virtiofs work /run/files; sh /run/files/enter; systemctl poweroff\n";
             std::io::Write::write_all(&mut keyboard, line.as_bytes()).unwrap();
         }
         if begun.elapsed() > DEADLINE {
