@@ -6,6 +6,7 @@ use std::path::Path;
 use disk::{ConvertOptions, CreateOptions, Error, Format, ImageOptions};
 
 use crate::common::{Workshop, assert_disk_holds, chain, open, read_only};
+use crate::link_vhdx::link_vhdx;
 
 const LENGTH: usize = 4 << 20;
 
@@ -135,74 +136,12 @@ fn sectors_of_a_block_that_a_differencing_vhd_lacks_come_from_the_parent() {
     assert_disk_holds(&*open(&workshop.path("child.vhd")), &model, "partial, reopened");
 }
 
-/// A GUID in braces from its bytes in a file.
-fn guid(bytes: &[u8]) -> String {
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let mut text = String::from("{");
-    for (index, at) in order.into_iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text += &format!("{:02X}", bytes[at]);
-    }
-    text + "}"
-}
-
-/// The identifier of a VHDX's content: that of the header with the greater number.
-fn data_write_guid(path: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(path).unwrap();
-    let number = |at: usize| u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
-    let header = if number(64 << 10) > number(128 << 10) { 64 << 10 } else { 128 << 10 };
-    bytes[header + 32..header + 48].to_vec()
-}
-
-/// Makes `child` a differencing disk of the VHDX `parent`.
-pub fn link_vhdx(workshop: &Workshop, child: &str, parent: &str) {
-    let linkage = guid(&data_write_guid(&workshop.path(parent)));
-    change(&workshop.path(child), |bytes| {
-        const METADATA: usize = 2 << 20;
-        let mut locator = vec![
-            0xb7, 0xef, 0x4a, 0xb0, 0x9e, 0xd1, 0x81, 0x4a, 0xb7, 0x89, 0x25, 0xb8, 0xe9, 0x44,
-            0x59, 0x13, 0, 0, 2, 0,
-        ];
-        let utf16 =
-            |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-        let pairs = [("parent_linkage", linkage), ("relative_path", format!(".\\{parent}"))];
-        let mut strings = Vec::new();
-        for (key, value) in &pairs {
-            let (key, value) = (utf16(key), utf16(value));
-            let at = (20 + pairs.len() * 12 + strings.len()) as u32;
-            locator.extend_from_slice(&at.to_le_bytes());
-            locator.extend_from_slice(&(at + key.len() as u32).to_le_bytes());
-            locator.extend_from_slice(&(key.len() as u16).to_le_bytes());
-            locator.extend_from_slice(&(value.len() as u16).to_le_bytes());
-            strings.extend_from_slice(&key);
-            strings.extend_from_slice(&value);
-        }
-        locator.extend_from_slice(&strings);
-        let at = 128 << 10;
-        bytes[METADATA + at..][..locator.len()].copy_from_slice(&locator);
-        let count = u16::from_le_bytes([bytes[METADATA + 10], bytes[METADATA + 11]]);
-        bytes[METADATA + 10..METADATA + 12].copy_from_slice(&(count + 1).to_le_bytes());
-        let entry = METADATA + 32 + usize::from(count) * 32;
-        bytes[entry..entry + 16].copy_from_slice(&[
-            0x2d, 0x5f, 0xd3, 0xa8, 0x0b, 0xb3, 0x4d, 0x45, 0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34,
-            0xab, 0x0c,
-        ]);
-        bytes[entry + 16..entry + 20].copy_from_slice(&(at as u32).to_le_bytes());
-        bytes[entry + 20..entry + 24].copy_from_slice(&(locator.len() as u32).to_le_bytes());
-        bytes[entry + 24..entry + 28].copy_from_slice(&4_u32.to_le_bytes());
-        // The first item are the file's parameters: block size, and whether it has a parent.
-        bytes[METADATA + (64 << 10) + 4] |= 2;
-    });
-}
-
 #[test]
 fn an_avhdx_is_read_and_written_over_its_parent() {
     let workshop = Workshop::new(LENGTH);
     make(&workshop, "vhdx,block-size=1M", "base.vhdx");
     make_empty(&workshop, "vhdx,block-size=2M", "child.avhdx");
-    link_vhdx(&workshop, "child.avhdx", "base.vhdx");
+    link_vhdx(&workshop.path("child.avhdx"), &workshop.path("base.vhdx"));
     let model = write_into(&workshop, "child.avhdx");
     let (disk, infos) = disk::open_chain(workshop.path("child.avhdx"), &read_only()).unwrap();
     assert_disk_holds(&*disk, &model, "child");

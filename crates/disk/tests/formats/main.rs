@@ -7,6 +7,7 @@ mod common;
 mod converting;
 mod creating;
 mod differencing;
+mod link_vhdx;
 mod oracles;
 mod parallels;
 mod peers;

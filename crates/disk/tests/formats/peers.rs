@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 use disk::{Format, ImageOptions};
 
 use crate::common::{Workshop, assert_disk_holds, assert_holds, has_qemu_img, open, read_only};
-use crate::differencing::{change, link_vhd, link_vhdx, make, make_empty, sesparse};
+use crate::differencing::{change, link_vhd, make, make_empty, sesparse};
+use crate::link_vhdx::link_vhdx;
 
 const LENGTH: usize = 4 << 20;
 
@@ -48,7 +49,7 @@ fn an_avhdx_is_read_over_its_parent() {
     let workshop = Workshop::new(LENGTH);
     make(&workshop, "vhdx,block-size=1M", "base.vhdx");
     make_empty(&workshop, "vhdx,block-size=1M", "child.avhdx");
-    link_vhdx(&workshop, "child.avhdx", "base.vhdx");
+    link_vhdx(&workshop.path("child.avhdx"), &workshop.path("base.vhdx"));
     assert!(is_refused(&workshop, "child.avhdx"));
     workshop.assert_holds("child.avhdx");
 }

@@ -6,6 +6,11 @@ use std::process::Command;
 
 use crate::harness::{PROMPT, Workshop, path, sums, text};
 
+#[path = "../../../disk/tests/formats/link_vhdx.rs"]
+mod link_vhdx;
+#[path = "../../../spec/src/foreign/xen/maker.rs"]
+mod xenapi;
+
 /// The guest in all of them (`tests/guests/disk`).
 pub const KIND: &str = "small-ext4";
 
@@ -80,7 +85,7 @@ fn hyper_v(workshop: &Workshop) -> Option<Packed> {
     let child = workshop.vm().join("Virtual Hard Disks/web_1.avhdx");
     let size = fs::metadata(&workshop.raw).unwrap().len().to_string();
     workshop.verb(&["disk", "create", path(&child), &size, "--to", "vhdx"]);
-    link_vhdx(&child, &base);
+    link_vhdx::link_vhdx(&child, &base);
     let scsi = "73e0f0c5-c0bc-4e16-a458-0e1c388bfee3";
     workshop.write(
         "Virtual Machines/5fbaabe3-6958-40ff-92a7-860e329aab41.xml",
@@ -275,20 +280,6 @@ fn ovf(size: u64, capacity: u64) -> String {
 
 /// The objects of XenAPI in an export.
 fn ova_xml(size: u64) -> String {
-    let members = |fields: &[(&str, &str)]| -> String {
-        let member = |(name, value): &(&str, &str)| {
-            format!("<member><name>{name}</name><value>{value}</value></member>")
-        };
-        fields.iter().map(member).collect()
-    };
-    let object = |class: &str, id: &str, fields: &[(&str, &str)]| {
-        let state = format!("<struct>{}</struct>", members(fields));
-        format!(
-            "<value><struct>{}</struct></value>",
-            members(&[("class", class), ("id", id), ("snapshot", &state)])
-        )
-    };
-    let list = |id: &str| format!("<array><data><value>{id}</value></data></array>");
     let vm = [
         ("name_label", "web"),
         ("memory_static_max", "536870912"),
@@ -296,76 +287,13 @@ fn ova_xml(size: u64) -> String {
         ("VCPUs_max", "1"),
         ("is_a_snapshot", "<boolean>0</boolean>"),
         ("HVM_boot_policy", "BIOS order"),
-        ("VBDs", &list("Ref:2")),
+        ("VBDs", &xenapi::array(["Ref:2"])),
     ];
     let disk = [("userdevice", "0"), ("type", "Disk"), ("bootable", "1"), ("VDI", "Ref:4")];
-    let objects = [
-        object("VM", "Ref:1", &vm),
-        object("VBD", "Ref:2", &disk),
-        object("VDI", "Ref:4", &[("virtual_size", &size.to_string()), ("name_label", "root")]),
-    ];
-    let version = format!(
-        "<struct>{}</struct>",
-        members(&[("product_version", "8.2.0"), ("export_vsn", "2")])
-    );
-    let objects = format!("<array><data>{}</data></array>", objects.concat());
-    format!(
-        "<value><struct>{}</struct></value>",
-        members(&[("version", &version), ("objects", &objects)])
-    )
-}
-
-/// Makes a VHDX the child of another (MS-VHDX 2.6.2.6, parent locator).
-fn link_vhdx(child: &Path, parent: &Path) {
-    /// Where both our images have their metadata, and room for the locator in it.
-    const METADATA: usize = 2 << 20;
-    const LOCATOR: usize = 128 << 10;
-    let parent_bytes = &fs::read(parent).unwrap()[..192 << 10];
-    let number = |at: usize| u64::from_le_bytes(parent_bytes[at + 8..at + 16].try_into().unwrap());
-    let header = if number(64 << 10) > number(128 << 10) { 64 << 10 } else { 128 << 10 };
-    let id = &parent_bytes[header + 32..header + 48];
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15]
-        .map(|at: usize| format!("{:02X}", id[at]));
-    let guid = format!(
-        "{{{}-{}-{}-{}-{}}}",
-        order[..4].concat(),
-        order[4..6].concat(),
-        order[6..8].concat(),
-        order[8..10].concat(),
-        order[10..].concat()
-    );
-    let name = parent.file_name().unwrap().to_str().unwrap();
-    let pairs = [("parent_linkage", guid), ("relative_path", format!(".\\{name}"))];
-    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-    let mut locator = vec![
-        0xb7, 0xef, 0x4a, 0xb0, 0x9e, 0xd1, 0x81, 0x4a, 0xb7, 0x89, 0x25, 0xb8, 0xe9, 0x44, 0x59,
-        0x13, 0, 0, 2, 0,
-    ];
-    let mut strings = Vec::new();
-    for (key, value) in &pairs {
-        let (key, value) = (utf16(key), utf16(value));
-        let at = (20 + pairs.len() * 12 + strings.len()) as u32;
-        locator.extend_from_slice(&at.to_le_bytes());
-        locator.extend_from_slice(&(at + key.len() as u32).to_le_bytes());
-        locator.extend_from_slice(&(key.len() as u16).to_le_bytes());
-        locator.extend_from_slice(&(value.len() as u16).to_le_bytes());
-        strings.extend_from_slice(&key);
-        strings.extend_from_slice(&value);
-    }
-    locator.extend_from_slice(&strings);
-    let mut bytes = fs::read(child).unwrap();
-    bytes[METADATA + LOCATOR..][..locator.len()].copy_from_slice(&locator);
-    let count = u16::from_le_bytes([bytes[METADATA + 10], bytes[METADATA + 11]]);
-    bytes[METADATA + 10..METADATA + 12].copy_from_slice(&(count + 1).to_le_bytes());
-    let entry = METADATA + 32 + usize::from(count) * 32;
-    bytes[entry..entry + 16].copy_from_slice(&[
-        0x2d, 0x5f, 0xd3, 0xa8, 0x0b, 0xb3, 0x4d, 0x45, 0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34, 0xab,
-        0x0c,
-    ]);
-    bytes[entry + 16..entry + 20].copy_from_slice(&(LOCATOR as u32).to_le_bytes());
-    bytes[entry + 20..entry + 24].copy_from_slice(&(locator.len() as u32).to_le_bytes());
-    bytes[entry + 24..entry + 28].copy_from_slice(&4_u32.to_le_bytes());
-    // The first item are the file's parameters: block size, and whether it has a parent.
-    bytes[METADATA + (64 << 10) + 4] |= 2;
-    fs::write(child, bytes).unwrap();
+    let image = [("virtual_size", &*size.to_string()), ("name_label", "root")];
+    xenapi::export(&[
+        xenapi::object("VM", "Ref:1", &vm),
+        xenapi::object("VBD", "Ref:2", &disk),
+        xenapi::object("VDI", "Ref:4", &image),
+    ])
 }

@@ -15,4 +15,6 @@ pub(crate) use syntax::looks_right;
 pub(crate) use xva::read as read_export;
 
 #[cfg(test)]
+mod maker;
+#[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::super::description::{
     Bus, Description, Drive, DriveKind, FileState, FirmwareKind, Level, Virtualization,
 };
 use super::super::folder::Folder;
+use super::maker::{array, object, structure};
 use super::*;
 use crate::Result;
 use crate::foreign::{ReadOptions, tar};
@@ -35,26 +36,7 @@ fn parsed(text: &str) -> Result<Description> {
 }
 
 fn sample(name: &str) -> String {
-    let members = |fields: &[(&str, &str)]| -> String {
-        fields
-            .iter()
-            .map(|(name, value)| {
-                format!("<member><name>{name}</name><value>{value}</value></member>")
-            })
-            .collect()
-    };
-    let object = |class: &str, id: &str, fields: &[(&str, &str)]| {
-        let state = format!("<struct>{}</struct>", members(fields));
-        format!(
-            "<value><struct>{}</struct></value>",
-            members(&[("class", class), ("id", id), ("snapshot", &state)])
-        )
-    };
-    let list = |ids: &[&str]| {
-        let items: String = ids.iter().map(|id| format!("<value>{id}</value>")).collect();
-        format!("<array><data>{items}</data></array>")
-    };
-    let objects = [
+    maker::export(&[
         object(
             "VM",
             "Ref:1",
@@ -66,16 +48,10 @@ fn sample(name: &str) -> String {
                 ("VCPUs_max", "4"),
                 ("is_a_snapshot", "<boolean>0</boolean>"),
                 ("HVM_boot_policy", "BIOS order"),
-                (
-                    "HVM_boot_params",
-                    &format!(
-                        "<struct>{}</struct>",
-                        members(&[("order", "cd"), ("firmware", "uefi")])
-                    ),
-                ),
-                ("platform", &format!("<struct>{}</struct>", members(&[("secureboot", "true")]))),
-                ("VBDs", &list(&["Ref:3", "Ref:2"])),
-                ("VIFs", &list(&["Ref:5"])),
+                ("HVM_boot_params", &structure(&[("order", "cd"), ("firmware", "uefi")])),
+                ("platform", &structure(&[("secureboot", "true")])),
+                ("VBDs", &array(["Ref:3", "Ref:2"])),
+                ("VIFs", &array(["Ref:5"])),
             ],
         ),
         object(
@@ -100,16 +76,7 @@ fn sample(name: &str) -> String {
             &[("device", "0"), ("MAC", "aa:bb:cc:dd:ee:00"), ("MTU", "1500"), ("network", "Ref:6")],
         ),
         object("network", "Ref:6", &[("name_label", "Pool-wide network")]),
-    ];
-    let version = format!(
-        "<struct>{}</struct>",
-        members(&[("product_version", "8.2.0"), ("export_vsn", "2")])
-    );
-    let objects = format!("<array><data>{}</data></array>", objects.concat());
-    format!(
-        "<value><struct>{}</struct></value>",
-        members(&[("version", &version), ("objects", &objects)])
-    )
+    ])
 }
 
 #[test]
