@@ -90,7 +90,11 @@ impl Guest {
     /// How it is started on a machine with virtio devices.
     pub fn plan(&self, options: &PlanOptions) -> Result<BootPlan> {
         let Some(entry) = self.entry(options.entry.as_deref())? else {
-            return Ok(self.firmware("no boot loader's menu and no kernel was found on its disks"));
+            let mut why = "no boot loader's menu and no kernel was found on its disks".to_owned();
+            if let Some(name) = self.sealed() {
+                why += &format!(", of which {name} is encrypted");
+            }
+            return Ok(self.firmware(&why));
         };
         if entry.kernel.is_none() {
             let what = entry.note.as_deref().unwrap_or("it starts no kernel");
@@ -186,6 +190,12 @@ impl Guest {
         })
     }
 
+    /// A volume that nobody can look into.
+    fn sealed(&self) -> Option<&str> {
+        let volumes = &self.storage.volumes;
+        volumes.iter().find(|found| found.is_encrypted()).map(|found| found.report.name.as_str())
+    }
+
     fn firmware(&self, reason: &str) -> BootPlan {
         let is_uefi =
             self.devices.iter().any(|device| device.is_esp && device.tree.is_folder("/EFI"));
@@ -210,6 +220,11 @@ impl Guest {
             added_modules: Vec::new(),
             notes: Vec::new(),
         };
+        if let Some(name) = self.sealed().filter(|_| self.root.is_none()) {
+            boot.notes.push(format!(
+                "{name} is encrypted: no driver that the guest's initial RAM disk lacks can be taken from it."
+            ));
+        }
         self.rewrite_root(&mut boot);
         add_console(&mut boot, options.console.as_deref());
         let mut archive = Archive::default();

@@ -75,6 +75,13 @@ pub struct Found {
     pub fs: Option<Rc<dyn FileSystem>>,
 }
 
+impl Found {
+    /// What is on it can only be read with a passphrase.
+    pub fn is_encrypted(&self) -> bool {
+        self.report.content.as_deref().is_some_and(fs::is_encrypted)
+    }
+}
+
 /// A volume that has not been looked at.
 struct Pending {
     volume: Arc<dyn Volume>,
@@ -125,35 +132,42 @@ impl Storage {
                 None
             }
         };
-        match table {
-            None => pending.push_back(Pending {
-                report: VolumeReport { name, length: disk.len(), ..VolumeReport::default() },
-                grub,
-                volume: disk,
-            }),
-            Some(table) => {
-                report.table = Some(table.kind);
-                report.notes.extend(table.notes);
-                let kind = match table.kind {
-                    TableKind::Gpt => "gpt",
-                    TableKind::Mbr => "msdos",
-                };
-                for partition in table.partitions {
-                    let volume = Arc::new(partition.on(&disk));
-                    pending.push_back(Pending {
-                        report: VolumeReport {
-                            name: format!("{name}{}", partition.number),
-                            length: volume.len(),
-                            is_esp: partition.is_esp(),
-                            part_uuid: partition.uuid,
-                            part_label: partition.name,
-                            ..VolumeReport::default()
-                        },
-                        grub: format!("{grub},{kind}{}", partition.number),
-                        volume,
-                    });
-                }
-            }
+        let mut partitions = Vec::new();
+        let mut kind = "";
+        if let Some(table) = table {
+            report.table = Some(table.kind);
+            report.notes.extend(table.notes);
+            partitions = table.partitions;
+            kind = match table.kind {
+                TableKind::Gpt => "gpt",
+                TableKind::Mbr => "msdos",
+            };
+        }
+        if partitions.is_empty() {
+            pending.push_back(Pending {
+                report: VolumeReport {
+                    name: name.clone(),
+                    length: disk.len(),
+                    ..VolumeReport::default()
+                },
+                grub: grub.clone(),
+                volume: Arc::clone(&disk),
+            });
+        }
+        for partition in partitions {
+            let volume = Arc::new(partition.on(&disk));
+            pending.push_back(Pending {
+                report: VolumeReport {
+                    name: format!("{name}{}", partition.number),
+                    length: volume.len(),
+                    is_esp: partition.is_esp(),
+                    part_uuid: partition.uuid,
+                    part_label: partition.name,
+                    ..VolumeReport::default()
+                },
+                grub: format!("{grub},{kind}{}", partition.number),
+                volume,
+            });
         }
         self.disks.push(report);
     }

@@ -160,8 +160,13 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
     match opened {
         Some(Ok(fs)) => Content::FileSystem(fs),
         Some(Err(error)) => other(Some(error_text(&error))),
-        None => other(None),
+        None => other(is_encrypted(kind).then(|| "it is encrypted".into())),
     }
+}
+
+/// What has this name can only be read with a passphrase or a key.
+pub(crate) fn is_encrypted(kind: &str) -> bool {
+    matches!(kind, "crypto_LUKS" | "BitLocker")
 }
 
 /// Opens a volume as every kind of file system of which that can be tried, whatever its signature.

@@ -63,7 +63,7 @@ impl Partition {
     }
 }
 
-/// Reads the partition table of `disk`; `None` if it has none.
+/// Reads the partition table of `disk`; `None` if it has none, and one without partitions if it cannot be read.
 pub fn read(disk: &dyn Volume) -> Result<Option<Table>> {
     let mbr = mbr::read(disk)?;
     // A hybrid or damaged protective MBR does not matter where there is a GPT.
@@ -71,9 +71,12 @@ pub fn read(disk: &dyn Volume) -> Result<Option<Table>> {
     if let Some(table) = gpt::read(disk, protective)? {
         return Ok(Some(table));
     }
-    Ok(mbr.filter(|table| !table.is_protective).map(|table| Table {
-        kind: TableKind::Mbr,
-        notes: table.notes,
-        partitions: table.partitions,
+    Ok(mbr.map(|table| match table.is_protective {
+        true => Table {
+            kind: TableKind::Gpt,
+            notes: vec!["the partition table is damaged, and so is its backup".into()],
+            partitions: Vec::new(),
+        },
+        false => Table { kind: TableKind::Mbr, notes: table.notes, partitions: table.partitions },
     }))
 }
