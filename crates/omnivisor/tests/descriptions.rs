@@ -82,6 +82,13 @@ fn what_cannot_run_is_refused_with_its_reason() {
     let (code, _, talk) = text(&omnivisor(folder.path(), &["run", "secret.vmx"]));
     assert!(code == 2 && talk.contains("lies outside of the VM's folder"), "{code} {talk}");
     assert!(talk.contains("say --allow-outside"), "{talk}");
+    // All that is wrong, at once.
+    let more = "sata0:1.present = \"TRUE\"\nsata0:1.fileName = \"/etc/hostname\"\n";
+    std::fs::write(folder.path().join("both.vmx"), format!("{VMX}{more}")).unwrap();
+    let (_, _, talk) = text(&omnivisor(folder.path(), &["run", "both.vmx"]));
+    for part in ["`web.vmdk` is not there", "`/etc/hostname` lies outside", "--allow-outside"] {
+        assert!(talk.contains(part), "{part}: {talk}");
+    }
     let (code, _, talk) =
         text(&omnivisor(folder.path(), &["run", "debian", "--hostname", "a_b", "--dry-run"]));
     assert!(code == 2 && talk.contains("`a_b` is not a host's name"), "{code} {talk}");

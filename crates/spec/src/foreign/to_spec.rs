@@ -63,12 +63,12 @@ impl Description {
     /// user-mode network for each of its own. [`differences`](Self::differences) tells the rest.
     ///
     /// # Errors
-    /// The guest cannot run here at all, or a disk is missing, lies where nobody has allowed it, is encrypted, or is no file of this computer.
+    /// The guest cannot run here at all, or disks are missing, lie where nobody has allowed it, are encrypted, or are no files of this
+    /// computer: all of that at once.
     pub fn to_spec(&self) -> Result<VmSpec> {
-        let mut all = self.notes.iter().cloned().chain(self.differences());
-        if let Some(obstacle) = all.find(|note| note.level == Level::Obstacle) {
-            return Err(self.error(obstacle.message));
-        }
+        let all = self.notes.iter().cloned().chain(self.differences());
+        let obstacles = all.filter(|note| note.level == Level::Obstacle);
+        let mut problems: Vec<String> = obstacles.map(|note| note.message).collect();
         let mut spec = VmSpec {
             name: self.name.as_deref().map(usable_name),
             cpus: Cpus { count: self.cpus.count.map(|count| count.min(MAX_CPUS)) },
@@ -81,8 +81,8 @@ impl Description {
         };
         if let Some(kernel) = &self.boot.kernel {
             spec.boot = Boot {
-                kernel: Some(self.usable(kernel)?),
-                initrd: self.boot.initrd.as_ref().map(|initrd| self.usable(initrd)).transpose()?,
+                kernel: usable(kernel, &mut problems),
+                initrd: self.boot.initrd.as_ref().and_then(|file| usable(file, &mut problems)),
                 cmdline: self.boot.cmdline.clone(),
             };
         }
@@ -103,14 +103,14 @@ impl Description {
         for drive in drives {
             let Some(file) = &drive.file else { continue };
             if drive.encrypted {
-                return Err(self.error(format!("The disk `{}` is encrypted", file.written)));
+                problems.push(format!("The disk `{}` is encrypted", file.written));
+                continue;
             }
+            let path = drive.disk_path().or_else(|| usable(file, &mut problems));
+            let Some(path) = path else { continue };
             spec.disks.push(Disk {
                 within: self.folder_of(drive),
-                path: match drive.disk_path() {
-                    Some(path) => path,
-                    None => self.usable(file)?,
-                },
+                path,
                 // A CD-ROM's content is never anything else, whatever it looks like.
                 format: if drive.kind == DriveKind::Cdrom {
                     Some("raw".into())
@@ -133,7 +133,11 @@ impl Description {
             ..Nic::default()
         });
         spec.nics = Some(cards.collect());
-        Ok(spec)
+        if problems.is_empty() {
+            return Ok(spec);
+        }
+        let place = Place { file: self.file.display().to_string(), position: None };
+        Err(Error::File { place, message: problems.join(". ") })
     }
 
     /// The folder in which a drive's images may lie: the VM's, since a snapshot's parents lie in other folders of
@@ -221,7 +225,19 @@ impl Description {
         if !models.is_empty() {
             note(Level::Info, format!("Network cards are virtio instead of {}", join(models)));
         }
-        let kinds: BTreeSet<_> = self.devices.iter().map(|device| device.kind.clone()).collect();
+        for drive in self.drives.iter().filter(|drive| drive.kind == DriveKind::Passthrough) {
+            let address = drive.address();
+            note(
+                Level::Warning,
+                format!("The drive {address} is a device of its host, which is not there"),
+            );
+        }
+        let mut kinds: BTreeSet<_> =
+            self.devices.iter().map(|device| device.kind.clone()).collect();
+        let is_floppy = |drive: &Drive| drive.kind == DriveKind::Floppy && drive.file.is_some();
+        if self.drives.iter().any(is_floppy) {
+            kinds.insert("floppy".into());
+        }
         if !kinds.is_empty() {
             note(Level::Info, format!("Not there: {}", join(kinds)));
         }
@@ -241,30 +257,26 @@ impl Description {
             _ => bus.name().into(),
         }
     }
+}
 
-    fn usable(&self, file: &FileRef) -> Result<PathBuf> {
-        let name = &file.written;
-        let message = match file.state {
-            FileState::Present | FileState::Moved => match &file.path {
-                Some(path) => return Ok(path.clone()),
-                None => format!("The file `{name}` has no path"),
-            },
-            FileState::Member => {
-                format!("The file `{name}` is inside an archive, which a description cannot name")
-            }
-            FileState::Missing => format!("The file `{name}` is not there"),
-            FileState::Refused => {
-                format!("The file `{name}` lies outside of the VM's folder, which is not allowed")
-            }
-            FileState::Remote => format!("`{name}` is not a file of this computer"),
-        };
-        Err(self.error(message))
-    }
-
-    fn error(&self, message: String) -> Error {
-        let place = Place { file: self.file.display().to_string(), position: None };
-        Error::File { place, message }
-    }
+/// The path of a file; otherwise why it cannot be used is one of the problems.
+fn usable(file: &FileRef, problems: &mut Vec<String>) -> Option<PathBuf> {
+    let name = &file.written;
+    problems.push(match file.state {
+        FileState::Present | FileState::Moved => match &file.path {
+            Some(path) => return Some(path.clone()),
+            None => format!("The file `{name}` has no path"),
+        },
+        FileState::Member => {
+            format!("The file `{name}` is inside an archive, which a description cannot name")
+        }
+        FileState::Missing => format!("The file `{name}` is not there"),
+        FileState::Refused => {
+            format!("The file `{name}` lies outside of the VM's folder, which is not allowed")
+        }
+        FileState::Remote => format!("`{name}` is not a file of this computer"),
+    });
+    None
 }
 
 /// The name without what [`VmSpec::validate`] refuses.

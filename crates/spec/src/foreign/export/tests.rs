@@ -91,11 +91,10 @@ fn what_a_form_cannot_say_is_told() {
     {
         assert!(lost.iter().any(|sentence| sentence.contains(part)), "{part}: {lost:?}");
     }
+    let error = export(&vm, Form::Toml).unwrap_err().to_string();
     assert!(
-        export(&vm, Form::Toml)
-            .unwrap_err()
-            .to_string()
-            .ends_with("The file `a.vmdk` is not there")
+        error.ends_with("The file `a.vmdk` is not there. The file `b.vmdk` is not there"),
+        "{error}"
     );
     assert_eq!(
         "zip".parse::<Form>().unwrap_err().to_string(),

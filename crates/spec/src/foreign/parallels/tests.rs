@@ -91,6 +91,14 @@ fn an_arm_guest_is_refused_with_a_reason() {
     assert!(error.ends_with("The <RAM> of <RAM> is `lots` instead of a number"), "{error}");
 }
 
+#[test]
+fn a_disk_of_the_mac_itself_is_told_to_be_missing() {
+    let vm = parsed(&CONFIG.replacen("<EmulatedType>1", "<EmulatedType>0", 1)).unwrap();
+    let told = vm.differences();
+    let part = "The drive sata0:0 is a device of its host";
+    assert!(told.iter().any(|note| note.message.contains(part)), "{told:?}");
+}
+
 proptest! {
     #[test]
     fn a_bundle_with_any_part_cut_out_is_survived(start in 0..CONFIG.len(), length in 0..300_usize) {
