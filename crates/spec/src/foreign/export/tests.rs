@@ -81,6 +81,18 @@ fn every_form_reads_as_what_was_written() {
 }
 
 #[test]
+fn units_of_a_scsi_bus_pass_over_vmwares_controller_and_stay_where_it_is_passed_over() {
+    let mut vm = sample("");
+    for (units, expected) in [([6, 8], [6, 8]), ([6, 7], [6, 8]), ([7, 8], [8, 9])] {
+        for (drive, unit) in vm.drives.iter_mut().zip(units) {
+            (drive.bus, drive.unit) = (Bus::Scsi, unit);
+        }
+        let read = again(&export(&vm, Form::Vmx).unwrap(), "x.vmx");
+        assert_eq!([read.drives[0].unit, read.drives[1].unit], expected, "{units:?}");
+    }
+}
+
+#[test]
 fn what_a_form_cannot_say_is_told() {
     let mut vm = sample("");
     vm.tpm = Some("2.0".into());

@@ -55,8 +55,12 @@ pub(super) fn write(vm: &Description) -> Export {
             }
             _ => Bus::Sata,
         };
-        // Unit 7 of a SCSI bus is the controller itself.
-        let unit = if bus == Bus::Scsi && drive.unit >= 7 {
+        // Unit 7 of a SCSI bus is the controller itself, to VMware.
+        let is_taken = vm
+            .drives
+            .iter()
+            .any(|other| (other.bus, other.controller, other.unit) == (bus, drive.controller, 7));
+        let unit = if bus == Bus::Scsi && drive.unit >= 7 && is_taken {
             drive.unit.saturating_add(1)
         } else {
             drive.unit
