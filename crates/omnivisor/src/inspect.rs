@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use spec::foreign::ReadOptions;
 
 use crate::description;
-use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json};
+use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json, snapshot_json};
 use crate::failure::Failure;
 use crate::guest_page;
 
@@ -114,19 +114,7 @@ pub(crate) fn image_json(image: &ImageInfo) -> Value {
         .iter()
         .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
         .collect();
-    let snapshots: Vec<Value> = image
-        .snapshots
-        .iter()
-        .map(|snapshot| {
-            json!({
-                "id": snapshot.id,
-                "name": snapshot.name,
-                "created": snapshot.created,
-                "length": snapshot.length,
-                "machine_state": snapshot.machine_state,
-            })
-        })
-        .collect();
+    let snapshots: Vec<Value> = image.snapshots.iter().map(snapshot_json).collect();
     json!({
         "path": image.path,
         "format": image.format.name(),

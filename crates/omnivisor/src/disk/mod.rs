@@ -19,6 +19,7 @@ use machine::disks::remembered_format;
 
 pub use create::usual;
 pub use progress::Progress;
+pub use snapshot::snapshot_json;
 
 use crate::failure::{FAILED, Failure, NOT_FOUND};
 use crate::run::state_folder;

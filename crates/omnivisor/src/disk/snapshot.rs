@@ -66,18 +66,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
     let (_, chain) = disk::open_chain(path, &args.image.how.options(path)?).map_err(failed)?;
     let snapshots = chain.into_iter().next().map(|image| image.snapshots).unwrap_or_default();
     if args.format == OutputFormat::Json {
-        let rows: Vec<Value> = snapshots
-            .iter()
-            .map(|snapshot| {
-                json!({
-                    "id": snapshot.id,
-                    "name": snapshot.name,
-                    "created": snapshot.created,
-                    "length": snapshot.length,
-                    "machine_state": snapshot.machine_state,
-                })
-            })
-            .collect();
+        let rows: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
         return print_json(&rows.into());
     }
     for snapshot in snapshots {
@@ -91,4 +80,15 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
+}
+
+/// A snapshot in the form that does not change.
+pub fn snapshot_json(snapshot: &disk::Snapshot) -> Value {
+    json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "created": snapshot.created,
+        "length": snapshot.length,
+        "machine_state": snapshot.machine_state,
+    })
 }
