@@ -12,7 +12,7 @@ use crate::disk::{OpenArgs, Progress, failed, human, usual};
 use crate::failure::{FAILED, Failure};
 
 /// How often to note what is done.
-const RESUME: Duration = Duration::from_secs(2);
+pub const RESUME: Duration = Duration::from_secs(2);
 
 /// Options of `omnivisor convert`.
 #[derive(Debug, Clone, Args)]

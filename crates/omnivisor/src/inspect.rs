@@ -39,12 +39,15 @@ pub struct InspectArgs {
     format: OutputFormat,
 }
 
-/// Bytes of the disk by what is known of them.
+/// Bytes of a disk by what is known of them.
 #[derive(Default)]
-struct Totals {
-    data: u64,
-    zeroes: u64,
-    holes: u64,
+pub(crate) struct Totals {
+    /// They lie in an image.
+    pub data: u64,
+    /// They are zeroes, an image says.
+    pub zeroes: u64,
+    /// No image has them.
+    pub holes: u64,
 }
 
 /// Prints what is known.
@@ -94,7 +97,11 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn totals(disk: &dyn Disk) -> Result<Totals, Failure> {
+/// Goes through the whole map of a disk.
+///
+/// # Errors
+/// The map is damaged, or leads behind the end of a file.
+pub(crate) fn totals(disk: &dyn Disk) -> Result<Totals, Failure> {
     let mut totals = Totals::default();
     for extent in Extents::new(disk, 0..disk.len()) {
         let extent = extent.map_err(failed)?;

@@ -24,6 +24,7 @@ use crate::disk::{failed, human};
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
+use crate::inspect::totals;
 use crate::run::{engine, of_nics, plan};
 
 /// Options of `omnivisor import`.
@@ -101,6 +102,8 @@ pub struct ImportArgs {
 struct Original {
     disk: Arc<dyn Disk>,
     chain: Vec<ImageInfo>,
+    /// Bytes of data in its images.
+    data: u64,
     /// Name of the image that it becomes.
     name: String,
 }
@@ -259,6 +262,8 @@ fn open(
     let format = format.map_err(|error| Failure::from_error(USAGE, error))?;
     let options = ImageOptions { read_only: true, format, files, ..ImageOptions::default() };
     let (opened, chain) = disk::open_chain(&disk.path, &options).map_err(failed)?;
+    // An image that was not copied to its end is found out here, not after hours.
+    let data = totals(&*opened)?.data;
     let stem = disk.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let stem: String = stem
         .unwrap_or_default()
@@ -271,7 +276,7 @@ fn open(
     let names = std::iter::once(format!("{stem}.{end}"))
         .chain((2_u32..).map(|number| format!("{stem}-{number}.{end}")));
     let name = names.into_iter().find(|name| others.iter().all(|other| other.name != *name));
-    Ok(Original { disk: opened, chain, name: name.unwrap_or_default() })
+    Ok(Original { disk: opened, chain, data, name: name.unwrap_or_default() })
 }
 
 impl Preflight {
@@ -286,9 +291,7 @@ impl Preflight {
         lines.push(("VM", format!("{name}, {count} processor{plural}, {memory} of memory")));
         lines.push(("guest", system.unwrap_or_else(|| "nothing known".into())));
         for original in &self.originals {
-            let (Some(top), Some(base)) = (original.chain.first(), original.chain.last()) else {
-                continue;
-            };
+            let Some(top) = original.chain.first() else { continue };
             let images = if original.chain.len() > 1 {
                 format!(", {} images", original.chain.len())
             } else {
@@ -298,11 +301,12 @@ impl Preflight {
             lines.push((
                 "disk",
                 format!(
-                    "{}: {what} {} ({}{images}, {})",
+                    "{}: {what} {} ({}{images}, {}, {} of data)",
                     original.name,
                     top.path.display(),
-                    base.format,
-                    human(top.length)
+                    top.format,
+                    human(top.length),
+                    human(original.data)
                 ),
             ));
         }

@@ -12,6 +12,7 @@ use spec::VmSpec;
 use super::adapt::{self, Changes};
 use super::verify::{Sign, sign};
 use super::{Original, with_console, words};
+use crate::convert::RESUME;
 use crate::disk::{Progress, failed, human};
 use crate::failure::{FAILED, Failure, NOT_STARTED};
 use crate::run::guest;
@@ -24,12 +25,20 @@ const LINES: usize = 15;
 /// Makes an image of an original disk.
 pub fn convert(original: &Original, target: &Path, to: &CreateOptions) -> Result<(), Failure> {
     let progress = Progress::new(original.disk.len());
-    // Nothing that is there under this name is finished, or the journal would say so.
-    let options =
-        ConvertOptions { image: to.clone(), replace: true, ..ConvertOptions::new(to.format) };
+    let options = ConvertOptions {
+        image: to.clone(),
+        // Nothing that is there under this name is finished, or the journal would say so.
+        replace: true,
+        resume: Some(RESUME),
+        ..ConvertOptions::new(to.format)
+    };
     let report = disk::convert(&*original.disk, target, &options, |done| progress.show(done))
         .map_err(failed)?;
     drop(progress);
+    if report.resumed != 0 {
+        let done = human(report.resumed);
+        eprintln!("{}: went on behind the {done} that were done.", original.name);
+    }
     eprintln!("{}: {} written.", original.name, human(report.data));
     Ok(())
 }

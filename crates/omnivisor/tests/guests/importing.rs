@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use crate::harness::{PROMPT, Workshop, path, sums, text};
 use crate::windows::{State, key_of, system};
@@ -96,6 +99,53 @@ fn a_disk_without_a_system_is_brought_home_and_not_started() {
         .output()
         .unwrap();
     assert!(text(&refused.stderr).contains("is not empty"));
+}
+
+/// Sends a signal to a process that was started here.
+fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Starts an import, and kills it once it has noted that a part of the disk is done; whether it was not too late.
+fn is_killed_within_a_disk(workshop: &Workshop, import: &[&str], image: &Path) -> bool {
+    let at = |end: &str| PathBuf::from(format!("{}.partial{end}", path(image)));
+    let mut child = workshop.omnivisor().args(import).stderr(Stdio::null()).spawn().unwrap();
+    // It notes what is done every two seconds, which it spends asleep.
+    let mut slept = false;
+    while child.try_wait().unwrap().is_none() {
+        if at(".journal").exists() {
+            signal("KILL", child.id());
+            child.wait().unwrap();
+            return !image.exists();
+        }
+        if !slept && at("").exists() {
+            signal("STOP", child.id());
+            thread::sleep(Duration::from_millis(2100));
+            signal("CONT", child.id());
+            slept = true;
+        }
+    }
+    false
+}
+
+#[test]
+fn an_import_that_was_killed_goes_on_within_a_disk() {
+    let workshop = Workshop::empty();
+    let (disk, target) = (workshop.path("disk.raw"), workshop.path("ours"));
+    fs::write(&disk, vec![7; 256 << 20]).unwrap();
+    // A format whose blocks cannot be shared with the source's.
+    let import = ["import", path(&disk), path(&target), "--to", "vdi"];
+    let image = target.join("disk.vdi");
+    let killed = (0..20).any(|_| {
+        let _ = fs::remove_dir_all(&target);
+        is_killed_within_a_disk(&workshop, &import, &image)
+    });
+    assert!(killed, "it was always too fast");
+    let talk = text(&workshop.verb(&import).stderr);
+    assert!(talk.contains("disk.vdi: went on behind the "), "{talk}");
+    let compared = workshop.verb(&["disk", "compare", path(&disk), path(&image)]);
+    assert!(compared.status.success(), "{compared:?}");
 }
 
 /// Where the only partition of a disk begins.
