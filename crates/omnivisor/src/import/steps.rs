@@ -142,6 +142,10 @@ pub fn verify(
     match watched.decision {
         Some(Sign::Login) => Ok(("it asks for a login", watched.took)),
         Some(Sign::Target) => Ok(("systemd reached its last target", watched.took)),
+        Some(Sign::Passphrase) => Ok((
+            "it asks for the passphrase of an encrypted disk, beyond which it was not seen,",
+            watched.took,
+        )),
         Some(Sign::Failed(words)) => {
             Err(with_console(&format!("The guest does not boot: it says {words:?}"), &lines))
         }

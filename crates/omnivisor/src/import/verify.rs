@@ -7,6 +7,8 @@ pub enum Sign {
     Login,
     /// systemd's last target.
     Target,
+    /// The question for the passphrase of an encrypted disk: kernel and initial RAM disk have found it, and go no further.
+    Passphrase,
     /// The guest gave up; these words say how.
     Failed(&'static str),
 }
@@ -20,6 +22,9 @@ const FAILURES: [&str; 6] = [
     "dracut:/#",
     "Entering emergency mode",
 ];
+/// What cryptsetup's scripts and systemd ask.
+const QUESTIONS: [&str; 3] =
+    ["Please unlock disk ", "Please enter passphrase for disk ", "Enter passphrase for /dev/"];
 const TARGETS: [&str; 4] =
     ["Multi-User System", "Graphical Interface", "multi-user.target", "graphical.target"];
 
@@ -27,6 +32,9 @@ const TARGETS: [&str; 4] =
 pub fn sign(console: &str) -> Option<Sign> {
     if let Some(words) = FAILURES.into_iter().find(|words| console.contains(words)) {
         return Some(Sign::Failed(words));
+    }
+    if QUESTIONS.into_iter().any(|question| console.contains(question)) {
+        return Some(Sign::Passphrase);
     }
     let last = console.rsplit(['\n', '\r']).next().unwrap_or_default().trim_end_matches(' ');
     if last.ends_with("login:") {
@@ -56,6 +64,10 @@ mod tests {
         assert_eq!(sign("Reached target getty.target - Login Prompts.\n"), None);
         assert_eq!(sign("Last login: yesterday\n"), None);
         assert_eq!(sign("Reached target mul"), None);
+        let question =
+            "\u{1f510} Please enter passphrase for disk root (luks-1): (press TAB for no echo) ";
+        assert_eq!(sign(&format!("[ 2.0] sd 0:0:0:0\r\n{question}")), Some(Sign::Passphrase));
+        assert_eq!(sign("\r\nPlease unlock disk vda3_crypt: "), Some(Sign::Passphrase));
         assert!(matches!(sign("\n[ 1.0] Kernel panic - not syncing: VFS"), Some(Sign::Failed(_))));
     }
 }

@@ -42,7 +42,8 @@ impl<T> Watched<T> {
     }
 }
 
-/// Runs `spec` from `boot` until `decide` makes something of what the console has printed, the guest ends, or the time
+/// Runs `spec` from `boot` until `decide` makes something of the last that the console has printed, the guest ends, or the
+/// time is over.
 pub fn watch<T: Send + 'static>(
     engine: &dyn Engine,
     spec: &VmSpec,
