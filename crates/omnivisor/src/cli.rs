@@ -166,6 +166,10 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub console: Option<ConsoleChoice>,
 
+    /// The entry of the boot menu on the VM's disks: its title, its identifier, or its place from 0, as `inspect` lists them
+    #[arg(long, value_name = "ENTRY")]
+    pub entry: Option<String>,
+
     /// The machine's name
     #[arg(long)]
     pub name: Option<String>,

@@ -96,7 +96,7 @@ pub fn change(
         open_disks(&spec.disks, &state).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
     let words = format!("{} quiet panic=-1 init=/bin/sh -- /dev/vd{letter}", words());
     // The script's disk is not the guest's.
-    let prepared = guest::prepare(&spec, &disks[..count], "ttyS0", &words)?;
+    let prepared = guest::prepare(&spec, &disks[..count], None, "ttyS0", &words)?;
     eprintln!("The guest changes itself.");
     // It switches itself off.
     let watched = watch(engine, &spec, &disks, prepared.boot, limit, |_| None::<()>)?;
@@ -135,7 +135,7 @@ pub fn verify(
     let state = State { folder: folder.path().join("state"), vm: "import".into() };
     let disks =
         open_disks(&spec.disks, &state).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
-    let prepared = guest::prepare(&spec, &disks, "ttyS0", words())?;
+    let prepared = guest::prepare(&spec, &disks, None, "ttyS0", words())?;
     eprintln!("The guest is started: {}.", prepared.title.replace(char::is_control, " "));
     let watched = watch(engine, &spec, &disks, prepared.boot, limit, sign)?;
     let lines = watched.last_lines(LINES);

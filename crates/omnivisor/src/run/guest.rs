@@ -24,18 +24,25 @@ pub struct Prepared {
     _folder: Scratch,
 }
 
-/// Looks into the disks of `spec` for what to boot; `words` are added to the command line.
+/// Looks into the disks of `spec` for what to boot: this entry of the menu, or its default one. `words` are added to the
+/// command line.
 pub fn prepare(
     spec: &VmSpec,
     disks: &[OpenDisk],
+    entry: Option<&str>,
     console: &str,
     words: &str,
 ) -> Result<Prepared, Failure> {
     let disks: Vec<_> = disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
     let guest = Guest::open(&disks);
     let nics = names::of_nics(spec, guest.os());
-    let options = PlanOptions { console: Some(console.to_owned()), nics, ..PlanOptions::default() };
-    let plan = guest.plan(&options).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
+    let options =
+        PlanOptions { console: Some(console.to_owned()), nics, entry: entry.map(str::to_owned) };
+    let plan = guest.plan(&options).map_err(|error| match error {
+        guest::Error::NotFound(_) if entry.is_some() => Failure::from_error(NOT_STARTED, error)
+            .help("`omnivisor inspect` lists the entries of the menu"),
+        _ => Failure::from_error(NOT_STARTED, error),
+    })?;
     let linux = match plan {
         BootPlan::Linux(linux) => *linux,
         BootPlan::Firmware { kind, reason } => return Err(needs_firmware(kind, &reason)),

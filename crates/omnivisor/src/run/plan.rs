@@ -36,6 +36,8 @@ pub struct Plan {
     pub remote: Option<Remote>,
     /// What to boot is on the disks, and is filled in by [`look_into`](Plan::look_into).
     boots_from_disks: bool,
+    /// The entry of the menu there, if it is not to be the default one.
+    entry: Option<String>,
     /// Files that were made for the boot.
     _folder: Option<Scratch>,
 }
@@ -87,6 +89,10 @@ impl Plan {
         }
         spec.validate()?;
         let boots_from_disks = image.is_none() && spec.boot.kernel.is_none();
+        if args.entry.is_some() && !boots_from_disks {
+            let text = "--entry is about the boot menu on a VM's disks, which is not read where a kernel is named";
+            return Err(Failure::new(USAGE, text));
+        }
         let mut folder = None;
         let boot = match &image {
             Some(image) => {
@@ -138,6 +144,7 @@ impl Plan {
             is_script,
             remote,
             boots_from_disks,
+            entry: args.entry.clone(),
             _folder: folder,
         })
     }
@@ -151,7 +158,8 @@ impl Plan {
             Some(words) => format!("{BOARD_WORDS} {words}"),
             None => BOARD_WORDS.to_owned(),
         };
-        let prepared = guest::prepare(&self.spec, disks, console_device(&self.spec), &words)?;
+        let (entry, console) = (self.entry.as_deref(), console_device(&self.spec));
+        let prepared = guest::prepare(&self.spec, disks, entry, console, &words)?;
         tracing::info!(
             entry = prepared.title,
             cmdline = prepared.boot.cmdline,

@@ -1,6 +1,6 @@
 //! Guests that differ in what is on their disks.
 
-use crate::harness::{PROMPT, Workshop};
+use crate::harness::{PROMPT, Workshop, text};
 
 fn boots(kind: &str) -> Option<String> {
     let workshop = Workshop::new(kind)?;
@@ -64,6 +64,30 @@ fn an_initial_ram_disk_of_dracut_without_virtio_gets_the_guests_own_modules() {
     let Some(console) = boots("dracut-ext4") else { return };
     assert!(console.contains("dracut12 login: "), "{console}");
     assert!(console.contains("lacks drivers, which are added in memory: "), "{console}");
+}
+
+#[test]
+fn another_entry_of_the_menu_is_started_by_its_title_or_place() {
+    let Some(workshop) = Workshop::new("small-ext4") else { return };
+    let run = |entry: &str| {
+        let disk = workshop.raw.to_str().unwrap();
+        let arguments = ["run", "--dry-run", "--net", "none", "--disk", disk, "--entry", entry];
+        workshop.omnivisor().args(arguments).output().unwrap()
+    };
+    let titles: Vec<String> = ["0", "2"]
+        .map(|place| {
+            let plan = text(&run(place).stdout);
+            let title = plan.lines().find_map(|line| line.strip_prefix("# from its disks: "));
+            assert_eq!(plan.contains(" single "), place == "2", "{plan}");
+            title.unwrap().to_owned()
+        })
+        .to_vec();
+    assert!(titles[1].ends_with("(recovery mode)"), "{titles:?}");
+    assert!(text(&run(&titles[1]).stdout).contains(" single "));
+    let refused = run("other");
+    assert_eq!(refused.status.code(), Some(126));
+    let talk = text(&refused.stderr);
+    assert!(talk.contains("no boot entry \"other\"") && talk.contains("inspect"), "{talk}");
 }
 
 #[test]
