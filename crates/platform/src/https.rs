@@ -82,7 +82,7 @@ impl Http {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("omnivisor/", env!("CARGO_PKG_VERSION")))
-            .input_buffer_size(256 << 10)
+            .input_buffer_size(64 << 10)
             .max_idle_connections(CONNECTIONS)
             .max_idle_connections_per_host(CONNECTIONS)
             .timeout_resolve(Some(limit))

@@ -31,7 +31,7 @@ const MOST_EXTENTS: usize = 32_768;
 /// Most images in a chain.
 const MOST_IMAGES: usize = 256;
 /// Bytes that are handed on at once.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 64 << 10;
 
 /// A file of a datastore.
 struct Remote {

@@ -2,7 +2,7 @@
 //!
 //! A file is fetched in pieces that several connections take in order, and hashed in that order as it comes. Until it is
 //! whole it is called `NAME.part`, and `NAME.pull` tells how far it is and the hash of that: a later pull
-//! hashes that much again before it goes on. What was written is read back, and compared.
+//! hashes that much again before it goes on. Nothing is noted, and nothing called whole, before it is flushed.
 
 mod piece;
 mod state;

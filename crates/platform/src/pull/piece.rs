@@ -17,8 +17,8 @@ use crate::{Error, Result};
 pub(super) const PIECE: u64 = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 /// Zeroes of this length and alignment stay a hole.
 const HOLE: usize = 64 << 10;
-/// What is read back at once.
-const BACK: usize = 256 << 10;
+/// What is written at once, while the processor's cache still holds it.
+const UNIT: usize = 512 << 10;
 /// How often it is noted how far a file is.
 const NOTED: u64 = 128 << 20;
 /// Longest pause before another attempt.
@@ -44,6 +44,14 @@ struct Shared {
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
     error: Option<Error>,
+}
+
+/// What comes of a file by one connection.
+struct Piece {
+    start: u64,
+    bytes: Vec<u8>,
+    /// How many of these bytes are in the file.
+    written: usize,
 }
 
 impl Fetch<'_> {
@@ -132,7 +140,6 @@ impl Fetch<'_> {
         let length = self.file.len();
         // So far may a connection be ahead of the hashing.
         let window = (self.options.connections.clamp(1, 64) as u64 + 2) * PIECE;
-        let mut back = vec![0; BACK];
         loop {
             let mut at = lock(shared);
             while at.next < length && at.next - at.hashed >= window && at.error.is_none() {
@@ -144,21 +151,19 @@ impl Fetch<'_> {
             let start = at.next;
             let end = length.min(start + PIECE);
             at.next = end;
-            let buffer = at.spare.pop().unwrap_or_default();
+            let bytes = at.spare.pop().unwrap_or_default();
             drop(at);
-            let mut piece = buffer;
-            piece.clear();
-            let fetched = self.piece(start, end, &mut piece, shared, pace);
+            let mut piece = Piece { start, bytes, written: 0 };
+            piece.bytes.clear();
+            let fetched = self.piece(end, &mut piece, shared, pace);
             // A part of a piece counts, too: nothing will come after it.
-            let written = write_sparse(self.local, &piece, start);
-            let written = written.and_then(|()| read_back(self.local, &piece, start, &mut back));
-            let written = written.map_err(|source| failed(self.path, source));
+            let fetched = self.write(&mut piece, 1).and(fetched);
             let mut at = lock(shared);
-            match fetched.and(written) {
-                Ok(()) => drop(at.ready.insert(start, piece)),
+            match fetched {
+                Ok(()) => drop(at.ready.insert(start, piece.bytes)),
                 Err(error @ Error::File { .. }) => drop(at.error.get_or_insert(error)),
                 Err(error) => {
-                    at.ready.insert(start, piece);
+                    at.ready.insert(start, piece.bytes);
                     at.error.get_or_insert(error);
                 }
             }
@@ -166,36 +171,33 @@ impl Fetch<'_> {
         }
     }
 
-    /// Fetches one piece, as often as it takes.
+    /// Fetches one piece, up to `end`, as often as it takes.
     fn piece(
         &self,
-        start: u64,
         end: u64,
-        buffer: &mut Vec<u8>,
+        piece: &mut Piece,
         shared: &Mutex<Shared>,
         pace: Option<&Pace>,
     ) -> Result<()> {
-        let size = (end - start) as usize;
-        buffer.reserve_exact(size);
+        let size = (end - piece.start) as usize;
+        piece.bytes.reserve_exact(size);
         let mut failures = 0;
-        while buffer.len() < size {
-            let before = buffer.len();
-            let from = start + before as u64;
+        while piece.bytes.len() < size {
+            let before = piece.bytes.len();
+            let from = piece.start + before as u64;
             let result = self.file.read(from..end, &mut |bytes| {
-                let room = size - buffer.len();
+                let room = size - piece.bytes.len();
                 if bytes.len() > room {
                     return Err(Error::reply(self.file.name(), "more bytes than were asked for"));
                 }
                 if let Some(pace) = pace {
                     pace.wait(bytes.len());
                 }
-                buffer.extend_from_slice(bytes);
-                Ok(())
+                piece.bytes.extend_from_slice(bytes);
+                self.write(piece, UNIT)
             });
-            if buffer.len() == size {
-                break;
-            }
             let error = match result {
+                Ok(()) if piece.bytes.len() == size => break,
                 Ok(()) => Error::Unreachable {
                     place: self.file.name().into(),
                     message: "the connection was lost".into(),
@@ -204,12 +206,24 @@ impl Fetch<'_> {
                 Err(error @ (Error::Unreachable { .. } | Error::TimedOut { .. })) => error,
                 Err(error) => return Err(error),
             };
-            failures = if buffer.len() > before { 0 } else { failures + 1 };
+            failures = if piece.bytes.len() > before { 0 } else { failures + 1 };
             if failures > self.options.attempts || lock(shared).error.is_some() {
                 return Err(error);
             }
             let pause = self.options.pause.saturating_mul(1 << failures.min(10));
             std::thread::sleep(pause.min(LONGEST_PAUSE));
+        }
+        Ok(())
+    }
+
+    /// Writes what is new of a piece, in whole units.
+    fn write(&self, piece: &mut Piece, unit: usize) -> Result<()> {
+        let until = piece.bytes.len() / unit * unit;
+        if until > piece.written {
+            let new = &piece.bytes[piece.written..until];
+            write_sparse(self.local, new, piece.start + piece.written as u64)
+                .map_err(|source| failed(self.path, source))?;
+            piece.written = until;
         }
         Ok(())
     }
@@ -232,18 +246,6 @@ pub(crate) fn write_sparse(file: &File, bytes: &[u8], start: u64) -> std::io::Re
         at = next;
     }
     put(from..at)
-}
-
-/// What was written is there.
-fn read_back(file: &File, bytes: &[u8], start: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-    for (part, at) in bytes.chunks(buffer.len()).zip((start..).step_by(buffer.len())) {
-        let back = &mut buffer[..part.len()];
-        file.read_exact_at(back, at)?;
-        if back != part {
-            return Err(std::io::Error::other("what was read back is not what was written"));
-        }
-    }
-    Ok(())
 }
 
 fn is_zero(block: &[u8]) -> bool {
@@ -271,13 +273,16 @@ impl Pace {
 
     /// Waits until so many bytes may pass.
     pub fn wait(&self, bytes: usize) {
+        std::thread::sleep(self.delay(bytes));
+    }
+
+    /// How long so many bytes must wait, after those that were asked about before.
+    pub fn delay(&self, bytes: usize) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
         let now = Instant::now();
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         // What was not used in the past cannot be made up for.
         *due = (*due).max(now) + cost;
-        let until = *due;
-        drop(due);
-        std::thread::sleep(until.saturating_duration_since(now));
+        due.saturating_duration_since(now)
     }
 }

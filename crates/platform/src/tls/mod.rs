@@ -1,5 +1,7 @@
 //! Whom we talk to: a server is known by its pinned certificate or by an authority, never by nothing.
 
+mod transport;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,15 +11,12 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore,
-    SignatureScheme, StreamOwned,
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 use sha2::{Digest, Sha256};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
-};
 
 use crate::Error;
+pub(crate) use transport::TlsConnector;
 
 /// SHA-256 of a certificate.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -187,18 +186,6 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Puts TLS over connections.
-#[derive(Debug)]
-pub(crate) struct TlsConnector {
-    config: Arc<ClientConfig>,
-}
-
-impl TlsConnector {
-    pub fn new(verifier: Arc<Verifier>) -> Self {
-        Self { config: config(verifier) }
-    }
-}
-
 /// TLS with servers that `verifier` takes for the right ones.
 pub(crate) fn config(verifier: Arc<Verifier>) -> Arc<ClientConfig> {
     let config = ClientConfig::builder_with_provider(verifier.provider.clone())
@@ -212,71 +199,6 @@ pub(crate) fn config(verifier: Arc<Verifier>) -> Arc<ClientConfig> {
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
-}
-
-impl<In: Transport> Connector<In> for TlsConnector {
-    type Out = TlsTransport;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails<'_>,
-        chained: Option<In>,
-    ) -> Result<Option<TlsTransport>, ureq::Error> {
-        let Some(transport) = chained else { return Ok(None) };
-        let host = details.uri.host().unwrap_or_default();
-        let name = ServerName::try_from(host.trim_matches(['[', ']']))
-            .map_err(|_| ureq::Error::Tls("the host's name is none"))?
-            .to_owned();
-        let connection = ClientConnection::new(self.config.clone(), name)?;
-        let mut adapter = TransportAdapter::new(transport.boxed(), details.current_time.clone());
-        adapter.set_timeout(details.timeout);
-        let mut stream = StreamOwned::new(connection, adapter);
-        stream.conn.complete_io(&mut stream.sock)?;
-        let buffers = LazyBuffers::new(
-            details.config.input_buffer_size(),
-            details.config.output_buffer_size(),
-        );
-        Ok(Some(TlsTransport { stream, buffers }))
-    }
-}
-
-/// A connection with TLS.
-pub(crate) struct TlsTransport {
-    stream: StreamOwned<ClientConnection, TransportAdapter>,
-    buffers: LazyBuffers,
-}
-
-impl Transport for TlsTransport {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.sock.set_timeout(timeout);
-        std::io::Write::write_all(&mut self.stream, &self.buffers.output()[..amount])?;
-        Ok(())
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.sock.set_timeout(timeout);
-        let length = std::io::Read::read(&mut self.stream, self.buffers.input_append_buf())?;
-        self.buffers.input_appended(length);
-        Ok(length > 0)
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.stream.sock.get_mut().is_open()
-    }
-
-    fn is_tls(&self) -> bool {
-        true
-    }
-}
-
-impl std::fmt::Debug for TlsTransport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TlsTransport")
-    }
 }
 
 impl Thumbprint {
