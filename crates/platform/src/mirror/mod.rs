@@ -263,7 +263,10 @@ impl Shared {
             }
             let range = next * CHUNK..(end * CHUNK).min(self.length);
             if let Some(pace) = &self.pace {
-                pace.wait((range.end - range.start) as usize);
+                self.sleep(pace.delay((range.end - range.start) as usize));
+                if self.stop.load(Ordering::Acquire) {
+                    return;
+                }
             }
             match self.need(range) {
                 Ok(()) => failures = 0,

@@ -142,6 +142,19 @@ fn who_reads_the_last_of_it_lets_the_source_go() {
 }
 
 #[test]
+fn whoever_copies_slowly_ends_at_once() {
+    let (folder, remote) = (tempfile::tempdir().unwrap(), Remote::new(8));
+    // Half an hour for what is copied at once.
+    let options = PullOptions { rate: Some(1 << 10), ..options() };
+    let path = folder.path().join("disk.raw");
+    let mirror = Mirror::open(&path, remote.clone(), "monday", &options).unwrap();
+    mirror.copy_behind(Box::new(|| {}));
+    std::thread::sleep(Duration::from_millis(50));
+    mirror.close().unwrap();
+    assert_eq!(remote.read.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn a_disk_that_changed_at_its_source_is_not_mixed() {
     let (folder, remote) = (tempfile::tempdir().unwrap(), Remote::new(8));
     let mirror = open(folder.path(), &remote);
