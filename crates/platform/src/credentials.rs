@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::{Error, Options, Result, Runner, Secret, Uri};
 
-/// The variable that holds a password.
-const VARIABLE: &str = "OMNIVISOR_PASSWORD";
+/// The variable that holds a password. Programs that we start do not get it.
+pub(crate) const VARIABLE: &str = "OMNIVISOR_PASSWORD";
 
 /// Where a password may come from.
 pub(crate) const ADVICE: &str = "put the right password into OMNIVISOR_PASSWORD, ~/.netrc or the keyring, or run it in a terminal to be asked";

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::credentials::VARIABLE as PASSWORD;
 use crate::{Error, Result, Uri};
 
 /// Runs programs in one place, with limits on time and on what they say.
@@ -170,7 +171,7 @@ impl Runner {
         let Some(ssh) = &self.ssh else {
             let mut command = Command::new(program);
             // Programs speak English, but know names in any script.
-            command.args(args).env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
+            command.args(args).env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE").env_remove(PASSWORD);
             return command;
         };
         let mut command = self.ssh_command(ssh, &[]);
@@ -233,7 +234,7 @@ impl Runner {
         if let Some(port) = ssh.port {
             command.arg("-p").arg(port.to_string());
         }
-        command.args(options).arg("--").arg(&ssh.destination).process_group(0);
+        command.args(options).arg("--").arg(&ssh.destination).env_remove(PASSWORD).process_group(0);
         command
     }
 

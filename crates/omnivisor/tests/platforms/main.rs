@@ -3,6 +3,7 @@
 mod disks;
 mod faults;
 mod hyperv;
+mod secrets;
 mod session;
 mod sshd;
 #[path = "../scenarios/tiny.rs"]

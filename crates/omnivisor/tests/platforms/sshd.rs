@@ -104,7 +104,7 @@ impl Sshd {
     }
 }
 
-fn write_program(path: &Path, script: &str) {
+pub fn write_program(path: &Path, script: &str) {
     std::fs::write(path, format!("#!/bin/sh\n{script}")).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
 }
