@@ -163,8 +163,9 @@ fn overview() -> String {
         }
     }
     let verbs = Group { can: "yes", verbs: Verb::ALL.to_vec(), why: String::new() }.names();
-    let (drivers, exceptions) = (super::list::lines(&drivers), super::list::lines(&exceptions));
-    format!("{drivers}\nThey can {verbs}, but for\n\n{exceptions}")
+    let mut all = table();
+    all.add_row([format!("They can {verbs}, but for")]);
+    [drivers, all, exceptions].map(|table| super::list::lines(&table)).join("\n")
 }
 
 /// A table as wide as the terminal.

@@ -114,6 +114,11 @@ fn what_platforms_lack_is_told_once_for_each_reason() {
     let all = session.expect(&["platforms"]);
     assert_eq!(all.matches("whole machines are not saved yet").count(), 1, "{all}");
     assert!(all.lines().all(|line| line.chars().count() <= 120), "{all}");
+    let narrow = "stty cols 80; ./omnivisor platforms";
+    let narrow = session.command("script").args(["-qec", narrow, "/dev/null"]).output().unwrap();
+    let narrow = String::from_utf8(narrow.stdout).unwrap();
+    assert!(narrow.lines().count() > all.lines().count(), "{narrow}");
+    assert!(narrow.lines().all(|line| line.trim_end().chars().count() <= 80), "{narrow}");
     let one = session.expect(&["platforms", "test:///default"]);
     let lines: Vec<_> = one.lines().collect();
     assert!(
