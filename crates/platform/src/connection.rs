@@ -1,22 +1,25 @@
 //! A platform that was reached, with a guard in front.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use disk::Disk;
 
+use crate::held::{self, Hold};
 use crate::registry::{Driver, driver};
 use crate::{
-    Ability, Action, Change, Error, Options, Platform, Pullable, Result, Snapshot, Still, Uri,
-    Verb, VmDetails, VmSummary,
+    Ability, Action, Change, Error, Options, Platform, Pull, Pullable, Result, Snapshot, Still,
+    Uri, Verb, VmDetails, VmName, VmSummary,
 };
 
 /// A platform that was reached. What it cannot do is refused by name, before anything happens.
 pub struct Connection {
     uri: Uri,
     driver: &'static Driver,
-    platform: Box<dyn Platform>,
+    platform: Arc<dyn Platform>,
+    state_folder: Option<PathBuf>,
 }
 
 /// Reaches the platform that `uri` names.
@@ -28,8 +31,13 @@ pub fn connect(uri: &Uri, options: &Options) -> Result<Connection> {
         text: uri.to_string(),
         message: format!("nobody knows {}", uri.scheme),
     })?;
-    let platform = (driver.connect)(uri, options)?;
-    Ok(Connection { uri: uri.clone(), driver, platform })
+    let platform = Arc::from((driver.connect)(uri, options)?);
+    Ok(Connection {
+        uri: uri.clone(),
+        driver,
+        platform,
+        state_folder: options.state_folder.clone(),
+    })
 }
 
 impl Connection {
@@ -106,16 +114,69 @@ impl Connection {
 
     /// Makes a VM ready to be copied; `tell` is told what is done to it for that.
     pub fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        self.check(Verb::ReadDisks)?;
-        let pull = self.platform.pull();
-        pull.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.pullable(vm, tell)
+        let pull = self.puller()?;
+        let (hold, mut ready) = self.holding(pull, vm, tell, |tell| pull.pullable(vm, tell))?;
+        if let Some(hold) = hold {
+            let platform = self.platform.clone();
+            ready.undo = Some(held::until_all_is_here(hold, platform, vm, ready.undo.take()));
+        }
+        Ok(ready)
     }
 
     /// Holds the disks of a VM still and opens them; `tell` is told what is done to it for that.
     pub fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        let pull = self.puller()?;
+        let (hold, mut still) = self.holding(pull, vm, tell, |tell| pull.still(vm, tell))?;
+        if let Some(hold) = hold {
+            let platform = self.platform.clone();
+            still.undo = held::until_all_is_here(hold, platform, vm, Some(still.undo));
+        }
+        Ok(still)
+    }
+
+    /// Takes away what a process of ours that was killed left on the platform to hold a VM still; `tell` is told. All of
+    /// the VM must be here.
+    pub fn let_go(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<()> {
+        let (hold, ()) = self.holding(self.puller()?, vm, tell, |_| Ok(()))?;
+        hold.map_or(Ok(()), |hold| hold.let_go(&*self.platform, vm))
+    }
+
+    fn puller(&self) -> Result<&dyn Pull> {
         self.check(Verb::ReadDisks)?;
-        let pull = self.platform.pull();
-        pull.ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))?.still(vm, tell)
+        self.platform.pull().ok_or_else(|| self.lacks(Verb::ReadDisks, NO_WAY))
+    }
+
+    /// Notes that a VM is held still before `work` does that. What was left before and is of no use to it is told.
+    fn holding<T>(
+        &self,
+        pull: &dyn Pull,
+        vm: &str,
+        tell: &mut dyn FnMut(String),
+        work: impl FnOnce(&mut dyn FnMut(String)) -> Result<T>,
+    ) -> Result<(Option<Hold>, T)> {
+        let Some(state) = self.state_folder.as_ref().filter(|_| pull.makes_snapshots()) else {
+            return Ok((None, work(tell)?));
+        };
+        let name = VmName { uri: Some(self.uri.clone()), name: vm.to_owned() };
+        let hold = Hold::take(state, &name)?;
+        let mut told = Vec::new();
+        let result = work(&mut |sentence| {
+            told.push(sentence.clone());
+            tell(sentence);
+        });
+        let done = result.inspect_err(|_| {
+            // A VM that does not even exist needs no note.
+            hold.iter().for_each(|hold| hold.forget_if_nothing_is_left(&*self.platform, vm));
+        })?;
+        for left in hold.iter().flat_map(|hold| hold.left(&*self.platform, vm)).flatten() {
+            if !told.iter().any(|sentence| sentence.contains(&left.name)) {
+                tell(format!(
+                    "{vm} has the snapshot {:?} of a copy that was broken off: it is deleted when all is here",
+                    left.name
+                ));
+            }
+        }
+        Ok((hold, done))
     }
 
     /// Calls `tell` with each change until it returns `false`, beginning with all VMs. A platform that does not tell

@@ -69,6 +69,11 @@ pub trait RemoteDisks {
 
 /// Copies VMs.
 pub trait Pull {
+    /// Whether VMs that are on get a snapshot for that, called as [`crate::held`] says.
+    fn makes_snapshots(&self) -> bool {
+        false
+    }
+
     /// Makes a VM ready to be copied; `tell` is told, in sentences, what is done to it for that.
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable>;
 

@@ -96,5 +96,10 @@ pub fn plain(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
+/// Says what is done to a VM.
+pub fn say(sentence: String) {
+    eprintln!("{}.", plain(&sentence));
+}
+
 /// Success with nothing to say.
 const DONE: Result<ExitCode, Failure> = Ok(ExitCode::SUCCESS);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use platform::{PullOptions, VmName};
 
-use super::{DONE, ReachArgs, failed, plain, split};
+use super::{DONE, ReachArgs, failed, plain, say, split};
 use crate::disk::{Progress, human};
 use crate::failure::Failure;
 
@@ -62,7 +62,6 @@ pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
     let (uri, vm) = split(&args.vm);
     let connection = args.reach.connect(&uri)?;
     let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(vm.replace('/', "_")));
-    let mut say = |sentence: String| eprintln!("{}.", plain(&sentence));
     let ready = connection.pullable(vm, &mut say).map_err(failed)?;
     let options = args.copy.options(4);
     let progress = Progress::new(ready.total());

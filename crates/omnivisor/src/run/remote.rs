@@ -35,12 +35,14 @@ pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
     let vm: VmName = name.parse().map_err(platforms::failed)?;
     let folder = folder(args, name)?;
     if let Some(found) = all_here(&folder, name)? {
+        if platform::is_held(&state::folder()?, &vm) {
+            let_go(args, &vm);
+        }
         return Ok(Some(found));
     }
     let (uri, vm) = platforms::split(&vm);
     let connection = args.reach.connect(&uri)?;
-    let mut say = |sentence: String| eprintln!("{}.", platforms::plain(&sentence));
-    let still = connection.still(vm, &mut say).map_err(platforms::failed)?;
+    let still = connection.still(vm, &mut platforms::say).map_err(platforms::failed)?;
     let undo = Arc::new(Mutex::new(Some(still.undo)));
     let options = args.copy.options(2);
     let mut description = still.description;
@@ -56,6 +58,21 @@ pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
     keep(&folder, &description)?;
     copy_behind(&mirrors, name, &undo);
     Ok(Some((spec, Remote { mirrors, name: name.clone() })))
+}
+
+/// Takes away what a run that was killed left on the other host. Without it the VM runs all the same.
+fn let_go(args: &RunArgs, name: &VmName) {
+    let (uri, vm) = platforms::split(name);
+    let done = args.reach.connect(&uri).and_then(|connection| {
+        connection.let_go(vm, &mut platforms::say).map_err(platforms::failed)
+    });
+    if let Err(failure) = done {
+        failure.report();
+        eprintln!(
+            "{name} may still have a snapshot that held it still; omnivisor snapshot list {name} tells, and \
+             omnivisor snapshot delete removes it."
+        );
+    }
 }
 
 impl Remote {

@@ -14,11 +14,11 @@ use super::inventory::{self, Object};
 use super::session::Session;
 use super::soap::{Element, Reference};
 use super::{remote, snapshots};
+use crate::held::PULL;
 use crate::pull::hexadecimal;
 use crate::{Error, Pullable, RemoteFile, Result, State, Still, StillDisk};
 
-/// The snapshot that holds a running VM's disks still while they are copied.
-pub(super) const SNAPSHOT: &str = "omnivisor pull";
+/// What is said of the snapshot that holds a running VM's disks still.
 const WHY: &str =
     "Holds the disks still while omnivisor copies them. If no pull runs, it can be deleted.";
 
@@ -115,16 +115,16 @@ pub(super) fn hold(
     }
     let name = vm.summary().name;
     let kept = snapshots::list(session, &vm.reference)?;
-    let snapshot = match kept.iter().any(|kept| kept.name == SNAPSHOT) {
+    let snapshot = match kept.iter().any(|kept| kept.name == PULL) {
         true => {
-            tell(format!("{name} has the snapshot {SNAPSHOT:?} of a pull before; it is used"));
-            snapshots::find(session, &vm.reference, SNAPSHOT)?
+            tell(format!("{name} has the snapshot {PULL:?} of a pull before; it is used"));
+            snapshots::find(session, &vm.reference, PULL)?
         }
         false => {
             tell(format!(
-                "{name} is running: the snapshot {SNAPSHOT:?} is made for as long as its disks are copied"
+                "{name} is running: the snapshot {PULL:?} is made for as long as its disks are copied"
             ));
-            snapshots::create(session, &vm.reference, SNAPSHOT, WHY, false)?
+            snapshots::create(session, &vm.reference, PULL, WHY, false)?
         }
     };
     // As it was then: the disks below the snapshot, which nobody writes to.

@@ -149,6 +149,10 @@ impl RemoteDisks for Esx {
 }
 
 impl Pull for Esx {
+    fn makes_snapshots(&self) -> bool {
+        true
+    }
+
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
         let found = self.find(vm, &self.properties())?;
         let datastore = self.datastore(&found.reference)?;

@@ -11,11 +11,9 @@ use spec::foreign::{Bus, Description, DriveKind};
 use super::reader::{Files, HostFile, file_name};
 use super::reply::{Held, HeldDisk, Image, Shown};
 use super::{Hyperv, LONG, description};
+use crate::held::PULL;
 use crate::pull::hexadecimal;
 use crate::{Error, Platform, Pullable, RemoteFile, Result, State, Still, StillDisk, Undo};
-
-/// The checkpoint that holds a running VM's disks still while they are copied.
-const CHECKPOINT: &str = "omnivisor pull";
 
 /// Most images in a chain; `hold.ps1` tells of no more.
 const MOST_IMAGES: usize = 64;
@@ -32,20 +30,27 @@ fn hold(hyperv: &Hyperv, shown: &Shown, tell: &mut dyn FnMut(String)) -> Result<
         State::Suspended => {
             tell(format!("{name} is suspended: what its memory holds is not taken along"));
         }
-        _ if hyperv.snapshots(id)?.iter().any(|kept| kept.name == CHECKPOINT) => {
-            tell(format!("{name} has the checkpoint {CHECKPOINT:?} of a pull before; it is used"));
+        _ if hyperv.snapshots(id)?.iter().any(|kept| kept.name == PULL) => {
+            tell(format!("{name} has the checkpoint {PULL:?} of a pull before; it is used"));
         }
         _ => tell(format!(
-            "{name} is {state}: the checkpoint {CHECKPOINT:?} is made for as long as its disks are copied"
+            "{name} is {state}: the checkpoint {PULL:?} is made for as long as its disks are copied"
         )),
     }
-    let held: Held = hyperv.ask(include_str!("scripts/hold.ps1"), &[id, CHECKPOINT], LONG, name)?;
+    let held: Held = hyperv.ask(include_str!("scripts/hold.ps1"), &[id, PULL], LONG, name)?;
     let wrong = |message: &str| Error::reply(hyperv.remote.place(), message);
     for disk in &held.disks {
         let images = &disk.chain;
         let is_plain = |image: &Image| !image.path.is_empty() && !image.path.contains('\0');
         if images.len() >= MOST_IMAGES || !images.iter().all(is_plain) {
             return Err(wrong("a disk is based on more images than any real one"));
+        }
+        if images.is_empty() {
+            let (bus, controller, unit) = place(disk);
+            tell(format!(
+                "the disk at {}{controller}:{unit} of {name} is one of the host's own and no file: it is not taken along",
+                bus.name()
+            ));
         }
     }
     Ok(held)

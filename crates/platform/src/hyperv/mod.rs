@@ -286,6 +286,10 @@ impl RemoteDisks for Hyperv {
 }
 
 impl Pull for Hyperv {
+    fn makes_snapshots(&self) -> bool {
+        true
+    }
+
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
         disks::pullable(self, vm, tell)
     }

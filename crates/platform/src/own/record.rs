@@ -1,15 +1,15 @@
 //! The files of our own VMs.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// What a VM says of itself when it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,26 +145,7 @@ impl Registry {
 
     fn lock(&self, stem: &str) -> Result<Option<File>> {
         let name = format!("{stem}.lock");
-        let path = self.path.join(&name);
-        loop {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(&path)
-                .map_err(|source| self.wrong(&name, source))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(source)) => return Err(self.wrong(&name, source)),
-            }
-            // Whoever had it may have removed the file meanwhile: then this lock protects nothing.
-            let here = file.metadata().map_err(|source| self.wrong(&name, source))?;
-            if std::fs::metadata(&path).is_ok_and(|there| there.ino() == here.ino()) {
-                return Ok(Some(file));
-            }
-        }
+        lock::take(&self.path.join(&name)).map_err(|source| self.wrong(&name, source))
     }
 
     /// Writes a record: whole or not at all.

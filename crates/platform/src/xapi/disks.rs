@@ -14,10 +14,9 @@ use super::nbd::{Connection, Export};
 use super::records::{self, Vm, number, texts};
 use super::session::Session;
 use super::{description, power};
+use crate::held::RUN;
 use crate::{Error, Result, Secret, State, Still, StillDisk, blocks};
 
-/// The snapshot whose disks are read; the next run goes on with it.
-const SNAPSHOT: &str = "omnivisor run";
 /// What is asked for at once.
 const PIECE: u64 = 1 << 20;
 /// Connections that are kept for the next reader.
@@ -56,15 +55,15 @@ pub(super) fn still(
 fn hold(session: &Session, vm: &Vm, tell: &mut dyn FnMut(String)) -> Result<(String, bool)> {
     let name = &vm.name;
     let kept = records::snapshots(session, vm)?;
-    if let Some(kept) = kept.into_iter().find(|one| one.name == SNAPSHOT) {
-        tell(format!("{name} has the snapshot {SNAPSHOT:?} of a run before; it is used"));
+    if let Some(kept) = kept.into_iter().find(|one| one.name == RUN) {
+        tell(format!("{name} has the snapshot {RUN:?} of a run before; it is used"));
         return Ok((kept.id, false));
     }
     if vm.state() == State::Suspended {
         tell(format!("{name} is suspended: what its memory holds is not taken along"));
     }
-    tell(format!("the snapshot {SNAPSHOT:?} of {name} is made, until all of its disks are here"));
-    Ok((power::snapshot(session, vm, SNAPSHOT)?, true))
+    tell(format!("the snapshot {RUN:?} of {name} is made, until all of its disks are here"));
+    Ok((power::snapshot(session, vm, RUN)?, true))
 }
 
 fn open(

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::power;
-use super::records::{Vm, number, texts};
+use super::records::{self, Vm, number, texts};
 use super::session::Session;
+use crate::held::PULL;
 use crate::{Error, Pullable, Result, State, StreamFile};
 
-/// The snapshot that holds a running VM still while it is copied.
-const SNAPSHOT: &str = "omnivisor pull";
 /// So long after the last byte may the server take to say how its task ended.
 const TASK_TIME: Duration = Duration::from_secs(60);
 
@@ -26,11 +25,20 @@ pub(super) fn pullable(
     let (uuid, snapshot) = match is_still {
         true => (vm.uuid.clone(), None),
         false => {
-            tell(format!(
-                "{} is running: the snapshot {SNAPSHOT:?} is made for as long as it is copied",
-                vm.name
-            ));
-            let reference = power::snapshot(session, vm, SNAPSHOT)?;
+            let name = &vm.name;
+            let kept = records::snapshots(session, vm)?;
+            let reference = match kept.into_iter().find(|one| one.name == PULL) {
+                Some(kept) => {
+                    tell(format!("{name} has the snapshot {PULL:?} of a pull before; it is used"));
+                    kept.id
+                }
+                None => {
+                    tell(format!(
+                        "{name} is running: the snapshot {PULL:?} is made for as long as it is copied"
+                    ));
+                    power::snapshot(session, vm, PULL)?
+                }
+            };
             let uuid = session.call("VM.get_uuid", &[json!(reference)])?;
             (uuid.as_str().unwrap_or_default().to_owned(), Some(reference))
         }

@@ -122,6 +122,10 @@ impl Platform for Xapi {
 }
 
 impl Pull for Xapi {
+    fn makes_snapshots(&self) -> bool {
+        true
+    }
+
     fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
         export::pullable(&self.session, &self.find(vm)?, tell)
     }

@@ -183,6 +183,37 @@ fn a_running_vm_is_copied_below_a_snapshot() {
 }
 
 #[test]
+fn what_a_killed_copy_left_is_taken_away_by_the_next() {
+    let simulator = Simulator::start(&["--esx"]);
+    let content = Content::upload(&simulator);
+    let state = tempfile::tempdir().unwrap();
+    let state_folder = Some(state.path().to_owned());
+    let options = platform::Options { state_folder, ..simulator.options() };
+    let host = connect(&simulator.uri("esx", ""), &options).unwrap();
+    let vm = format!("{}/{VM}", host.uri()).parse().unwrap();
+    let names =
+        || -> Vec<_> { host.snapshots(VM).unwrap().into_iter().map(|one| one.name).collect() };
+    // The simulator cannot delete the only snapshot.
+    let first = Action::CreateSnapshot { name: "first".into(), description: None };
+    host.perform(VM, &first).unwrap();
+    // Nothing is undone, as by a process that is killed.
+    drop(host.pullable(VM, &mut |_| {}).unwrap());
+    assert_eq!(names(), ["first", "omnivisor pull"]);
+    assert!(platform::is_held(state.path(), &vm));
+    // A VM that is off would need no snapshot.
+    host.perform(VM, &Action::Stop { force: true }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (_, told) = pull(&host, folder.path()).unwrap();
+    assert!(told.len() == 1 && told[0].contains("was broken off"), "{told:?}");
+    content.assert_in(folder.path());
+    assert_eq!(names(), ["first"]);
+    assert!(!platform::is_held(state.path(), &vm));
+    // One that is not there leaves no note.
+    assert!(host.pullable("nobody", &mut |_| {}).is_err());
+    assert_eq!(fs::read_dir(state.path().join("held")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_disk_that_changes_meanwhile_is_not_taken() {
     let simulator = Simulator::start(&["--esx"]);
     Content::upload(&simulator);
