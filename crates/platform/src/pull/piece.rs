@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,8 @@ use crate::{Error, Result};
 pub(super) const PIECE: u64 = if cfg!(test) { 1 << 20 } else { 8 << 20 };
 /// Zeroes of this length and alignment stay a hole.
 const HOLE: usize = 64 << 10;
-/// What is written at once, while the processor's cache still holds it.
-const UNIT: usize = 512 << 10;
+/// What is written and hashed at once, while the processor's cache holds it.
+const UNIT: usize = 256 << 10;
 /// How often it is noted how far a file is.
 const NOTED: u64 = 128 << 20;
 /// Longest pause before another attempt.
@@ -44,14 +45,6 @@ struct Shared {
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
     error: Option<Error>,
-}
-
-/// What comes of a file by one connection.
-struct Piece {
-    start: u64,
-    bytes: Vec<u8>,
-    /// How many of these bytes are in the file.
-    written: usize,
 }
 
 impl Fetch<'_> {
@@ -96,9 +89,13 @@ impl Fetch<'_> {
                         None => at = changed.wait(at).unwrap_or_else(PoisonError::into_inner),
                     }
                 };
+                let start = at.hashed;
                 drop(at);
                 let piece = piece?;
-                digest.update(&piece);
+                if let Err(error) = self.take(start, &piece, &mut digest) {
+                    lock(&shared).error.get_or_insert(error);
+                    continue;
+                }
                 let mut at = lock(&shared);
                 at.hashed += piece.len() as u64;
                 at.spare.push(piece);
@@ -117,8 +114,9 @@ impl Fetch<'_> {
         if let Err(error) = result {
             let mut at = lock(&shared);
             let mut done = at.hashed;
-            while let Some(piece) = at.ready.remove(&done) {
-                digest.update(&piece);
+            while let Some(piece) = at.ready.remove(&done)
+                && self.take(done, &piece, &mut digest).is_ok()
+            {
                 done += piece.len() as u64;
             }
             // What is here is worth more than a second reason.
@@ -126,6 +124,17 @@ impl Fetch<'_> {
             return Err(error);
         }
         Ok(digest)
+    }
+
+    /// Writes and hashes what comes next. One thread does both: writers of one file would only wait for each other.
+    fn take(&self, start: u64, piece: &[u8], digest: &mut Sha256) -> Result<()> {
+        let mut all = digest.clone();
+        for (unit, at) in piece.chunks(UNIT).zip((start..).step_by(UNIT)) {
+            write_sparse(self.local, unit, at).map_err(|source| failed(self.path, source))?;
+            all.update(unit);
+        }
+        *digest = all;
+        Ok(())
     }
 
     /// Notes how far it is; the bytes must be on the disk before.
@@ -151,53 +160,48 @@ impl Fetch<'_> {
             let start = at.next;
             let end = length.min(start + PIECE);
             at.next = end;
-            let bytes = at.spare.pop().unwrap_or_default();
+            let mut piece = at.spare.pop().unwrap_or_default();
             drop(at);
-            let mut piece = Piece { start, bytes, written: 0 };
-            piece.bytes.clear();
-            let fetched = self.piece(end, &mut piece, shared, pace);
-            // A part of a piece counts, too: nothing will come after it.
-            let fetched = self.write(&mut piece, 1).and(fetched);
+            piece.clear();
+            let fetched = self.piece(start..end, &mut piece, shared, pace);
             let mut at = lock(shared);
-            match fetched {
-                Ok(()) => drop(at.ready.insert(start, piece.bytes)),
-                Err(error @ Error::File { .. }) => drop(at.error.get_or_insert(error)),
-                Err(error) => {
-                    at.ready.insert(start, piece.bytes);
-                    at.error.get_or_insert(error);
-                }
+            // A part of a piece counts, too: nothing will come after it.
+            at.ready.insert(start, piece);
+            if let Err(error) = fetched {
+                at.error.get_or_insert(error);
             }
             changed.notify_all();
         }
     }
 
-    /// Fetches one piece, up to `end`, as often as it takes.
+    /// Fetches one piece, as often as it takes.
     fn piece(
         &self,
-        end: u64,
-        piece: &mut Piece,
+        range: Range<u64>,
+        piece: &mut Vec<u8>,
         shared: &Mutex<Shared>,
         pace: Option<&Pace>,
     ) -> Result<()> {
-        let size = (end - piece.start) as usize;
-        piece.bytes.reserve_exact(size);
+        let size = (range.end - range.start) as usize;
+        piece.reserve_exact(size);
         let mut failures = 0;
-        while piece.bytes.len() < size {
-            let before = piece.bytes.len();
-            let from = piece.start + before as u64;
-            let result = self.file.read(from..end, &mut |bytes| {
-                let room = size - piece.bytes.len();
-                if bytes.len() > room {
+        while piece.len() < size {
+            let before = piece.len();
+            let from = range.start + before as u64;
+            let result = self.file.read(from..range.end, &mut |bytes| {
+                if bytes.len() > size - piece.len() {
                     return Err(Error::reply(self.file.name(), "more bytes than were asked for"));
                 }
                 if let Some(pace) = pace {
                     pace.wait(bytes.len());
                 }
-                piece.bytes.extend_from_slice(bytes);
-                self.write(piece, UNIT)
+                piece.extend_from_slice(bytes);
+                Ok(())
             });
+            if piece.len() == size {
+                break;
+            }
             let error = match result {
-                Ok(()) if piece.bytes.len() == size => break,
                 Ok(()) => Error::Unreachable {
                     place: self.file.name().into(),
                     message: "the connection was lost".into(),
@@ -206,24 +210,12 @@ impl Fetch<'_> {
                 Err(error @ (Error::Unreachable { .. } | Error::TimedOut { .. })) => error,
                 Err(error) => return Err(error),
             };
-            failures = if piece.bytes.len() > before { 0 } else { failures + 1 };
+            failures = if piece.len() > before { 0 } else { failures + 1 };
             if failures > self.options.attempts || lock(shared).error.is_some() {
                 return Err(error);
             }
             let pause = self.options.pause.saturating_mul(1 << failures.min(10));
             std::thread::sleep(pause.min(LONGEST_PAUSE));
-        }
-        Ok(())
-    }
-
-    /// Writes what is new of a piece, in whole units.
-    fn write(&self, piece: &mut Piece, unit: usize) -> Result<()> {
-        let until = piece.bytes.len() / unit * unit;
-        if until > piece.written {
-            let new = &piece.bytes[piece.written..until];
-            write_sparse(self.local, new, piece.start + piece.written as u64)
-                .map_err(|source| failed(self.path, source))?;
-            piece.written = until;
         }
         Ok(())
     }
@@ -233,7 +225,7 @@ impl Fetch<'_> {
 pub(crate) fn write_sparse(file: &File, bytes: &[u8], start: u64) -> std::io::Result<()> {
     let mut from = 0;
     let mut at = 0;
-    let put = |range: std::ops::Range<usize>| match range.is_empty() {
+    let put = |range: Range<usize>| match range.is_empty() {
         true => Ok(()),
         false => file.write_all_at(&bytes[range.clone()], start + range.start as u64),
     };
