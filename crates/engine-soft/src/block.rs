@@ -148,17 +148,25 @@ impl Cache {
         let Some(translator) = &mut self.translator else { return Ok(()) };
         let block = &mut self.blocks[number as usize];
         one |= translator.take_interpret();
+        let apart = translator.take_apart(c);
         self.left = false;
         if let Some(host) = block.host.filter(|_| !one && Translator::suits(c)) {
-            if translator.lives(block.code) {
+            if apart {
+                if let Some(code) = translator.apart(c, host.page(), &mut self.stubs) {
+                    self.left = true;
+                    return translator.run(c, code, &mut self.stubs);
+                }
+            } else if translator.lives(block.code) {
                 self.left = true;
                 return translator.run(c, block.code, &mut self.stubs);
             }
             block.heat += 1;
-            if block.heat.is_multiple_of(translator.hot) {
+            if block.heat.is_multiple_of(translator.hot) && !apart {
                 if !translator.has_room() {
                     self.clear_code(c);
-                } else if let Some(code) = translator.translate(c, host.page(), &mut self.stubs) {
+                } else if let Some(code) =
+                    translator.translate(c, host.page(), &mut self.stubs, true)
+                {
                     self.left = true;
                     block.code = code;
                     return translator.run(c, code, &mut self.stubs);
@@ -168,7 +176,7 @@ impl Cache {
         if let Some(translator) = &mut self.translator {
             translator.forget_pending();
         }
-        c.execute(&self.blocks[number as usize], one)
+        c.execute(&self.blocks[number as usize], one | apart)
     }
 
     #[cold]

@@ -5,6 +5,8 @@ use iced_x86::Instruction;
 use super::context::{self, LINK, LOWER, WHOLE};
 use super::emit::{Assembler, EQUAL, Hole, Mem, NOT_EQUAL, RSP, Rm};
 use super::liveness::Effect;
+use super::memory::{Lead, Probe};
+use super::merge::Checks;
 use super::registers::{A, B, STACK};
 use super::stubs::{Stubs, restore_flags, save_flags};
 use crate::host::PAGE;
@@ -20,6 +22,7 @@ pub struct Guest<'a> {
     /// As the interpreter decoded it.
     pub op: *const Op,
     pub bytes: &'a [u8],
+    pub checks: Checks,
 }
 
 /// How an exit is linked to the code of its target.
@@ -44,6 +47,8 @@ pub struct Exit {
     pub unlinked: u64,
     pub rip: u64,
     pub entry: Entry,
+    /// It leads to a block without runs.
+    pub apart: bool,
 }
 
 /// Entries of a finished block.
@@ -61,9 +66,25 @@ pub struct Entries {
 /// Code that is emitted behind the block.
 pub enum Cold {
     /// Finds what is not in the TLB.
-    Find { hole: Hole, back: u64, rip: u64, request: u32, place: Place },
+    Find {
+        hole: Hole,
+        back: u64,
+        rip: u64,
+        request: u32,
+        place: Place,
+        lead: Option<Lead>,
+        /// How to look once more, where the entry was the base's.
+        again: Option<Probe>,
+    },
     /// Finds what is not in the page that is known of the stack; A is to be the distance to the host.
-    Stack { hole: Hole, back: u64, rip: u64, request: u32, displacement: i32 },
+    Stack {
+        holes: (Hole, Option<Hole>),
+        back: u64,
+        rip: u64,
+        request: u32,
+        displacement: i32,
+        lead: Option<Lead>,
+    },
     /// Leaves the instruction to the interpreter.
     Interpret { hole: Hole, rip: u64 },
     /// Loads the vector registers, `wide` ones whole.
@@ -98,6 +119,8 @@ pub struct Builder<'a> {
     pub flags: Flags,
     /// What the vector registers are known to hold: see [`context::Context::vectors`].
     pub vectors: u8,
+    /// The run whose distance is in A, if that was not named since.
+    pub held: Option<u8>,
     pub cold: Vec<Cold>,
     pub exits: Vec<Exit>,
     /// Number of the block's first exit.
@@ -192,6 +215,7 @@ impl Builder<'_> {
         let hole = self.a.jump(Some(missing));
         let (back, rip) = (self.a.here(), guest.i.ip());
         self.cold.push(Cold::Vectors { hole, back, rip, wide });
+        self.held = None;
         self.vectors = state;
     }
 
@@ -207,15 +231,20 @@ impl Builder<'_> {
     pub fn exit(&mut self, condition: Option<u8>, rip: u64, live: bool) {
         let hole = self.a.jump(condition);
         let number = self.first_exit + self.exits.len();
+        let (jump, entry) = (self.a.address(hole), self.entry(rip, live));
+        self.exits.push(Exit { jump, unlinked: 0, rip, entry, apart: false });
+        self.cold.push(Cold::Exit { hole, rip, number, flags: self.flags });
+    }
+
+    /// How code at `rip` is entered from here, where it reads flags if `live`.
+    pub fn entry(&self, rip: u64, live: bool) -> Entry {
         let same_page = rip >> 12 == self.start >> 12;
-        let entry = match same_page {
+        match same_page {
             _ if self.flags == Flags::Memory && (live || !same_page) => Entry::Memory,
             true if rip > self.start => Entry::Plain,
             true => Entry::Polled,
             false => Entry::Checked,
-        };
-        self.exits.push(Exit { jump: self.a.address(hole), unlinked: 0, rip, entry });
-        self.cold.push(Cold::Exit { hole, rip, number, flags: self.flags });
+        }
     }
 
     /// Goes on at the address in A, with the flags in memory, when RSP was moved by `moved`. Where the
@@ -286,9 +315,12 @@ impl Builder<'_> {
                     }
                     hole
                 }
-                Cold::Stack { hole, .. } => {
+                Cold::Stack { holes: (hole, second), .. } => {
                     if stack == 0 {
                         stack = self.lookup(self.stubs.stacks[self.user as usize & 1]);
+                    }
+                    if let Some(second) = second {
+                        self.seldom.bind_to(second, self.a.here());
                     }
                     hole
                 }
@@ -319,13 +351,16 @@ impl Builder<'_> {
                     self.set_rip(rip);
                     self.leave_with(LINK + number as u32, flags == Flags::Register);
                 }
-                Cold::Stack { back, rip, request, displacement, .. } => {
-                    self.a.lea(A, Mem::at(STACK, displacement));
+                Cold::Stack { back, rip, request, displacement, lead, .. } => {
+                    let before = lead.map_or(0, |lead| lead.before);
+                    self.a.lea(A, Mem::at(STACK, displacement - before));
+                    let over = lead.map(|lead| self.over(lead, rip));
                     self.a.constant(B, (rip % PAGE) << 16 | u64::from(request));
                     self.a.call(stack);
                     self.a.jump_to(back);
+                    self.bind_over(over, rip);
                 }
-                Cold::Find { back, rip, request, place, .. } => {
+                Cold::Find { back, rip, request, place, lead, again, .. } => {
                     match place {
                         Place::Entry { table, .. } => {
                             let page =
@@ -333,6 +368,14 @@ impl Builder<'_> {
                             self.a.wide(0x03, A, Rm::Mem(page));
                         }
                         Place::Constant { linear, .. } => self.a.constant(A, linear),
+                    }
+                    let over = lead.map(|lead| self.over(lead, rip));
+                    if let Some(probe) = again {
+                        let hole = self.probe(probe, A);
+                        self.a.wide(0x8b, A, probe.entry(8));
+                        self.a.jump_to(back);
+                        self.a.bind(hole);
+                        self.a.wide(0x03, A, probe.entry(0)); // add
                     }
                     self.a.constant(B, (rip % PAGE) << 16 | u64::from(request));
                     self.a.call(find);
@@ -347,11 +390,37 @@ impl Builder<'_> {
                         _ => {}
                     }
                     self.a.jump_to(back);
+                    self.bind_over(over, rip);
                 }
             }
         }
         std::mem::swap(&mut self.a, &mut self.seldom);
         miss
+    }
+
+    /// Where a run that begins at A goes over the end of a page, the instruction at `rip` and what follows it are a
+    /// block's without runs. From its beginning A goes on to its first operand.
+    fn over(&mut self, lead: Lead, rip: u64) -> (Hole, usize) {
+        self.a.lea(B, Mem::at(A, lead.span - 1));
+        self.a.wide(0x33, B, Rm::Reg(A)); // xor
+        self.a.wide(0xf7, 0, Rm::Reg(B)); // test
+        self.a.bytes(&(!(PAGE as u32 - 1)).to_le_bytes());
+        let hole = self.a.jump(Some(NOT_EQUAL));
+        if lead.before != 0 {
+            self.a.lea(A, Mem::at(A, lead.before));
+        }
+        let jump = self.a.address(hole);
+        self.exits.push(Exit { jump, unlinked: 0, rip, entry: lead.entry, apart: true });
+        (hole, self.exits.len() - 1)
+    }
+
+    /// Leaves for such a block.
+    fn bind_over(&mut self, over: Option<(Hole, usize)>, rip: u64) {
+        let Some((hole, exit)) = over else { return };
+        self.a.bind(hole);
+        self.exits[exit].unlinked = self.a.here();
+        self.set_rip(rip);
+        self.leave_with(LINK + (self.first_exit + exit) as u32, false);
     }
 
     /// All of the block's lookups come by here, since RIPs of one page differ little.

@@ -4,6 +4,7 @@
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 
+use super::merge::RUNS;
 use crate::cpu::Cpu;
 use crate::flags::{Flags, OF};
 
@@ -92,6 +93,8 @@ pub struct Context {
     /// [`LOWER`] while the lower halves of the guest's vector registers are in the host's, whose upper halves
     /// are zero; [`CLEARED`] for the same after VZEROUPPER; [`WHOLE`] while all of them are; else 0.
     pub vectors: u32,
+    /// Distances to the host that a block's runs of operands found.
+    pub distances: [u64; RUNS],
     /// Numbers of the pages that may be entered, by ring and linear page; 0 for none.
     pub pages: Pages,
     pub targets: [[Target; TARGETS]; 2],
@@ -158,6 +161,7 @@ impl Default for Context {
             linear: 0,
             exit: 0,
             vectors: 0,
+            distances: [0; RUNS],
             pages: Pages { numbers: [[0; PAGES]; 2], global: [0; PAGES / 64] },
             targets: [[Target { rip: 0, code: 0 }; TARGETS]; 2],
         };
@@ -217,6 +221,10 @@ fields! {
     linear = linear;
     exit = exit;
     vectors = vectors;
+}
+/// The distance that a run found.
+pub fn distance(run: u8) -> i32 {
+    field(offset_of!(Context, distances)) + 8 * i32::from(run)
 }
 pub fn rip() -> i32 {
     offset_of!(Cpu, rip) as i32

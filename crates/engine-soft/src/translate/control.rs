@@ -23,7 +23,7 @@ impl Builder<'_> {
                 self.exit(None, target, live);
             }
             Kind::Return => {
-                let place = self.stack_operand(guest, 0, 8, false);
+                let place = self.pushed(guest, 0, false);
                 self.a.load(A, place);
                 self.indirect(guest, 8 + i32::from(parts.signed() as u16));
             }
@@ -55,7 +55,7 @@ impl Builder<'_> {
     }
 
     fn push_return(&mut self, guest: &Guest<'_>) {
-        let place = self.stack_operand(guest, -8, 8, true);
+        let place = self.pushed(guest, -8, true);
         self.a.store_constant(place, guest.i.next_ip(), B);
         self.a.lea(STACK, Mem::at(STACK, -8));
     }

@@ -59,19 +59,22 @@ pub const ABOVE: u8 = 7;
 /// Code that will be at `base`.
 pub struct Assembler {
     pub code: Vec<u8>,
+    /// Registers by number that were operands, though not parts of addresses, since this was 0: others hold what they
+    /// held, whatever [`Assembler::bytes`] added.
+    pub named: u16,
     base: u64,
 }
 
 impl Assembler {
     /// Nothing yet.
     pub fn new(base: u64) -> Self {
-        Self { code: Vec::with_capacity(1024), base }
+        Self { code: Vec::with_capacity(1024), named: 0, base }
     }
 
     /// The same in a buffer that was used before.
     pub fn reusing(mut code: Vec<u8>, base: u64) -> Self {
         code.clear();
-        Self { code, base }
+        Self { code, named: 0, base }
     }
 
     /// Where the next byte will be.
@@ -86,6 +89,7 @@ impl Assembler {
 
     /// An instruction with ModRM. `opcode` has its escape bytes.
     pub fn instruction(&mut self, prefixes: Prefixes, opcode: &[u8], reg: u8, rm: Rm) {
+        self.name(reg, rm);
         if prefixes.lock {
             self.code.push(0xf0);
         }
@@ -110,6 +114,7 @@ impl Assembler {
 
     /// An instruction with a VEX prefix.
     pub fn vex(&mut self, vex: Vex, opcode: u8, reg: u8, rm: Rm) {
+        self.name(reg, rm);
         let (index, base) = match rm {
             Rm::Reg(number) => (0, number),
             Rm::Mem(mem) => (mem.index.map_or(0, |(number, _)| number), mem.base.unwrap_or(0)),
@@ -119,6 +124,13 @@ impl Assembler {
         self.bytes(&bytes[..length]);
         self.code.push(opcode);
         self.modrm(reg & 7, rm);
+    }
+
+    fn name(&mut self, reg: u8, rm: Rm) {
+        self.named |= 1 << reg;
+        if let Rm::Reg(number) = rm {
+            self.named |= 1 << number;
+        }
     }
 
     fn modrm(&mut self, reg: u8, rm: Rm) {
@@ -187,6 +199,7 @@ impl Assembler {
 
     /// A constant, as short as it can be without touching flags.
     pub fn constant(&mut self, reg: u8, value: u64) {
+        self.named |= 1 << reg;
         if let Ok(low) = u32::try_from(value) {
             if reg >= 8 {
                 self.code.push(0x41);
@@ -265,6 +278,7 @@ impl Assembler {
 
     /// `call target`.
     pub fn call(&mut self, target: u64) {
+        self.named = u16::MAX;
         self.code.push(0xe8);
         self.relative(target);
     }

@@ -38,18 +38,18 @@ impl Builder<'_> {
                 }
             }
             Kind::Push => {
-                let place = self.stack_operand(guest, -8, 8, true);
+                let place = self.pushed(guest, -8, true);
                 let value = self.resident(parts.low(), B);
                 self.a.store(place, value);
                 self.a.lea(STACK, Mem::at(STACK, -8));
             }
             Kind::PushConstant => {
-                let place = self.stack_operand(guest, -8, 8, true);
+                let place = self.pushed(guest, -8, true);
                 self.a.store_constant(place, parts.signed() as u64, B);
                 self.a.lea(STACK, Mem::at(STACK, -8));
             }
             Kind::Pop => {
-                let place = self.stack_operand(guest, 0, 8, false);
+                let place = self.pushed(guest, 0, false);
                 let to = parts.low();
                 self.a.load(host(to).unwrap_or(A), place);
                 if host(to).is_none() {
@@ -208,7 +208,7 @@ impl Builder<'_> {
     /// PUSHF; the flags are in memory afterwards.
     fn push_flags(&mut self, guest: &Guest<'_>) {
         self.flags_to_memory();
-        let place = self.stack_operand(guest, -8, 8, true);
+        let place = self.pushed(guest, -8, true);
         let field = |displacement| Rm::Mem(Mem::at(RSP, displacement));
         // SF to CF are as LAHF had them, OF is beside them.
         self.a.instruction(Prefixes::default(), &[0x0f, 0xb6], B, field(context::flags() + 1));

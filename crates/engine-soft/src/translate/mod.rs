@@ -17,6 +17,7 @@ mod emit;
 mod liveness;
 mod lower;
 mod memory;
+mod merge;
 mod parts;
 mod registers;
 mod residents;
@@ -32,6 +33,7 @@ use std::hash::BuildHasherDefault;
 use block::{Builder, Entries, Exit, Flags, Guest};
 use classify::Kind;
 use emit::Assembler;
+use merge::Checks;
 use residents::Residents;
 use trace::Trace;
 
@@ -88,6 +90,8 @@ struct Block {
     /// The page where its only instruction goes on.
     second: Option<Second>,
     dead: bool,
+    /// Its operands are checked each by itself: see [`merge`].
+    apart: bool,
     /// How often it was entered by the dispatcher.
     runs: u32,
     /// Exits that are linked to it.
@@ -139,6 +143,10 @@ pub struct Translator {
     pending: Pending,
     /// The next instruction is the interpreter's.
     interpret: bool,
+    /// What comes next is a block without runs.
+    apart: bool,
+    /// Such blocks, by their first instruction and page.
+    aparts: HashMap<(u64, u32), u32>,
     /// Blocks are not linked, and nothing is assumed of what follows them.
     pub alone: bool,
     /// Flags are kept although nobody but an exception could see them.
@@ -179,6 +187,8 @@ impl Translator {
             quick: Box::new([u32::MAX; QUICK]),
             pending: Pending::Nothing,
             interpret: false,
+            apart: false,
+            aparts: HashMap::new(),
             alone: translation == Translation::Verified,
             exact: translation == Translation::Eager,
             hot: if translation == Translation::Eager { 1 } else { HOT },
@@ -203,8 +213,9 @@ impl Translator {
         self.quick.fill(u32::MAX);
         self.exits.clear();
         self.pages.clear();
+        self.aparts.clear();
         self.residents.truncate(1);
-        self.pending = Pending::Nothing;
+        (self.pending, self.apart) = (Pending::Nothing, false);
         cpu.translated.pages.clear();
         cpu.translated.forget_targets();
         self.start();
@@ -230,6 +241,30 @@ impl Translator {
         std::mem::take(&mut self.interpret)
     }
 
+    /// What comes next is a block without runs: asked once.
+    pub fn take_apart(&mut self, cpu: &Cpu) -> bool {
+        let Pending::Link(exit) = self.pending else { return false };
+        std::mem::take(&mut self.apart) && self.exits[exit as usize].rip == cpu.rip
+    }
+
+    /// The block at RIP without runs, translated if need be; `page` as for [`Translator::translate`].
+    pub fn apart(
+        &mut self,
+        cpu: &mut Cpu,
+        page: HostAddress,
+        natives: &mut crate::stubs::Stubs,
+    ) -> Option<u32> {
+        let key = (cpu.rip, self.page_number(cpu.rip, page, cpu.user));
+        if let Some(&known) = self.aparts.get(&key)
+            && self.lives(known)
+        {
+            return Some(known);
+        }
+        let id = self.has_room().then(|| self.translate(cpu, page, natives, false))??;
+        self.aparts.insert(key, id);
+        Some(id)
+    }
+
     /// The block at RIP, if its page may be entered as it is.
     #[inline(always)]
     pub fn known(&self, cpu: &Cpu) -> Option<u32> {
@@ -239,6 +274,7 @@ impl Translator {
             && block.user == cpu.user
             && !block.dead
             && !self.interpret
+            && !self.apart
             && Self::suits(cpu)
             && cpu.translated.pages.get(block.rip, block.user) == block.page
             && block.second.as_ref().is_none_or(|second| {
@@ -247,12 +283,14 @@ impl Translator {
         same.then_some(id)
     }
 
-    /// Translates the block at RIP; `page` is where its page is, already watched.
+    /// Translates the block at RIP, with runs of operands that are checked together if it is `merged`; `page` is
+    /// where its page is, already watched.
     pub fn translate(
         &mut self,
         cpu: &mut Cpu,
         page: HostAddress,
         natives: &mut crate::stubs::Stubs,
+        merged: bool,
     ) -> Option<u32> {
         let mut code = [0; SIZE + LONGEST_INSTRUCTION];
         page.read(&mut code[..SIZE]);
@@ -313,6 +351,7 @@ impl Translator {
             user: cpu.user,
             flags: Flags::Register,
             vectors: 0,
+            held: None,
             cold: Vec::new(),
             exits: Vec::new(),
             first_exit: self.exits.len(),
@@ -326,7 +365,12 @@ impl Translator {
             number,
             second.as_ref().map(|second| second.page),
         );
-        build(&mut builder, &trace, &ops);
+        let checks = if merged {
+            merge::checks(&trace.items)
+        } else {
+            vec![Checks::default(); trace.items.len()]
+        };
+        build(&mut builder, &trace, &checks, &ops);
         entries.miss = builder.finish();
         let (often, seldom, exits) = (builder.a.code, builder.seldom.code, builder.exits);
         let fits = self.arena.append_seldom(&seldom) && self.arena.append(&often);
@@ -358,11 +402,13 @@ impl Translator {
             bytes: bytes.into(),
             second,
             dead: false,
+            apart: !merged,
             runs: 0,
             incoming: Vec::new(),
             _ops: ops,
         });
-        self.residents[number as usize].add(id, Some(rip), &code, &trace.ranges);
+        let head = merged.then_some(rip);
+        self.residents[number as usize].add(id, head, &code, &trace.ranges);
         Some(id)
     }
 
@@ -380,9 +426,9 @@ fn quick(cpu: &Cpu) -> usize {
     (cpu.rip ^ cpu.rip >> 12) as usize % QUICK
 }
 
-fn build(builder: &mut Builder<'_>, trace: &Trace<'_>, ops: &[Op]) {
+fn build(builder: &mut Builder<'_>, trace: &Trace<'_>, checks: &[Checks], ops: &[Op]) {
     let mut ended = false;
-    for item in &trace.items {
+    for (item, &checks) in trace.items.iter().zip(checks) {
         let op = ops.get(item.op).map_or(std::ptr::null(), |op| op as *const Op);
         let guest = Guest {
             i: item.i,
@@ -391,6 +437,7 @@ fn build(builder: &mut Builder<'_>, trace: &Trace<'_>, ops: &[Op]) {
             after: item.after,
             op,
             bytes: item.bytes,
+            checks,
         };
         match (&item.parts, item.kind) {
             (_, Kind::Function) | (None, _) => builder.by_function(&guest),

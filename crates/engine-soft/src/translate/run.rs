@@ -40,8 +40,11 @@ impl Translator {
             }
             _ => {}
         }
-        self.quick[quick(cpu)] = id;
-        let runs = &mut self.blocks[id as usize].runs;
+        let block = &mut self.blocks[id as usize];
+        if !block.apart {
+            self.quick[quick(cpu)] = id;
+        }
+        let runs = &mut block.runs;
         *runs = runs.wrapping_add(1);
         let mut rehearsal = None;
         if self.alone && (*runs < FIRST || runs.is_multiple_of(SAMPLE)) {
@@ -54,7 +57,11 @@ impl Translator {
         cpu.translated.attention = cpu.shared.attention_address();
         cpu.translated.fpu = &raw const *cpu.fpu as u64;
         let reason = stubs::enter(&self.stubs, cpu, entries.indirect);
+        let exit = reason.checked_sub(LINK).map(|exit| self.exits[exit as usize]);
+        self.apart = exit.is_some_and(|exit| exit.apart);
         if let Some(rehearsal) = rehearsal {
+            // It was left before its end.
+            let reason = if self.apart { context::NOTHING } else { reason };
             self.judge(cpu, id, natives, &rehearsal, reason);
         }
         match reason {
@@ -142,7 +149,7 @@ impl Translator {
 
     /// What was left does not go on at a block: nothing is to be linked.
     pub fn forget_pending(&mut self) {
-        self.pending = Pending::Nothing;
+        (self.pending, self.apart) = (Pending::Nothing, false);
     }
 
     fn link(&mut self, exit: u32, id: u32, rip: u64) {

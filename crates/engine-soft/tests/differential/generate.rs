@@ -287,7 +287,7 @@ impl Encodings {
     }
 
     /// Registers and memory before anything is known of the instruction.
-    fn blank(&self, random: &mut Random) -> Case {
+    pub fn blank(&self, random: &mut Random) -> Case {
         let mut registers = Registers::default();
         for register in 0..16 {
             *general(&mut registers, register) = number(random);

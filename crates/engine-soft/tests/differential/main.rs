@@ -9,6 +9,7 @@ mod compared;
 mod generate;
 mod guest;
 mod native;
+mod runs;
 mod undefined;
 mod values;
 
@@ -122,4 +123,18 @@ fn every_translated_encoding_does_what_the_host_does() {
 #[test]
 fn translated_sequences_do_what_the_host_does() {
     sequences(false, Translation::Eager);
+}
+
+#[test]
+fn operands_that_are_checked_together_do_what_the_host_does() {
+    let Some(mut native) = native() else { return };
+    let mut guest = Guest::new(&SoftEngine::with(Translation::Eager));
+    let encodings = Encodings::new(false);
+    let mut random = Random(setting("OMNIVISOR_SEED", 1));
+    let mut found = Differences::default();
+    for round in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) * 1000 {
+        let case = runs::case(&encodings, 2 + random.below(20), &mut random);
+        found.compare(&format!("run {round}"), &case, &mut native, &mut guest);
+    }
+    found.assert_none();
 }
