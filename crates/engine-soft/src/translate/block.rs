@@ -252,15 +252,11 @@ impl Builder<'_> {
     pub fn indirect(&mut self, guest: &Guest<'_>, moved: i32) {
         let table = context::targets(self.user);
         if self.may_chain {
-            self.a.copy(B, A);
-            self.a.wide(0xc1, 5, Rm::Reg(B)); // shr
-            self.a.bytes(&[context::MIX]);
+            self.a.shifted(B, A, context::MIX);
             self.a.narrow(0x33, B, Rm::Reg(A)); // xor
-            self.a.alu_narrow(4, Rm::Reg(B), context::TARGETS as u32 - 1);
-            self.a.narrow(0xc1, 4, Rm::Reg(B)); // shl B, 4
-            self.a.bytes(&[4]);
+            self.a.alu_narrow(4, Rm::Reg(B), context::EVEN);
             let entry = |offset| {
-                Rm::Mem(Mem { base: Some(RSP), index: Some((B, 0)), displacement: table + offset })
+                Rm::Mem(Mem { base: Some(RSP), index: Some((B, 3)), displacement: table + offset })
             };
             self.a.wide(0x3b, A, entry(0));
             let hole = self.a.jump(Some(NOT_EQUAL));

@@ -10,8 +10,10 @@ use crate::flags::{Flags, OF};
 
 /// Entries of each ring's table of branch targets.
 pub const TARGETS: usize = 8192;
-/// Distance of the bits that are mixed to find an entry.
+/// Distance of the bits that are mixed to find an entry, and those of them that are its number: an entry has 16 bytes,
+/// twice what an address can multiply by, so that the lowest counts for nothing.
 pub const MIX: u8 = 13;
+pub const EVEN: u32 = 2 * TARGETS as u32 - 2;
 /// Pages whose code was compared with memory, each ring's.
 const PAGES: usize = 4096;
 
@@ -176,14 +178,14 @@ impl Context {
         for ring in &mut self.targets {
             for (index, target) in ring.iter_mut().enumerate() {
                 // An address that belongs to another entry.
-                *target = Target { rip: (index ^ 1) as u64, code: 0 };
+                *target = Target { rip: 2 * (index ^ 1) as u64, code: 0 };
             }
         }
     }
 
     /// Notes where the code for `rip` is.
     pub fn set_target(&mut self, rip: u64, user: u64, code: u64) {
-        let index = (rip ^ rip >> MIX) as usize % TARGETS;
+        let index = ((rip ^ rip >> MIX) as u32 & EVEN) as usize / 2;
         self.targets[user as usize & 1][index] = Target { rip, code };
     }
 

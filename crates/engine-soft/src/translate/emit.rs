@@ -1,5 +1,6 @@
 //! A small assembler: host instructions as bytes.
 
+use crate::features::v3;
 use crate::vex::Vex;
 
 /// Host registers by number.
@@ -190,6 +191,20 @@ impl Assembler {
         if to != from {
             self.wide(0x8b, to, Rm::Reg(from));
         }
+    }
+
+    /// The 64 bits of `from` shifted right by `by` to `to`, with what was shifted out at the upper end or without;
+    /// RFLAGS may change.
+    pub fn shifted(&mut self, to: u8, from: u8, by: u8) {
+        if v3() {
+            // rorx
+            let vex = Vex { map: 3, prefix: 3, wide: true, long: false, second: 0 };
+            self.vex(vex, 0xf0, to, Rm::Reg(from));
+        } else {
+            self.copy(to, from);
+            self.wide(0xc1, 5, Rm::Reg(to)); // shr
+        }
+        self.bytes(&[by]);
     }
 
     /// `lea reg, [mem]`.

@@ -8,9 +8,7 @@ use super::parts::{Address, Parts};
 use super::registers::{A, B, STACK, host, slot};
 use super::stubs::request;
 use crate::cpu::{Cpu, FS, GS};
-use crate::features::v3;
 use crate::host::{PAGE, Tlb};
-use crate::vex::Vex;
 
 /// An operand that is nearer to its base than this is in all likelihood on the same page.
 const NEAR: i32 = 512;
@@ -258,15 +256,7 @@ impl Builder<'_> {
     /// where it was not in it.
     pub fn probe(&mut self, probe: Probe, of: u8) -> Hole {
         // An entry has 16 bytes.
-        if v3() {
-            // rorx
-            let vex = Vex { map: 3, prefix: 3, wide: true, long: false, second: 0 };
-            self.a.vex(vex, 0xf0, B, Rm::Reg(of));
-        } else {
-            self.a.copy(B, of);
-            self.a.wide(0xc1, 5, Rm::Reg(B)); // shr
-        }
-        self.a.bytes(&[8]);
+        self.a.shifted(B, of, 8);
         self.a.alu_narrow(4, Rm::Reg(B), (Tlb::ENTRIES as u32 - 1) << 4);
         self.a.wide(0x2b, A, probe.entry(0)); // sub
         self.a.alu_wide(7, Rm::Reg(A), PAGE as i32 - probe.size);
