@@ -2,8 +2,9 @@
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
-use super::block::{Builder, Cold, Guest};
+use super::block::{Builder, Guest};
 use super::classify::{Field, Form, Kind, uses_vectors};
+use super::cold::Cold;
 use super::context::{self, CLEARED, LOWER};
 use super::emit::{EQUAL, Mem, NOT_BELOW, NOT_EQUAL, Prefixes, RAX, RDX, RSP, Rm};
 use super::memory::Use;

@@ -1,6 +1,7 @@
 //! Memory operands: from a guest address to a host address, through the TLB that the interpreter uses too.
 
-use super::block::{Builder, Cold, Entry, Guest, Place};
+use super::block::{Builder, Entry, Guest};
+use super::cold::{Cold, Place};
 use super::context;
 use super::emit::{ABOVE, Hole, Mem, NOT_BELOW, NOT_EQUAL, RBP, RSP, Rm};
 use super::merge::Check;

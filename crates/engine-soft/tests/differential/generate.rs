@@ -215,7 +215,7 @@ impl Encodings {
     }
 
     /// Random operands for the `index`th encoding.
-    fn instruction(&self, index: usize, random: &mut Random) -> Vec<u8> {
+    pub fn instruction(&self, index: usize, random: &mut Random) -> Vec<u8> {
         let (key, templates) = &self.list[index];
         for attempt in 0..40 {
             let template = &templates[random.below(templates.len() as u64) as usize];
@@ -511,7 +511,7 @@ fn is_string(i: &Instruction) -> bool {
 }
 
 /// Instructions after which the next one is executed, whatever the registers hold.
-fn tame(i: &Instruction) -> bool {
+pub fn tame(i: &Instruction) -> bool {
     matches!(i.flow_control(), iced_x86::FlowControl::Next)
         && !is_string(i)
         && !is_xsave(i)

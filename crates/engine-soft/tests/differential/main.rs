@@ -126,6 +126,23 @@ fn translated_sequences_do_what_the_host_does() {
 }
 
 #[test]
+fn a_register_that_any_encoding_changes_is_another_address() {
+    let Some(mut native) = native() else { return };
+    let mut guest = Guest::new(&SoftEngine::with(Translation::Eager));
+    let encodings = Encodings::new(false);
+    let mut random = Random(setting("OMNIVISOR_SEED", 1));
+    let mut found = Differences::default();
+    for _ in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) {
+        for index in 0..encodings.len() {
+            if let Some(case) = runs::around(&encodings, index, &mut random) {
+                found.compare(&encodings.name(index), &case, &mut native, &mut guest);
+            }
+        }
+    }
+    found.assert_none();
+}
+
+#[test]
 fn operands_that_are_checked_together_do_what_the_host_does() {
     let Some(mut native) = native() else { return };
     let mut guest = Guest::new(&SoftEngine::with(Translation::Eager));

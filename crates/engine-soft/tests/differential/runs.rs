@@ -1,8 +1,12 @@
 //! Loads and stores near to one another, by registers that now and then move a little: what a translator may check
 //! together, often where a page ends.
 
+use iced_x86::{Decoder, DecoderOptions};
+
 use crate::case::{CODE, Case, DATA, DATA_SIZE, MXCSR, WRITABLE};
-use crate::generate::Encodings;
+use crate::compared::leaves_traces;
+use crate::generate::{Encodings, tame};
+use crate::undefined;
 use crate::values::{Random, general};
 
 /// Registers that addresses are made of, R10 and R15 among them, which have no register of the host; R14 is an
@@ -42,6 +46,40 @@ pub fn case(encodings: &Encodings, length: u64, random: &mut Random) -> Case {
     }
     case.text = format!("{:02x?}", case.code);
     case
+}
+
+/// A case of the `index`th encoding, before and after which every register is an address: one that it changes must
+/// not be taken for what it was. `None` where it does more than that.
+pub fn around(encodings: &Encodings, index: usize, random: &mut Random) -> Option<Case> {
+    let mut case = encodings.blank(random);
+    case.fpu[MXCSR] |= 0x80;
+    case.fpu[MXCSR + 1] |= 0x1f;
+    let start = CODE + random.below(0x400);
+    case.registers.rip = start;
+    for register in 0..16 {
+        *general(&mut case.registers, register) = DATA + 0x400 + 16 * random.below(0x100);
+    }
+    // cmp byte [register + displacement], 0
+    let look = |case: &mut Case, displacement| {
+        for base in (0..16).filter(|base| *base != RSP) {
+            let place = Place { base, indexed: false, displacement };
+            case.code.extend(access(&[], false, &[0x80], 7, &place));
+            case.code.push(0);
+        }
+    };
+    look(&mut case, 8);
+    let bytes = encodings.instruction(index, random);
+    let ip = start + case.code.len() as u64;
+    let i = Decoder::with_ip(64, &bytes, ip, DecoderOptions::AMD).decode();
+    if !tame(&i) || leaves_traces(&i) || undefined::result(&i, undefined::count(&i, None)) {
+        return None;
+    }
+    case.code.extend(bytes);
+    case.undefined_flags =
+        vec![(i.next_ip(), undefined::flags(&i, undefined::count(&i, None))), (i.next_ip() + 1, 0)];
+    look(&mut case, 16);
+    case.text = encodings.name(index);
+    Some(case)
 }
 
 /// Near the end of a page: of one that another follows, of what can be written, of all; or anywhere.
