@@ -23,6 +23,7 @@ impl Builder<'_> {
                 self.exit(None, target, live);
             }
             Kind::Return => {
+                self.clobber(guest);
                 let place = self.pushed(guest, 0, false);
                 self.a.load(A, place);
                 self.indirect(guest, 8 + i32::from(parts.signed() as u16));

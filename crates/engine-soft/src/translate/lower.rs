@@ -227,6 +227,7 @@ impl Builder<'_> {
     /// LDMXCSR of a value that masks every exception and has no reserved bit; others are the interpreter's.
     fn load_control(&mut self, guest: &Guest<'_>, parts: &Parts<'_>) {
         self.need_vectors(guest, parts.vex.is_some());
+        self.clobber(guest);
         let place = self.operand(guest, parts, Use { size: 4, write: false, aligned: false });
         // A copy, since other processors may change what is in memory between a look and the next.
         let copy = Rm::Mem(Mem::at(RSP, context::scratch()));

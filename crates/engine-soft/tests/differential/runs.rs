@@ -3,7 +3,7 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::case::{CODE, Case, DATA, DATA_SIZE, MXCSR, WRITABLE};
+use crate::case::{CODE, CODE_SIZE, Case, DATA, DATA_SIZE, MXCSR, WRITABLE};
 use crate::compared::leaves_traces;
 use crate::generate::{Encodings, tame};
 use crate::undefined;
@@ -43,6 +43,11 @@ pub fn case(encodings: &Encodings, length: u64, random: &mut Random) -> Case {
     for _ in 0..length {
         let code = instruction(&bases, random);
         case.code.extend(code);
+    }
+    // push; cmp rax, rcx; ret: flags that others left outlive a return.
+    if random.one_in(2) {
+        let target = (CODE + CODE_SIZE as u64 - 16) as u32;
+        case.code.extend([&[0x68][..], &target.to_le_bytes(), &[0x48, 0x39, 0xc8, 0xc3]].concat());
     }
     case.text = format!("{:02x?}", case.code);
     case
