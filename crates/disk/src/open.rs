@@ -1,5 +1,6 @@
 //! Opening of an image with its chain of parents.
 
+use std::cell::RefCell;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,7 +57,9 @@ pub struct ImageInfo {
     pub format: Format,
     /// Length of its disk in bytes.
     pub length: u64,
-    /// Bytes of its file.
+    /// Other files that it consists of: extents of a VMDK, images of a Parallels bundle.
+    pub parts: Vec<PathBuf>,
+    /// Bytes of its files.
     pub file_length: u64,
     /// Unit in which it keeps the guest's bytes; 1 if they lie one by one.
     pub block_size: u64,
@@ -305,11 +308,14 @@ pub(crate) struct Neighbours<'a> {
     pub read_only: bool,
     /// The image itself, if it is a server's.
     pub remote: Option<&'a dyn RemoteSource>,
+    /// Gets the path and the length of each that is opened.
+    pub opened: Option<&'a RefCell<Vec<(PathBuf, u64)>>>,
 }
 
 impl Neighbours<'_> {
     /// Those of an image without a folder.
-    pub const NONE: Self = Neighbours { folder: None, within: None, read_only: true, remote: None };
+    pub const NONE: Self =
+        Neighbours { folder: None, within: None, read_only: true, remote: None, opened: None };
 
     /// Opens a file that the image names.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Source>> {
@@ -317,7 +323,11 @@ impl Neighbours<'_> {
             return Ok(remote.sibling(name)?);
         }
         let path = self.find(name)?;
-        Ok(Arc::new(FileSource::open(path, self.read_only)?))
+        let source = FileSource::open(&path, self.read_only)?;
+        if let Some(opened) = self.opened {
+            opened.borrow_mut().push((path, source.len()));
+        }
+        Ok(Arc::new(source))
     }
 
     /// The path of a file that the image names.
@@ -423,6 +433,7 @@ impl Chain<'_> {
             path: path.to_owned(),
             format: Format::Raw,
             length: raw.len(),
+            parts: Vec::new(),
             file_length: raw.len(),
             block_size: 1,
             details: Vec::new(),
@@ -442,15 +453,23 @@ impl Chain<'_> {
         let real = std::fs::canonicalize(path)
             .map_err(|source| Error::Open { path: path.to_owned(), source })?;
         let within = self.folder.as_deref();
-        let neighbours =
-            Neighbours { folder: real.parent(), within, read_only, ..Neighbours::NONE };
+        let opened = RefCell::default();
+        let neighbours = Neighbours {
+            folder: real.parent(),
+            within,
+            read_only,
+            opened: Some(&opened),
+            ..Neighbours::NONE
+        };
         let file_length = source.len();
         let parsed = parse(source, format, &neighbours, options.snapshot.as_deref())?;
+        let (parts, lengths): (Vec<_>, Vec<u64>) = opened.into_inner().into_iter().unzip();
         self.infos.push(ImageInfo {
             path: path.to_owned(),
             format,
             length: parsed.length,
-            file_length,
+            parts,
+            file_length: file_length + lengths.iter().sum::<u64>(),
             block_size: parsed.layer.block_size(),
             details: parsed.details,
             snapshots: parsed.snapshots,

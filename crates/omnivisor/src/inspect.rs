@@ -1,5 +1,6 @@
 //! `omnivisor inspect`: what a VM or a disk is, and what it is made of.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -178,8 +179,10 @@ fn table(disk: &dyn Disk, chain: &[ImageInfo], totals: &Totals) -> String {
     text
 }
 
-/// Bytes that the file takes on its file system; nothing for devices.
+/// Bytes that its files take on their file systems; nothing for devices.
 pub(crate) fn allocated(image: &ImageInfo) -> Option<u64> {
-    let found = image.path.metadata().ok()?;
-    found.is_file().then(|| found.blocks() * 512)
+    let files = std::iter::once(&image.path).chain(&image.parts);
+    files
+        .map(|path| path.metadata().ok().filter(Metadata::is_file).map(|file| file.blocks() * 512))
+        .sum()
 }

@@ -91,8 +91,13 @@ fn split_and_plain_bundles_are_read_and_written() {
     let one: [Image<'_>; 1] = [(TOP, "Plain", "one.hds")];
     let two: [Image<'_>; 1] = [(TOP, "Compressed", "two.hds")];
     write_descriptor(&folder, &[(seam, &one), (LENGTH - seam, &two)], &[(TOP, NONE)]);
-    let disk = disk::open(&folder, &ImageOptions::default()).unwrap();
+    let (disk, images) = disk::open_chain(&folder, &ImageOptions::default()).unwrap();
     assert_disk_holds(&*disk, &workshop.content, "split");
+    let names = ["DiskDescriptor.xml", "one.hds", "two.hds"];
+    let files = names.map(|name| folder.join(name).canonicalize().unwrap());
+    assert_eq!(images[0].parts, files[1..]);
+    let lengths = files.iter().map(|path| path.metadata().unwrap().len());
+    assert_eq!(images[0].file_length, lengths.sum::<u64>());
     // Over the seam, over the end of a part, and into clusters that are not there yet.
     let mut model = workshop.content.clone();
     for (start, end, byte) in [(seam - 70_000, seam + 70_000, 1), (LENGTH - 512, LENGTH, 2)] {
