@@ -35,7 +35,8 @@ impl SoftEngine {
             capabilities: Capabilities {
                 cpuid: cpuid(),
                 msrs: MSRS.to_vec(),
-                max_vcpus: MAX_VCPUS,
+                // Others would change memory between the interpreter's turn and the translator's.
+                max_vcpus: if translation == Translation::Verified { 1 } else { MAX_VCPUS },
                 physical_address_bits: PHYSICAL_BITS as u8,
                 tsc_khz: Some(tsc_khz),
             },
@@ -60,9 +61,10 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>> {
-        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+        let most = self.capabilities.max_vcpus;
+        if config.vcpus == 0 || config.vcpus > most {
             return Err(Error::Invalid(format!(
-                "A virtual machine has 1 to {MAX_VCPUS} processors here, not {}",
+                "A virtual machine has 1 to {most} processors here, not {}",
                 config.vcpus
             )));
         }

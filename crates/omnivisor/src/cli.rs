@@ -243,7 +243,7 @@ pub enum EngineChoice {
     /// The same without its translator, several times slower
     #[value(name = "soft,interpret")]
     SoftInterpret,
-    /// The same, where interpreter and translator are compared; stops where they differ
+    /// The same on one processor, where interpreter and translator are compared; stops where they differ
     #[value(name = "soft,verify")]
     SoftVerify,
 }
