@@ -103,6 +103,9 @@ failures=0
 say() { echo "omnivisor: $*"; }
 failed() { say "failed: $*"; failures=$((failures + 1)); }
 mount -o remount,rw / || failed "the root cannot be written"
+: >/.omnivisor
+# What is made from now on has a later time, whose unit is a tick.
+[ ! -f /etc/selinux/config ] || sleep 0.1
 [ -d /proc/1 ] || mount -t proc proc /proc
 [ -d /sys/class ] || mount -t sysfs sys /sys
 change() {
@@ -171,12 +174,28 @@ initramfs() {
         failed "no program that builds its initial RAM disk was found"
     fi
 }
+# What was made gets the labels of the guest's policy of SELinux; before that is loaded, the kernel gives none.
+label() {
+    mode=$(sed -n 's/^SELINUX=\([a-z]*\).*/\1/p' /etc/selinux/config 2>/dev/null)
+    policy=$(sed -n 's/^SELINUXTYPE=\([a-z]*\).*/\1/p' /etc/selinux/config 2>/dev/null)
+    case $mode in enforcing | permissive) ;; *) return 0 ;; esac
+    contexts=/etc/selinux/$policy/contexts/files/file_contexts
+    if command -v setfiles >/dev/null && [ -f "$contexts" ] &&
+        find /etc /boot /var -xdev -cnewer /.omnivisor -print0 | xargs -0 -r setfiles -F "$contexts"; then
+        say "labelled what was changed, for SELinux"
+    else
+        : >/.autorelabel
+        say "the guest labels its files anew at its next start, for SELinux"
+    fi
+}
 "#;
 
 const INITRAMFS: &str = "say 'building the initial RAM disk'; initramfs";
 
 /// Writes everything and switches off. Were PID 1 to end, that would be a panic.
-const TAIL: &str = r#"sync
+const TAIL: &str = r#"label
+rm -f /.omnivisor
+sync
 for folder in /boot/efi /boot /var /usr; do umount "$folder" 2>/dev/null; done
 mount -o remount,ro / 2>/dev/null
 sync
@@ -249,13 +268,13 @@ mod tests {
     fn in_root(root: &std::path::Path, step: &str) -> String {
         let root = root.display().to_string();
         let mut head = HEAD.replace("mount -o remount,rw /", "true");
-        for folder in ["/etc/", "/boot/", "/lib/"] {
+        for folder in ["/etc", "/boot", "/lib/", "/var", "/."] {
             for before in [" ", "\"", ">", "="] {
                 let (from, to) = (format!("{before}{folder}"), format!("{before}{root}{folder}"));
                 head = head.replace(&from, &to);
             }
         }
-        let path = format!("PATH={root}/bin:/usr/bin:/bin; export PATH");
+        let path = format!("PATH={root}/bin:/usr/bin:/bin:/usr/sbin:/sbin; export PATH");
         let head: Vec<_> =
             head.lines().map(|line| if line.starts_with("PATH=") { &path } else { line }).collect();
         let script = format!("{}\nmount_all() {{ :; }}\n{step}\n", head.join("\n"));
@@ -323,6 +342,52 @@ mod tests {
         assert_eq!(std::fs::read_to_string(root.join("calls")).unwrap(), calls.concat());
         let conf = std::fs::read_to_string(root.join("etc/dracut.conf.d/omnivisor.conf")).unwrap();
         assert!(conf.contains(" virtio_blk "), "{conf}");
+    }
+
+    /// The guest's own `setfiles`, with a policy of two lines.
+    #[test]
+    fn what_is_made_is_labelled_as_selinux_wants_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let contexts = root.join("etc/selinux/targeted/contexts/files");
+        for made in [&contexts, &root.join("boot"), &root.join("var")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        let config = |mode: &str| {
+            let text = format!("# Comment\nSELINUX={mode}\nSELINUXTYPE=targeted\n");
+            std::fs::write(root.join("etc/selinux/config"), text).unwrap();
+        };
+        let policy = |kind: &str| {
+            let here = root.display();
+            let text =
+                format!("{here}/etc/.* system_u:object_r:{kind}:s0\n{here}/etc/old <<none>>\n");
+            std::fs::write(contexts.join("file_contexts"), text).unwrap();
+        };
+        let label = |file: &str| {
+            let arguments = ["--only-values", "-n", "security.selinux"];
+            let file = root.join("etc").join(file);
+            let output = Command::new("getfattr").args(arguments).arg(file).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().trim_end_matches('\0').to_owned()
+        };
+        let step = format!("echo new >{}/etc/new; label", root.display());
+
+        config("disabled");
+        policy("etc_t");
+        std::fs::write(root.join("etc/before"), "").unwrap();
+        assert_eq!(in_root(root, &step), "");
+        assert_eq!(label("new"), "");
+
+        config("enforcing");
+        assert_eq!(in_root(root, &step), "omnivisor: labelled what was changed, for SELinux\n");
+        assert_eq!(label("new"), "system_u:object_r:etc_t:s0");
+        assert_eq!(label("before"), "");
+        assert!(!root.join(".autorelabel").exists());
+
+        config("permissive");
+        std::fs::remove_file(contexts.join("file_contexts")).unwrap();
+        let talk = in_root(root, &step);
+        assert!(talk.contains("labels its files anew at its next start"), "{talk}");
+        assert!(root.join(".autorelabel").exists());
     }
 
     #[test]
