@@ -47,7 +47,10 @@ pub enum Writes {
     /// To the image.
     InPlace,
     /// To an overlay that is gone after the run.
-    Discarded,
+    Discarded {
+        /// The overlay of other runs, which this one leaves alone.
+        kept: Option<PathBuf>,
+    },
     /// To an overlay that is kept.
     Overlay {
         /// Its file.
@@ -165,12 +168,13 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
     let folder = state.vm_folder()?;
     let create = |source| Error::State { action: "create", path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(create)?;
+    let overlay = folder.join(format!("{}.qcow2", stamp(&path)));
     if spec.discard {
         let (base, chain) = open_base(&path, &options)?;
-        let overlay = temporary_overlay(&folder, base)?;
-        return Ok(opened(overlay, &chain, Writes::Discarded));
+        let disk = temporary_overlay(&folder, base)?;
+        let kept = overlay.exists().then_some(overlay);
+        return Ok(opened(disk, &chain, Writes::Discarded { kept }));
     }
-    let overlay = folder.join(format!("{}.qcow2", stamp(&path)));
     let record = Record::of(&overlay);
     let kept = overlay.exists().then(|| record.read()).transpose()?;
     let options =

@@ -54,6 +54,19 @@ fn what_is_discarded_is_gone_and_leaves_no_file() {
 }
 
 #[test]
+fn what_is_kept_is_neither_seen_nor_lost_by_a_run_that_keeps_nothing() {
+    let folder = folder_with_disk();
+    let kept = open(folder.path(), "").unwrap();
+    kept.disk.write_at(&[2; 512], 0).unwrap();
+    let Writes::Overlay { path, .. } = &kept.writes else { panic!("{:?}", kept.writes) };
+    let discarding = open(folder.path(), ",discard").unwrap();
+    assert_eq!(discarding.writes, Writes::Discarded { kept: Some(path.clone()) });
+    assert_eq!(first_bytes(&discarding), [1; 4]);
+    drop((kept, discarding));
+    assert_eq!(first_bytes(&open(folder.path(), "").unwrap()), [2; 4]);
+}
+
+#[test]
 fn a_raw_disk_that_its_guest_made_look_like_qcow2_stays_raw() {
     let folder = folder_with_disk();
     let header = [b"QFI\xfb".as_slice(), &[0, 0, 0, 3], &[0; 504]].concat();

@@ -23,14 +23,19 @@ pub fn open(spec: &VmSpec) -> Result<Vec<OpenDisk>, Failure> {
 }
 
 fn tell(disk: &OpenDisk) {
-    if let Writes::Overlay { path, is_new } = &disk.writes {
-        let image = disk.spec.path.display();
-        let path = path.display();
-        if *is_new {
-            eprintln!("Writes to {image} go to {path}; the next run goes on with it.");
-        } else {
-            eprintln!("Going on with {path}, which holds the writes to {image}.");
+    let image = disk.spec.path.display();
+    match &disk.writes {
+        Writes::Overlay { path, is_new: true } => {
+            eprintln!("Writes to {image} go to {}; the next run goes on with it.", path.display());
         }
+        Writes::Overlay { path, is_new: false } => {
+            eprintln!("Going on with {}, which holds the writes to {image}.", path.display());
+        }
+        Writes::Discarded { kept: Some(path) } => eprintln!(
+            "This run does not see what earlier ones wrote to {image}. It stays in {}; remove that file to start anew.",
+            path.display()
+        ),
+        Writes::Discarded { kept: None } | Writes::InPlace | Writes::Nowhere => {}
     }
 }
 

@@ -232,16 +232,17 @@ fn overlaid(spec: &spec::Disk, path: &Path, mirror: &Arc<Mirror>) -> Result<Open
     if spec.readonly {
         return Ok(open(base, Writes::Nowhere));
     }
+    let is_new = !overlay.exists();
     if spec.discard {
-        let overlay = path.with_extension(format!("{}.qcow2", std::process::id()));
-        let disk = disk::overlay(&overlay, base, None);
-        let _ = std::fs::remove_file(&overlay);
+        let file = path.with_extension(format!("{}.qcow2", std::process::id()));
+        let disk = disk::overlay(&file, base, None);
+        let _ = std::fs::remove_file(&file);
+        let kept = (!is_new).then_some(overlay);
         return Ok(open(
             disk.map_err(platform::Error::from).map_err(platforms::failed)?,
-            Writes::Discarded,
+            Writes::Discarded { kept },
         ));
     }
-    let is_new = !overlay.exists();
     let disk =
         if is_new { disk::overlay(&overlay, base, None) } else { disk::open_over(&overlay, base) };
     let disk = disk.map_err(platform::Error::from).map_err(platforms::failed)?;
