@@ -1,5 +1,6 @@
 //! FAT12, FAT16 and FAT32 with long names (Microsoft's "FAT: General Overview of On-Disk Format").
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use crate::{Error, Result};
 const ENTRY: usize = 32;
 /// Largest FAT that is held in memory: that of 2^28 clusters of FAT32 has four bytes each.
 const MAX_FAT: u64 = 64 << 20;
+/// So many bytes are read at once, in whole clusters: damage is found before much memory is taken.
+const LONGEST_READ: u64 = 1 << 20;
 const READ_ONLY: u8 = 0x01;
 const VOLUME_LABEL: u8 = 0x08;
 const FOLDER: u8 = 0x10;
@@ -163,30 +166,44 @@ impl Fat {
         (value < end).then_some(value)
     }
 
+    /// Bytes of the volume.
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        read(&*self.volume, range.start, (range.end - range.start) as usize)
+    }
+
     /// The content of a place, at most `limit` bytes of it.
     fn content(&self, place: Place, limit: u64) -> Result<Vec<u8>> {
         let first = match place {
             Place::Fixed { offset, length } => {
-                return read(&*self.volume, offset, length.min(limit) as usize);
+                return self.read(offset..offset + length.min(limit));
             }
             Place::Chain(first) => first,
         };
         let mut content = Vec::new();
+        let mut left = limit;
+        // Clusters that lie one after the other are read together.
+        let mut run = 0..0;
         let mut next = (first != 0).then_some(first);
         let mut steps = 0;
         while let Some(cluster) = next
-            && (content.len() as u64) < limit
+            && left > 0
         {
             steps += 1;
             let index = cluster.checked_sub(2).filter(|&index| index < self.clusters);
             let Some(index) = index.filter(|_| steps <= self.clusters) else {
                 return Err(damaged("a chain of clusters leads astray"));
             };
-            let length = self.cluster.min(limit - content.len() as u64) as usize;
             let offset = self.data + u64::from(index) * self.cluster;
-            content.extend(read(&*self.volume, offset, length)?);
+            if run.end != offset || run.end - run.start >= LONGEST_READ {
+                content.extend(self.read(run)?);
+                run = offset..offset;
+            }
+            let length = self.cluster.min(left);
+            run.end += length;
+            left -= length;
             next = self.next(cluster);
         }
+        content.extend(self.read(run)?);
         Ok(content)
     }
 
