@@ -6,9 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use engine::GuestMemory;
 use engine::cpuid::CpuidTable;
 use engine::state::{VcpuState, VmState};
+use engine::{GuestMemory, GuestRegion};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -141,24 +141,13 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 /// The file, flushed and still without its name, and the digest of what is in it.
 fn write_memory(memory: &GuestMemory, folder: &Path) -> io::Result<(NamedTempFile, String)> {
     let file = NamedTempFile::new_in(folder)?;
-    let mut digest = Sha256::new();
-    let mut piece = vec![0; PIECE];
-    let mut offset = 0;
-    for region in memory.iter() {
-        for at in (0..region.len()).step_by(PIECE) {
-            let length = PIECE.min((region.len() - at) as usize);
-            let piece = &mut piece[..length];
-            region.read_slice(piece, MemoryRegionAddress(at)).map_err(io::Error::other)?;
-            digest.update(&*piece);
-            if piece.iter().any(|&byte| byte != 0) {
-                file.as_file().write_all_at(piece, offset)?;
-            }
-            offset += length as u64;
-        }
-    }
-    file.as_file().set_len(offset)?;
+    let (length, digest) = walk(memory, |region, at, offset, piece| {
+        region.read_slice(piece, at).map_err(io::Error::other)?;
+        if is_zero(piece) { Ok(()) } else { file.as_file().write_all_at(piece, offset) }
+    })?;
+    file.as_file().set_len(length)?;
     file.as_file().sync_all()?;
-    Ok((file, hex(digest.finalize().as_slice())))
+    Ok((file, digest))
 }
 
 /// Fills fresh memory; pages of zeroes are not touched. Returns the digest of all that is in it.
@@ -167,22 +156,39 @@ fn read_memory(memory: &GuestMemory, size: u64, path: PathBuf) -> io::Result<Str
     if file.metadata()?.len() != size {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "its length does not fit"));
     }
+    let (_, digest) = walk(memory, |region, at, offset, piece| {
+        file.read_exact_at(piece, offset)?;
+        if is_zero(piece) {
+            return Ok(());
+        }
+        region.write_slice(piece, at).map_err(io::Error::other)
+    })?;
+    Ok(digest)
+}
+
+/// Has `copy` fill and use the same buffer for each piece of memory: its region, where it is there, and its offset in the
+/// file. Returns the bytes in all, and the digest of what the buffer held.
+fn walk(
+    memory: &GuestMemory,
+    mut copy: impl FnMut(&GuestRegion, MemoryRegionAddress, u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<(u64, String)> {
     let mut digest = Sha256::new();
-    let mut piece = vec![0; PIECE];
+    let mut buffer = vec![0; PIECE];
     let mut offset = 0;
     for region in memory.iter() {
         for at in (0..region.len()).step_by(PIECE) {
             let length = PIECE.min((region.len() - at) as usize);
-            let piece = &mut piece[..length];
-            file.read_exact_at(piece, offset)?;
+            let piece = &mut buffer[..length];
+            copy(region, MemoryRegionAddress(at), offset, piece)?;
             digest.update(&*piece);
-            if piece.iter().any(|&byte| byte != 0) {
-                region.write_slice(piece, MemoryRegionAddress(at)).map_err(io::Error::other)?;
-            }
             offset += length as u64;
         }
     }
-    Ok(hex(digest.finalize().as_slice()))
+    Ok((offset, hex(digest.finalize().as_slice())))
+}
+
+fn is_zero(piece: &[u8]) -> bool {
+    piece.iter().all(|&byte| byte == 0)
 }
 
 fn hex(bytes: &[u8]) -> String {
