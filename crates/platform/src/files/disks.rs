@@ -12,7 +12,7 @@ use super::names::{self, Names};
 use super::{Opened, Place, PlacedFile};
 use crate::pull::hexadecimal;
 use crate::traits::{BootPart, StillFile};
-use crate::{Error, Pullable, RemoteFile, Result, State, Still, StillDisk};
+use crate::{Error, Pull, Pullable, RemoteDisks, RemoteFile, Result, State, Still, StillDisk};
 
 /// Longest kernel or initial RAM disk.
 const LONGEST_BOOT_FILE: u64 = 1 << 30;
@@ -33,6 +33,28 @@ pub(crate) struct VmDisks {
     pub home: Option<String>,
     /// What a disk is whose format is not said.
     pub format: Option<Format>,
+}
+
+/// A platform whose VMs' disks are such: they can be read and copied.
+pub(crate) trait HasVmDisks {
+    /// The VM with the places of its disks.
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks>;
+}
+
+impl<T: HasVmDisks> RemoteDisks for T {
+    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
+        self.vm_disks(vm)?.open_disk(drive)
+    }
+}
+
+impl<T: HasVmDisks> Pull for T {
+    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
+        self.vm_disks(vm)?.pullable(tell)
+    }
+
+    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
+        self.vm_disks(vm)?.still(tell)
+    }
 }
 
 /// A disk that was opened.

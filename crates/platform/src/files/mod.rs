@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::pull::hexadecimal;
 use crate::{Error, Result, Runner, blocks};
-pub(crate) use disks::VmDisks;
+pub(crate) use disks::{HasVmDisks, VmDisks};
 use pool::Pool;
 pub(crate) use wire::fuzz;
 

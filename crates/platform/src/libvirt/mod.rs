@@ -6,14 +6,13 @@ mod parse;
 
 use std::sync::Arc;
 
-use disk::Disk;
 use spec::foreign::Description;
 
-use crate::files::{Place, VmDisks};
+use crate::files::{HasVmDisks, Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
-    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, RemoteDisks, Result,
+    Runner, Snapshot, State, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 pub use parse::fuzz;
@@ -104,34 +103,6 @@ impl Libvirt {
         let output = self.expect(Some(vm), &args)?;
         let label = crate::VmName { uri: Some(self.uri.clone()), name: vm.into() }.to_string();
         describe::read(&output.stdout, "xml", &label, self.runner.is_local())
-    }
-
-    /// The VM with the places of its disks.
-    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
-        let args = ["dumpxml", "--inactive", "--domain", vm];
-        let document = self.expect(Some(vm), &args)?.stdout;
-        let mut description = self.description(vm)?;
-        let name = description.name.clone().unwrap_or_else(|| vm.into());
-        for drive in &mut description.drives {
-            if let Some(file) = &mut drive.file
-                && let Some((pool, volume)) = parse::volume(&file.written)
-            {
-                let args = ["vol-path", "--pool", pool, "--vol", volume];
-                let output = self.expect(None, &args)?;
-                output.text("virsh vol-path")?.trim().clone_into(&mut file.written);
-            }
-        }
-        let state = self.list()?.into_iter().find(|one| one.name == name).map(|one| one.state);
-        Ok(VmDisks {
-            place: self.place.clone(),
-            name: crate::VmName { uri: Some(self.uri.clone()), name: name.clone() }.to_string(),
-            state: state.unwrap_or_default(),
-            description,
-            document: (format!("{}.xml", name.replace('/', "_")), document),
-            home: None,
-            // libvirt looks into no disk, either (its documentation of `driver`).
-            format: Some(disk::Format::Raw),
-        })
     }
 
     fn summaries(&self, commands: &str) -> Result<Vec<VmSummary>> {
@@ -270,6 +241,35 @@ impl Platform for Libvirt {
     }
 }
 
+impl HasVmDisks for Libvirt {
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let args = ["dumpxml", "--inactive", "--domain", vm];
+        let document = self.expect(Some(vm), &args)?.stdout;
+        let mut description = self.description(vm)?;
+        let name = description.name.clone().unwrap_or_else(|| vm.into());
+        for drive in &mut description.drives {
+            if let Some(file) = &mut drive.file
+                && let Some((pool, volume)) = parse::volume(&file.written)
+            {
+                let args = ["vol-path", "--pool", pool, "--vol", volume];
+                let output = self.expect(None, &args)?;
+                output.text("virsh vol-path")?.trim().clone_into(&mut file.written);
+            }
+        }
+        let state = self.list()?.into_iter().find(|one| one.name == name).map(|one| one.state);
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name: name.clone() }.to_string(),
+            state: state.unwrap_or_default(),
+            description,
+            document: (format!("{}.xml", name.replace('/', "_")), document),
+            home: None,
+            // libvirt looks into no disk, either (its documentation of `driver`).
+            format: Some(disk::Format::Raw),
+        })
+    }
+}
+
 impl ConsoleLog for Libvirt {
     fn console_log(&self, vm: &str, limit: usize) -> Result<Vec<u8>> {
         // virtlogd's copy of what a terminal shows is the usual one.
@@ -279,21 +279,5 @@ impl ConsoleLog for Libvirt {
             return self.runner.expect("tail", &["-c", &limit, "--", &path]);
         }
         describe::serial_log(&self.runner, &self.description(vm)?, DRIVER.platform, limit)
-    }
-}
-
-impl RemoteDisks for Libvirt {
-    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        self.vm_disks(vm)?.open_disk(drive)
-    }
-}
-
-impl Pull for Libvirt {
-    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        self.vm_disks(vm)?.pullable(tell)
-    }
-
-    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
-        self.vm_disks(vm)?.still(tell)
     }
 }

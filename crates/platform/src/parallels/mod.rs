@@ -8,14 +8,13 @@ mod parse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use disk::Disk;
 use spec::foreign::{Description, ReadOptions};
 
-use crate::files::{Place, VmDisks};
+use crate::files::{HasVmDisks, Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks, Result, Runner,
-    Snapshot, Still, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, Error, Options, Output, Platform, Pull, RemoteDisks, Result, Runner, Snapshot,
+    Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 use parse::Vm;
@@ -101,22 +100,6 @@ impl Parallels {
         }
         let bytes = self.runner.read_file(file, describe::LONGEST)?;
         describe::read(&bytes, "pvs", file, false)
-    }
-
-    /// The VM with the places of its disks.
-    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
-        let vm = self.find(vm)?;
-        let file = vm.file.as_deref().unwrap_or_default();
-        let name = vm.summary.name.clone();
-        Ok(VmDisks {
-            place: self.place.clone(),
-            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
-            state: vm.summary.state,
-            description: self.description(&vm)?,
-            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
-            home: describe::folder(file),
-            format: None,
-        })
     }
 
     fn snapshots_of(&self, id: &str) -> Result<Vec<Snapshot>> {
@@ -208,18 +191,19 @@ impl Platform for Parallels {
     }
 }
 
-impl RemoteDisks for Parallels {
-    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        self.vm_disks(vm)?.open_disk(drive)
-    }
-}
-
-impl Pull for Parallels {
-    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        self.vm_disks(vm)?.pullable(tell)
-    }
-
-    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
-        self.vm_disks(vm)?.still(tell)
+impl HasVmDisks for Parallels {
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let vm = self.find(vm)?;
+        let file = vm.file.as_deref().unwrap_or_default();
+        let name = vm.summary.name.clone();
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
+            state: vm.summary.state,
+            description: self.description(&vm)?,
+            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
+            home: describe::folder(file),
+            format: None,
+        })
     }
 }

@@ -8,14 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use disk::Disk;
 use spec::foreign::{Description, ReadOptions};
 
-use crate::files::{Place, VmDisks};
+use crate::files::{HasVmDisks, Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable, RemoteDisks,
-    Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, describe,
+    Ability, Action, ConsoleLog, Error, Options, Output, Platform, Pull, RemoteDisks, Result,
+    Runner, Snapshot, State, Uri, Verb, VmDetails, VmSummary, describe,
 };
 
 use parse::Info;
@@ -109,22 +108,6 @@ impl VirtualBox {
         }
         let bytes = self.runner.read_file(&info.file, describe::LONGEST)?;
         describe::read(&bytes, "vbox", &info.file, false)
-    }
-
-    /// The VM with the places of its disks.
-    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
-        let info = self.info(vm)?;
-        let summary = info.summary();
-        let file = info.file.as_str();
-        Ok(VmDisks {
-            place: self.place.clone(),
-            name: crate::VmName { uri: Some(self.uri.clone()), name: summary.name }.to_string(),
-            state: summary.state,
-            description: self.description(&info)?,
-            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
-            home: describe::folder(file),
-            format: None,
-        })
     }
 
     fn summary(&self, name: &str, id: &str) -> VmSummary {
@@ -245,25 +228,26 @@ impl Platform for VirtualBox {
     }
 }
 
+impl HasVmDisks for VirtualBox {
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let info = self.info(vm)?;
+        let summary = info.summary();
+        let file = info.file.as_str();
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name: summary.name }.to_string(),
+            state: summary.state,
+            description: self.description(&info)?,
+            document: (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?),
+            home: describe::folder(file),
+            format: None,
+        })
+    }
+}
+
 impl ConsoleLog for VirtualBox {
     fn console_log(&self, vm: &str, limit: usize) -> Result<Vec<u8>> {
         let description = self.description(&self.info(vm)?)?;
         describe::serial_log(&self.runner, &description, DRIVER.platform, limit)
-    }
-}
-
-impl RemoteDisks for VirtualBox {
-    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        self.vm_disks(vm)?.open_disk(drive)
-    }
-}
-
-impl Pull for VirtualBox {
-    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        self.vm_disks(vm)?.pullable(tell)
-    }
-
-    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
-        self.vm_disks(vm)?.still(tell)
     }
 }

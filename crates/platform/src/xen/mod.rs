@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use disk::Disk;
 use spec::foreign::Description;
 
-use crate::files::{Place, VmDisks};
+use crate::files::{HasVmDisks, Place, VmDisks};
 use crate::registry::{Driver, Met};
 use crate::{
-    Ability, Action, Change, ConsoleLog, Error, Options, Output, Platform, Pull, Pullable,
-    RemoteDisks, Result, Runner, Snapshot, State, Still, Uri, Verb, VmDetails, VmSummary, Watch,
-    describe,
+    Ability, Action, Change, ConsoleLog, Error, Options, Output, Platform, Pull, RemoteDisks,
+    Result, Runner, Snapshot, State, Uri, Verb, VmDetails, VmSummary, Watch, describe,
 };
 
 use xenstore::Xenstore;
@@ -180,29 +178,6 @@ impl Xen {
         }
     }
 
-    /// The VM with the places of its disks.
-    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
-        let found = self.find(vm)?;
-        let name = found.summary.name.clone();
-        let document = match &found.configuration {
-            Some((file, _)) => {
-                (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?)
-            }
-            None => (format!("{}.json", name.replace('/', "_")), Vec::new()),
-        };
-        let home = found.configuration.as_ref().and_then(|(file, _)| describe::folder(file));
-        Ok(VmDisks {
-            place: self.place.clone(),
-            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
-            state: found.summary.state,
-            description: self.description(&found)?,
-            document,
-            home,
-            // xl-disk-configuration(5): `format` is raw if it is not said.
-            format: Some(disk::Format::Raw),
-        })
-    }
-
     fn description(&self, found: &Found) -> Result<Description> {
         if let Some((_, description)) = &found.configuration {
             return Ok(description.clone());
@@ -299,6 +274,30 @@ impl Platform for Xen {
     }
 }
 
+impl HasVmDisks for Xen {
+    fn vm_disks(&self, vm: &str) -> Result<VmDisks> {
+        let found = self.find(vm)?;
+        let name = found.summary.name.clone();
+        let document = match &found.configuration {
+            Some((file, _)) => {
+                (describe::file_name(file), self.runner.read_file(file, describe::LONGEST)?)
+            }
+            None => (format!("{}.json", name.replace('/', "_")), Vec::new()),
+        };
+        let home = found.configuration.as_ref().and_then(|(file, _)| describe::folder(file));
+        Ok(VmDisks {
+            place: self.place.clone(),
+            name: crate::VmName { uri: Some(self.uri.clone()), name }.to_string(),
+            state: found.summary.state,
+            description: self.description(&found)?,
+            document,
+            home,
+            // xl-disk-configuration(5): `format` is raw if it is not said.
+            format: Some(disk::Format::Raw),
+        })
+    }
+}
+
 impl Watch for Xen {
     fn watch(&self, tell: &mut dyn FnMut(Change) -> bool) -> Result<()> {
         let mut store = Xenstore::connect(&self.runner, self.time_limit)?;
@@ -332,22 +331,6 @@ impl Watch for Xen {
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 /// So long is waited for what belongs to an event.
 const SETTLING: Duration = Duration::from_millis(300);
-
-impl RemoteDisks for Xen {
-    fn open_disk(&self, vm: &str, drive: usize) -> Result<Arc<dyn Disk>> {
-        self.vm_disks(vm)?.open_disk(drive)
-    }
-}
-
-impl Pull for Xen {
-    fn pullable(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Pullable> {
-        self.vm_disks(vm)?.pullable(tell)
-    }
-
-    fn still(&self, vm: &str, tell: &mut dyn FnMut(String)) -> Result<Still> {
-        self.vm_disks(vm)?.still(tell)
-    }
-}
 
 impl ConsoleLog for Xen {
     fn console_log(&self, vm: &str, limit: usize) -> Result<Vec<u8>> {
