@@ -58,7 +58,7 @@ impl Connection {
 
     /// Whether it can do something.
     pub fn ability(&self, verb: Verb) -> Ability {
-        self.platform.ability(verb)
+        self.platform.ability(verb).unwrap_or_else(|| (self.driver.ability)(verb))
     }
 
     /// Refuses what it cannot do.
@@ -66,7 +66,7 @@ impl Connection {
     /// # Errors
     /// [`Error::Lacks`].
     pub fn check(&self, verb: Verb) -> Result<()> {
-        match self.platform.ability(verb) {
+        match self.ability(verb) {
             Ability::No(reason) => Err(self.lacks(verb, reason)),
             Ability::Yes | Ability::Partly(_) => Ok(()),
         }

@@ -12,15 +12,18 @@ use crate::{
     Ability, Action, Change, Pullable, Result, Snapshot, Undo, Uri, Verb, VmDetails, VmSummary,
 };
 
-/// A platform that was reached. A [`Connection`](crate::Connection) calls only what [`ability`](Self::ability) promises.
+/// A platform that was reached. A [`Connection`](crate::Connection) calls only what
+/// [`ability`](crate::Connection::ability) promises.
 ///
 /// VMs are named as [`list`](Self::list) names them, or by what identifies them.
 pub trait Platform: Send + Sync {
     /// The product and its version, asked of the platform itself.
     fn product(&self) -> Result<String>;
 
-    /// Whether this platform, as it is at this moment, can do something.
-    fn ability(&self, verb: Verb) -> Ability;
+    /// What this platform, as it is at this moment, can do otherwise than its driver says.
+    fn ability(&self, _verb: Verb) -> Option<Ability> {
+        None
+    }
 
     /// All VMs.
     fn list(&self) -> Result<Vec<VmSummary>>;

@@ -94,10 +94,6 @@ impl Platform for Esx {
         Ok(self.session.content.product.clone())
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         inventory::list(&self.session, &self.container)
     }

@@ -194,17 +194,17 @@ impl Platform for Hyperv {
         Ok(format!("{system}{version}, {module}"))
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        match self.product.get() {
-            Some(Product { module: None, .. }) => Ability::no(
+    fn ability(&self, _verb: Verb) -> Option<Ability> {
+        match self.product.get()? {
+            Product { module: None, .. } => Some(Ability::no(
                 "the host has no PowerShell module Hyper-V: Install-WindowsFeature Hyper-V-PowerShell",
-            ),
-            Some(Product { denied: Some(message), .. }) => {
+            )),
+            Product { denied: Some(message), .. } => {
                 let message: String = message.split_whitespace().collect::<Vec<_>>().join(" ");
                 let message = crate::xml::shortened(message.trim_end_matches('.'));
-                Ability::no(format!("{message}; {RIGHTS}"))
+                Some(Ability::no(format!("{message}; {RIGHTS}")))
             }
-            _ => ability(verb),
+            _ => None,
         }
     }
 

@@ -142,10 +142,6 @@ impl Platform for Libvirt {
         })
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         self.summaries("list --all --uuid --name; domstats --state --vcpu --balloon")
     }

@@ -142,10 +142,6 @@ impl Platform for Own {
         Ok(format!("Omnivisor {}", env!("CARGO_PKG_VERSION")))
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         Ok(self.records()?.iter().map(|record| self.summary(record)).collect())
     }

@@ -129,10 +129,6 @@ impl Platform for Parallels {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         Ok(self.vms()?.into_iter().map(|vm| vm.summary).collect())
     }

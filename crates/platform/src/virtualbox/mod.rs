@@ -134,14 +134,11 @@ impl Platform for VirtualBox {
         Ok(format!("VirtualBox {}", version.trim()))
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        let here = self.runner.is_local();
-        match verb {
-            Verb::Start if here && !Path::new(MODULE).exists() => Ability::no(
-                "its kernel module vboxdrv is not loaded, as `omnivisor probe` explains",
-            ),
-            _ => ability(verb),
-        }
+    fn ability(&self, verb: Verb) -> Option<Ability> {
+        let cannot = verb == Verb::Start && self.runner.is_local() && !Path::new(MODULE).exists();
+        cannot.then(|| {
+            Ability::no("its kernel module vboxdrv is not loaded, as `omnivisor probe` explains")
+        })
     }
 
     fn list(&self) -> Result<Vec<VmSummary>> {

@@ -85,10 +85,6 @@ impl Platform for Xapi {
         records::product(&self.session)
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         records::summaries(&self.session)
     }

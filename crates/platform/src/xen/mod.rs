@@ -202,10 +202,6 @@ impl Platform for Xen {
         Ok(format!("Xen {version}"))
     }
 
-    fn ability(&self, verb: Verb) -> Ability {
-        ability(verb)
-    }
-
     fn list(&self) -> Result<Vec<VmSummary>> {
         let mut all = self.all()?;
         let mut running: Vec<_> =
