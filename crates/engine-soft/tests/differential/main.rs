@@ -56,29 +56,44 @@ impl Differences {
     }
 }
 
-fn native() -> Option<Native> {
-    // Where tracing is forbidden there is nothing to compare with.
-    Native::new().map_err(|error| println!("skipped: {error}")).ok()
-}
-
-fn every_encoding(narrow: bool, translation: Translation) {
-    let Some(mut native) = native() else { return };
+/// Compares what the host's processor and ours do with each case that `work` makes.
+fn compare(
+    narrow: bool,
+    translation: Translation,
+    work: impl FnOnce(&Encodings, &mut Random, &mut dyn FnMut(&str, &Case)),
+) {
+    let mut native = match Native::new() {
+        Ok(native) => native,
+        // Where tracing is forbidden there is nothing to compare with.
+        Err(error) => return println!("skipped: {error}"),
+    };
     let mut guest = Guest::new(&SoftEngine::with(translation));
     let encodings = Encodings::new(narrow);
     let mut random = Random(setting("OMNIVISOR_SEED", 1));
-    let only = std::env::var("OMNIVISOR_ENCODING").unwrap_or_default();
     let mut found = Differences::default();
-    for _ in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) {
-        for index in 0..encodings.len() {
-            let name = encodings.name(index);
-            if name.contains(&only) {
-                let case = encodings.single(index, &mut random);
-                found.compare(&name, &case, &mut native, &mut guest);
-            }
-        }
-    }
+    work(&encodings, &mut random, &mut |name, case| {
+        found.compare(name, case, &mut native, &mut guest);
+    });
     println!("{} encodings", encodings.len());
     found.assert_none();
+}
+
+fn rounds() -> u64 {
+    setting("OMNIVISOR_DIFFERENTIAL", ROUNDS)
+}
+
+fn every_encoding(narrow: bool, translation: Translation) {
+    let only = std::env::var("OMNIVISOR_ENCODING").unwrap_or_default();
+    compare(narrow, translation, |encodings, random, compare| {
+        for _ in 0..rounds() {
+            for index in 0..encodings.len() {
+                let name = encodings.name(index);
+                if name.contains(&only) {
+                    compare(&name, &encodings.single(index, random));
+                }
+            }
+        }
+    });
 }
 
 #[test]
@@ -92,17 +107,12 @@ fn every_encoding_does_what_the_host_does_in_compatibility_mode() {
 }
 
 fn sequences(narrow: bool, translation: Translation) {
-    let Some(mut native) = native() else { return };
-    let mut guest = Guest::new(&SoftEngine::with(translation));
-    let encodings = Encodings::new(narrow);
-    let mut random = Random(setting("OMNIVISOR_SEED", 1));
-    let mut found = Differences::default();
-    for round in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) * 500 {
-        let length = 2 + random.below(30);
-        let case = encodings.sequence(length, &mut random);
-        found.compare(&format!("sequence {round}"), &case, &mut native, &mut guest);
-    }
-    found.assert_none();
+    compare(narrow, translation, |encodings, random, compare| {
+        for round in 0..rounds() * 500 {
+            let length = 2 + random.below(30);
+            compare(&format!("sequence {round}"), &encodings.sequence(length, random));
+        }
+    });
 }
 
 #[test]
@@ -127,31 +137,22 @@ fn translated_sequences_do_what_the_host_does() {
 
 #[test]
 fn a_register_that_any_encoding_changes_is_another_address() {
-    let Some(mut native) = native() else { return };
-    let mut guest = Guest::new(&SoftEngine::with(Translation::Eager));
-    let encodings = Encodings::new(false);
-    let mut random = Random(setting("OMNIVISOR_SEED", 1));
-    let mut found = Differences::default();
-    for _ in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) {
-        for index in 0..encodings.len() {
-            if let Some(case) = runs::around(&encodings, index, &mut random) {
-                found.compare(&encodings.name(index), &case, &mut native, &mut guest);
+    compare(false, Translation::Eager, |encodings, random, compare| {
+        for _ in 0..rounds() {
+            for index in 0..encodings.len() {
+                if let Some(case) = runs::around(encodings, index, random) {
+                    compare(&encodings.name(index), &case);
+                }
             }
         }
-    }
-    found.assert_none();
+    });
 }
 
 #[test]
 fn operands_that_are_checked_together_do_what_the_host_does() {
-    let Some(mut native) = native() else { return };
-    let mut guest = Guest::new(&SoftEngine::with(Translation::Eager));
-    let encodings = Encodings::new(false);
-    let mut random = Random(setting("OMNIVISOR_SEED", 1));
-    let mut found = Differences::default();
-    for round in 0..setting("OMNIVISOR_DIFFERENTIAL", ROUNDS) * 1000 {
-        let case = runs::case(&encodings, 2 + random.below(20), &mut random);
-        found.compare(&format!("run {round}"), &case, &mut native, &mut guest);
-    }
-    found.assert_none();
+    compare(false, Translation::Eager, |encodings, random, compare| {
+        for round in 0..rounds() * 1000 {
+            compare(&format!("run {round}"), &runs::case(encodings, 2 + random.below(20), random));
+        }
+    });
 }
