@@ -1,6 +1,7 @@
 //! Kernels as the machine likes them best: unpacked ELF files in the cache, which never change, so that they can be
 //! mapped instead of read, and all guests share their pages.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -12,6 +13,8 @@ use machine::boot;
 
 use crate::failure::{Failure, NOT_FOUND, NOT_STARTED};
 
+/// With which the names of unpacked kernels in the cache begin.
+const PREFIX: &str = "vmlinux-";
 /// Where holes are worth it: a page.
 const PAGE: usize = 4096;
 
@@ -23,8 +26,8 @@ pub fn keep(path: &Path) -> Result<(PathBuf, bool), Failure> {
         }
         _ => Failure::new(NOT_STARTED, format!("Cannot read {}: {error}", path.display())),
     };
-    let name = entry_name(path).map_err(cannot_read)?;
     let cache = Cache::open();
+    let name = entry_name(path, cache.as_ref().ok()).map_err(cannot_read)?;
     if let Ok(cache) = &cache
         && cache.path(&name).exists()
         && let Ok(kept) = cache.entry(&name, |_| Ok(()))
@@ -55,15 +58,24 @@ pub fn keep(path: &Path) -> Result<(PathBuf, bool), Failure> {
     }
 }
 
-/// The cache's name for the file as it is now: another content has another time or inode.
-fn entry_name(path: &Path) -> io::Result<String> {
-    let metadata = std::fs::metadata(path)?;
+/// The cache's name for the file as it is now: another content has another time or inode. A kernel of the cache keeps
+/// its own.
+fn entry_name(path: &Path, cache: Option<&Cache>) -> io::Result<String> {
+    let path = path.canonicalize()?;
+    if let Some(cache) = cache
+        && let Some(name) = path.file_name().and_then(OsStr::to_str)
+        && name.starts_with(PREFIX)
+        && cache.path(name).canonicalize().is_ok_and(|entry| entry == path)
+    {
+        return Ok(name.to_owned());
+    }
+    let metadata = std::fs::metadata(&path)?;
     let mut hasher = DefaultHasher::new();
-    path.canonicalize()?.hash(&mut hasher);
+    path.hash(&mut hasher);
     (metadata.dev(), metadata.ino(), metadata.size()).hash(&mut hasher);
     (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec())
         .hash(&mut hasher);
-    Ok(format!("vmlinux-{:016x}", hasher.finish()))
+    Ok(format!("{PREFIX}{:016x}", hasher.finish()))
 }
 
 /// Writes `bytes` and leaves holes where a page is zero.
@@ -99,9 +111,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kernel");
         std::fs::write(&path, b"one").unwrap();
-        let before = entry_name(&path).unwrap();
-        assert_eq!(entry_name(&path).unwrap(), before);
+        let before = entry_name(&path, None).unwrap();
+        assert_eq!(entry_name(&path, None).unwrap(), before);
         std::fs::write(&path, b"another").unwrap();
-        assert_ne!(entry_name(&path).unwrap(), before);
+        assert_ne!(entry_name(&path, None).unwrap(), before);
+    }
+
+    #[test]
+    fn a_kernel_of_the_cache_keeps_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        let write = |path: &Path| std::fs::write(path, b"kernel").map_err(|_| image::Error::NoApt);
+        let kept = cache.entry("vmlinux-1", write).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&kept, &link).unwrap();
+        for path in [&kept, &link] {
+            assert_eq!(entry_name(path, Some(&cache)).unwrap(), "vmlinux-1");
+        }
+        // Elsewhere it could be changed, and so could another entry's content be anything.
+        let copy = folder.path().join("vmlinux-1");
+        std::fs::copy(&kept, &copy).unwrap();
+        let other = cache.entry("root-1", write).unwrap();
+        for path in [&copy, &other] {
+            let name = entry_name(path, Some(&cache)).unwrap();
+            assert!(name.starts_with(PREFIX) && name != "vmlinux-1", "{name}");
+        }
     }
 }
