@@ -159,17 +159,28 @@ impl Image {
     /// What lies at the start of `range`, checked: it advances, and what is stored begins in its source.
     fn locate(&self, range: Range<u64>) -> Result<(Run, u64)> {
         let run = self.layer.locate(range.clone())?;
-        let end = run.end.min(range.end);
+        let mut end = run.end.min(range.end);
         if end <= range.start {
             return Err(self.damaged("its tables lead nowhere"));
         }
-        if let Place::Stored { source, offset } = run.place {
-            let length = self.layer.sources()[source].len();
-            if offset >= length {
-                return Err(self.damaged(format!(
-                    "the bytes at {} should lie at {offset}, past the end of the file at {length}",
-                    range.start
-                )));
+        let (source, offset) = match run.place {
+            Place::Stored { source, offset } => (source, offset),
+            Place::Packed(grain) => (grain.source, grain.offset),
+            Place::Zero | Place::Absent => return Ok((run, end)),
+        };
+        let length = self.layer.sources()[source].len();
+        if offset >= length {
+            return Err(self.damaged(format!(
+                "the bytes at {} should lie at {offset}, past the end of the file at {length}",
+                range.start
+            )));
+        }
+        if matches!(run.place, Place::Stored { .. }) {
+            // The file may end within a block, but not before one.
+            let there = range.start.saturating_add(length - offset);
+            if there < end {
+                let block = self.layer.block_size().max(1);
+                end = end.min(there.checked_next_multiple_of(block).unwrap_or(end));
             }
         }
         Ok((run, end))
