@@ -75,6 +75,18 @@ pub enum Error {
         /// The file's length.
         length: u64,
     },
+    /// A file was not copied to its end.
+    #[error(
+        "{name} was cut short: it ends at byte {length}, and at least {missing} more bytes belong to it"
+    )]
+    CutShort {
+        /// The file's name, without its folder.
+        name: String,
+        /// The file's length.
+        length: u64,
+        /// Bytes that it lacks.
+        missing: u64,
+    },
     /// An image contradicts its own format.
     #[error("The {format} image is damaged: {what}")]
     Damaged {

@@ -47,6 +47,7 @@ pub(crate) fn read_all(format: Format, bytes: &[u8]) {
     let source = Arc::new(MemorySource::read_only(bytes.to_vec()));
     let _ = Format::detect(&*source);
     let Some(image) = open(format, source, true) else { return };
+    let _ = image.layer.cut();
     let mut buffer = vec![0; 4096];
     // A disk can be far longer than its file.
     for extent in Extents::new(&image, 0..image.len()).take(256) {

@@ -31,6 +31,12 @@ pub(crate) trait Layer: Send + Sync {
         None
     }
 
+    /// A sign that a file of it was cut short. Few reads are made for it, and it may deceive where an image was not closed
+    /// in order.
+    fn cut(&self) -> Result<Option<Cut>> {
+        Ok(None)
+    }
+
     /// Unit in which it keeps the guest's bytes.
     fn block_size(&self) -> u64;
 
@@ -49,6 +55,28 @@ pub(crate) trait LayerWriter: Send + Sync {
     fn flush(&self) -> Result<()>;
     /// Marks the image as closed in order.
     fn close(&self);
+}
+
+/// A file that ends before the last block that its tables know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    name: String,
+    /// Its bytes.
+    length: u64,
+    /// Bytes that it should have at least.
+    needed: u64,
+}
+
+impl Cut {
+    /// Of a source whose last block should have `size` bytes at `start`, if it ends before that.
+    pub fn before(source: &dyn Source, start: u64, size: u64) -> Option<Self> {
+        let length = source.len();
+        (start >= length).then(|| Self {
+            name: source.name().unwrap_or_else(|| "The file".to_owned()),
+            length,
+            needed: start.saturating_add(size),
+        })
+    }
 }
 
 /// Bytes that lie together.
@@ -89,6 +117,9 @@ pub(crate) struct Grain {
 
 /// A run that is found at once covers at most this many steps, so that no call takes for ever.
 const MAX_STEPS: usize = 4096;
+
+/// Runs of a map that are looked at for where it leads past the end of a file.
+const MOST_RUNS: u32 = 1 << 24;
 
 /// Joins what `step` finds at the start of `range` with what follows it without a seam.
 pub(crate) fn join(range: Range<u64>, step: impl Fn(u64) -> Result<Run>) -> Result<Run> {
@@ -184,6 +215,26 @@ impl Image {
             }
         }
         Ok((run, end))
+    }
+
+    /// Refuses a disk whose files were cut short, as [`Layer::cut`] tells and its map confirms.
+    pub fn check_end(&self) -> Result<()> {
+        // What cannot be read there is found where it is needed.
+        let Ok(Some(Cut { name, length, needed })) = self.layer.cut() else { return Ok(()) };
+        let mut at = 0;
+        for _ in 0..MOST_RUNS {
+            if at >= self.length {
+                break;
+            }
+            match self.locate(at..self.length) {
+                Ok((_, end)) => at = end,
+                Err(_) => {
+                    let missing = needed.saturating_sub(length);
+                    return Err(Error::CutShort { name, length, missing });
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn damaged(&self, what: impl Into<String>) -> Error {

@@ -34,6 +34,9 @@ pub struct ImageOptions {
     /// Opens the disk as an internal snapshot of this name or number had it, read-only: qcow2 and bundles
     /// of Parallels. Of a VMA archive, the disk of this name.
     pub snapshot: Option<String>,
+    /// Refuses an image if it, or a parent, is a file of this computer that was cut short ([`Error::CutShort`]). A few
+    /// reads are made for that; what lacks less than a block is not found.
+    pub whole: bool,
 }
 
 /// Where the files that an image names may lie. Such names are the word of whoever made the image.
@@ -134,7 +137,7 @@ pub fn open_chain(
         }
         FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
     };
-    let mut chain = Chain { folder, ..Chain::default() };
+    let mut chain = Chain { folder, whole: options.whole, ..Chain::default() };
     let link = chain.open(path, options)?;
     Ok((link.disk, chain.infos))
 }
@@ -382,6 +385,8 @@ impl Link {
 #[derive(Default)]
 struct Chain<'a> {
     folder: Option<PathBuf>,
+    /// Files that were cut short are refused.
+    whole: bool,
     infos: Vec<ImageInfo>,
     seen: Vec<(u64, u64)>,
     seen_remote: Vec<String>,
@@ -415,6 +420,11 @@ impl Chain<'_> {
             None => Format::detect(&source)?,
         };
         if format == Format::Raw {
+            let is_vhd = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("vhd"));
+            if self.whole && is_vhd {
+                let source = Box::new(vhd::without_footer());
+                return Err(Error::Image { path: path.to_owned(), source });
+            }
             drop(source);
             return self.open_raw(path, options);
         }
@@ -474,11 +484,13 @@ impl Chain<'_> {
             details: parsed.details,
             snapshots: parsed.snapshots,
         });
-        let parent = match &parsed.parent {
-            Some(link) => Some(self.open_parent(real.parent(), format, link)?),
-            None => None,
-        };
-        let image = Image::new(format, parsed.layer, parsed.length, parent, read_only);
+        let mut image = Image::new(format, parsed.layer, parsed.length, None, read_only);
+        if self.whole {
+            image.check_end()?;
+        }
+        if let Some(link) = &parsed.parent {
+            image.parent = Some(self.open_parent(real.parent(), format, link)?);
+        }
         Ok(Link { disk: Arc::new(image), identity: parsed.identity })
     }
 

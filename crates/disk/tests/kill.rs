@@ -123,7 +123,8 @@ fn an_image_of_any_format_survives_who_is_killed_while_writing() {
             let folder = tempfile::tempdir().unwrap();
             let path = make(folder.path(), text);
             let flushed = kill_after(&path, flushes);
-            let read_only = ImageOptions { read_only: true, ..ImageOptions::default() };
+            let read_only =
+                ImageOptions { read_only: true, whole: true, ..ImageOptions::default() };
             let what = format!("{text}, {flushes}");
             let state = disk::open(&path, &read_only).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert_flushed(&*state, flushed, 0, &what);

@@ -11,7 +11,7 @@ use spec::foreign::{
     Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
 };
 
-use crate::disk::{human, names_outside};
+use crate::disk::{human, root};
 use crate::failure::{Failure, USAGE};
 use crate::guest_page;
 use crate::inspect::{allocated, image_json};
@@ -339,7 +339,11 @@ fn look(drive: &Drive, files: &FilePolicy) -> Option<Opened> {
         ImageOptions { read_only: true, format, files: files.clone(), ..ImageOptions::default() };
     let opened = disk::open_chain(path, &options);
     Some(opened.map_err(|error| {
-        let way_out = if names_outside(&error) { " (--allow-outside)" } else { "" };
+        let way_out = if matches!(root(&error), disk::Error::OutsideFolder { .. }) {
+            " (--allow-outside)"
+        } else {
+            ""
+        };
         format!("{}{way_out}", machine::chain(&error))
     }))
 }

@@ -270,3 +270,21 @@ fn images_are_checked_and_have_snapshots_and_other_parents() {
     std::fs::rename(here.path().join("disk.raw"), here.path().join("moved.raw")).unwrap();
     here.run(0, &["disk", "compare", "over.qcow2", "moved.raw"]);
 }
+
+#[test]
+fn an_image_that_was_cut_short_is_neither_run_nor_imported() {
+    let here = Here::new();
+    disk_in(&here);
+    here.run(0, &["convert", "disk.raw", "disk.qcow2"]);
+    let image = std::fs::File::options().write(true).open(here.path().join("disk.qcow2")).unwrap();
+    image.set_len(600 << 10).unwrap();
+    let run = ["run", "--disk", "disk.qcow2"];
+    let import = ["import", "disk.qcow2", "new"];
+    for (code, arguments) in [(126, run), (125, import)] {
+        let (_, error) = here.run(code, &arguments);
+        let sentence = "disk.qcow2 was cut short: it ends at byte 614400, and at least ";
+        assert!(error.contains(sentence), "{error}");
+        assert!(error.contains("copy the file again from where it came"), "{error}");
+    }
+    assert!(!here.path().join("new").exists());
+}

@@ -18,9 +18,9 @@ pub(crate) use resize::grow;
 
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, LayerWriter, Place, Run};
+use crate::layer::{self, Cut, Layer, LayerWriter, Place, Run};
 use crate::open::{Neighbours, Parsed};
-use crate::source::{Source, read_struct, read_vec};
+use crate::source::{Source, largest, read_struct, read_vec};
 use crate::{Error, Format, Result, SECTOR_SIZE, Snapshot};
 
 /// The image is in use, or was when its program died.
@@ -210,6 +210,16 @@ impl Layer for Bundle {
         &self.sources
     }
 
+    fn cut(&self) -> Result<Option<Cut>> {
+        let levels = self.parts.iter().flat_map(|part| &part.levels);
+        for image in levels.filter_map(|(_, image)| image.as_ref()) {
+            if let Some(cut) = image.cut()? {
+                return Ok(Some(cut));
+            }
+        }
+        Ok(None)
+    }
+
     fn writer(&self) -> Option<&dyn LayerWriter> {
         self.can_write().then_some(self)
     }
@@ -292,6 +302,13 @@ impl Layer for Parallels {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        let source = &*self.sources[0];
+        let number = |entry| u32::from_le_bytes(entry).into();
+        let last = largest(source, size_of::<Header>() as u64, self.entries, number)?;
+        Ok(Cut::before(source, last * self.unit, self.cluster_size))
     }
 
     fn writer(&self) -> Option<&dyn LayerWriter> {

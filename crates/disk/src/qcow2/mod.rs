@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use header::{Checked, incompatible, unsupported};
 use map::Map;
+use refcount::Refcounts;
 use write::Writer;
 
 pub(crate) use append::Appender;
@@ -30,13 +31,15 @@ pub use create::{Qcow2Options, create_qcow2};
 pub(crate) use edit::{create_snapshot, delete_snapshot, revert_to_snapshot};
 pub(crate) use resize::grow;
 
-use crate::layer::{Image, Layer, LayerWriter, Run};
+use crate::layer::{Cut, Image, Layer, LayerWriter, Run};
 use crate::open::{Neighbours, ParentLink, Parsed, is_protocol};
 use crate::source::Source;
-use crate::{Error, Format, Result};
+use crate::{Error, Format, Result, SECTOR_SIZE};
 
 struct Qcow2 {
     map: Map,
+    /// As they were when it was opened.
+    counts: Refcounts,
     writer: Option<Writer>,
 }
 
@@ -75,7 +78,8 @@ pub(crate) fn parse(
     }
     let parent = parent_link(&checked)?;
     let details = details(&checked);
-    let mut parsed = Parsed::new(Qcow2 { map, writer }, length);
+    let counts = Refcounts::new(&checked, source.len());
+    let mut parsed = Parsed::new(Qcow2 { map, counts, writer }, length);
     parsed.parent = parent;
     parsed.details = details;
     parsed.snapshots = saved.into_iter().map(|saved| saved.snapshot).collect();
@@ -89,6 +93,12 @@ impl Layer for Qcow2 {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.map.sources
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        let source = &*self.map.sources[0];
+        // The last cluster may be there in part only.
+        Ok(Cut::before(source, self.counts.last(source)?, SECTOR_SIZE))
     }
 
     fn writer(&self) -> Option<&dyn LayerWriter> {

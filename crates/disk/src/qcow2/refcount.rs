@@ -3,7 +3,7 @@
 use super::header::{Checked, damaged, unsupported};
 use super::map::OFFSET;
 use crate::cache::{Stage, Tables};
-use crate::source::WritableSource;
+use crate::source::{Source, WritableSource, read_padded};
 use crate::{Error, Result};
 
 /// Where the header says where the table of counts lies: an offset of 64 bits and a number of clusters.
@@ -11,6 +11,9 @@ const HEADER_FIELD: u64 = 48;
 
 /// Longest table of counts, as in the reader's check.
 const MAX_TABLE_BYTES: u64 = 8 << 20;
+
+/// Blocks without counts that are passed over on the way to the last one that has any.
+const MAX_EMPTY: usize = 16;
 
 /// The counts of one image. Numbers of clusters are offsets divided by the clusters' size.
 pub(super) struct Refcounts {
@@ -120,6 +123,29 @@ impl Refcounts {
             return Err(damaged(format!("a block of counts cannot lie at {block}")));
         }
         Ok((block != 0).then_some(block))
+    }
+
+    /// Where the last cluster begins that is counted, as far as the last block tells that has any counts.
+    pub fn last(&self, source: &dyn Source) -> Result<u64> {
+        let mut table = vec![0; (self.table_clusters << self.cluster_bits) as usize];
+        source.read_at(&mut table, self.table)?;
+        let blocks: Vec<u64> =
+            table.as_chunks().0.iter().map(|&entry| u64::from_be_bytes(entry) & OFFSET).collect();
+        let last = blocks.iter().copied().max().unwrap_or(0);
+        if last >= source.len() {
+            return Ok(last);
+        }
+        let mut block = vec![0; 1 << self.cluster_bits];
+        let there = blocks.iter().enumerate().rev().filter(|(_, offset)| **offset != 0);
+        for (index, &offset) in there.take(MAX_EMPTY) {
+            read_padded(source, &mut block, offset)?;
+            if let Some(byte) = block.iter().rposition(|&byte| byte != 0) {
+                let bit = byte as u64 * 8 + u64::from(block[byte].ilog2());
+                let cluster = ((index as u64) << self.per_block_bits()) + (bit >> self.order);
+                return Ok(cluster.saturating_mul(1 << self.cluster_bits).max(last));
+            }
+        }
+        Ok(last)
     }
 
     pub fn get(&self, tables: &Tables, cluster: u64) -> Result<u64> {

@@ -115,6 +115,10 @@ impl Source for FileSource {
         self.file.read_exact_at(buffer, offset).map_err(self.io("read"))
     }
 
+    fn name(&self) -> Option<String> {
+        Some(self.path.file_name()?.to_string_lossy().into_owned())
+    }
+
     fn file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }

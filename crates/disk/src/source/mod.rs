@@ -38,6 +38,11 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Fills `buffer` from `offset`; [`Error::Truncated`] if that passes the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
 
+    /// Capability: its name, without its folder.
+    fn name(&self) -> Option<String> {
+        None
+    }
+
     /// Capability: its bytes are those of one file, offset by offset.
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -127,6 +132,30 @@ pub(crate) fn read_vec(source: &dyn Source, offset: u64, length: usize) -> Resul
     source.read_at(&mut bytes, offset)?;
     Ok(bytes)
 }
+
+/// The largest of `count` numbers of `N` bytes in a table at `offset`, as `number` reads them.
+pub(crate) fn largest<const N: usize>(
+    source: &dyn Source,
+    offset: u64,
+    count: u64,
+    number: impl Fn([u8; N]) -> u64,
+) -> Result<u64> {
+    let mut found = 0;
+    let mut buffer = vec![0; TABLE_PIECE.min(count.saturating_mul(N as u64)) as usize];
+    let mut done = 0;
+    while done < count {
+        let part = (count - done).min((buffer.len() / N) as u64);
+        let part_bytes = &mut buffer[..part as usize * N];
+        source.read_at(part_bytes, offset.saturating_add(done * N as u64))?;
+        let entries = part_bytes.as_chunks::<N>().0;
+        found = entries.iter().fold(found, |found, &entry| number(entry).max(found));
+        done += part;
+    }
+    Ok(found)
+}
+
+/// Bytes of a table that are read at once, a multiple of every entry's.
+const TABLE_PIECE: u64 = 256 << 10;
 
 pub(crate) fn truncated(source: &dyn Source, offset: u64, length: usize) -> Error {
     let range = offset..offset.saturating_add(length as u64);

@@ -6,7 +6,7 @@ mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -16,7 +16,7 @@ pub(crate) use resize::grow;
 
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, LayerWriter, Place, Run};
+use crate::layer::{self, Cut, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, ParentLink, Parsed};
 use crate::source::{Source, read_struct};
 use crate::{Error, Format, Result};
@@ -108,6 +108,9 @@ impl Vdi {
         if !block_size.is_power_of_two() || !(4096..=1 << 28).contains(&block_size) {
             return Err(damaged(format!("its blocks cannot have {block_size} bytes")));
         }
+        if header.block_extra.get() > block_size {
+            return Err(damaged("its blocks have more before them than in them"));
+        }
         let length = header.disk_size.get();
         if length.div_ceil(block_size.into()) > header.blocks.get().into() {
             return Err(damaged("its disk is longer than its map"));
@@ -162,6 +165,14 @@ impl Layer for Vdi {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        let Some(last) = self.allocated.load(Ordering::Relaxed).checked_sub(1) else {
+            return Ok(None);
+        };
+        // At most the number of blocks, so it fits.
+        Ok(Cut::before(&*self.sources[0], self.place_of(last as u32), self.block_size))
     }
 
     fn writer(&self) -> Option<&dyn LayerWriter> {

@@ -18,10 +18,10 @@ use write::End;
 
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, LayerWriter, Place, Run};
+use crate::layer::{self, Cut, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
-use crate::source::{Source, read_struct};
-use crate::{Result, SECTOR_SIZE};
+use crate::source::{Source, largest, read_struct};
+use crate::{Error, Result, SECTOR_SIZE};
 
 const ABSENT: u32 = u32::MAX;
 
@@ -77,6 +77,13 @@ pub(crate) fn parse(source: Arc<dyn Source>) -> Result<Parsed> {
         }
         other => Err(unsupported(format!("it is of type {other}"))),
     }
+}
+
+/// What is wrong with a file whose name ends in `.vhd` and that has no footer at either end.
+pub(crate) fn without_footer() -> Error {
+    damaged(
+        "the footer at its end is missing: it was cut short, or it is a raw disk with a wrong name",
+    )
 }
 
 /// Bytes of the bitmap of a block's sectors: whole sectors.
@@ -147,6 +154,21 @@ impl Sparse {
     }
 }
 
+impl Sparse {
+    /// By its block allocation table, for what is last in the file is its footer.
+    fn cut(&self) -> Result<Option<Cut>> {
+        let source = &*self.sources[0];
+        let count = self.footer.disk_length().div_ceil(self.block_size);
+        let last =
+            largest(source, self.table_offset, count, |entry| match u32::from_be_bytes(entry) {
+                ABSENT => 0,
+                sector => sector.into(),
+            })?;
+        let start = last * SECTOR_SIZE + self.bitmap_size;
+        Ok(Cut::before(source, start, self.block_size + SECTOR_SIZE))
+    }
+}
+
 impl Layer for Vhd {
     fn locate(&self, range: Range<u64>) -> Result<Run> {
         match self {
@@ -162,6 +184,13 @@ impl Layer for Vhd {
         match self {
             Self::Fixed { sources, .. } => sources,
             Self::Sparse(sparse) => &sparse.sources,
+        }
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        match self {
+            Self::Sparse(sparse) if !sparse.has_footer_at_end => sparse.cut(),
+            Self::Fixed { .. } | Self::Sparse(_) => Ok(None),
         }
     }
 

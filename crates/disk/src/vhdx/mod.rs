@@ -21,9 +21,9 @@ pub(crate) use resize::grow;
 use crate::Result;
 use crate::blocks::{Begun, Blocks};
 use crate::cache::Tables;
-use crate::layer::{self, Layer, LayerWriter, Place, Run};
+use crate::layer::{self, Cut, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, Parsed};
-use crate::source::Source;
+use crate::source::{Source, largest};
 
 /// States of a payload block (2.5.1.1).
 const NOT_PRESENT: u64 = 0;
@@ -187,6 +187,17 @@ impl Layer for Vhdx {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        let source = &*self.sources[0];
+        let count = self.entries(self.metadata.length);
+        let last = largest(source, self.bat.start, count, |entry| {
+            let entry = u64::from_le_bytes(entry);
+            let is_there = matches!(entry & 7, FULLY_PRESENT | PARTIALLY_PRESENT);
+            if is_there { entry & FILE_OFFSET } else { 0 }
+        })?;
+        Ok(Cut::before(source, last, self.metadata.block_size))
     }
 
     fn writer(&self) -> Option<&dyn LayerWriter> {

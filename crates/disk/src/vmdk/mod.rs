@@ -17,7 +17,7 @@ use sesparse::SeSparse;
 use sparse::Sparse;
 
 use crate::blocks::{Begun, Blocks};
-use crate::layer::{self, Layer, LayerWriter, Place, Run};
+use crate::layer::{self, Cut, Layer, LayerWriter, Place, Run};
 use crate::open::{Identity, MAX_LENGTH, Neighbours, ParentLink, Parsed, portable_names};
 use crate::source::{Source, read_vec};
 use crate::{Error, Format, Result, SECTOR_SIZE};
@@ -234,6 +234,17 @@ impl Layer for Vmdk {
 
     fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    fn cut(&self) -> Result<Option<Cut>> {
+        for extent in &self.extents {
+            if let Kind::Sparse(sparse) = &extent.kind
+                && let Some(cut) = sparse.cut()?
+            {
+                return Ok(Some(cut));
+            }
+        }
+        Ok(None)
     }
 
     fn writer(&self) -> Option<&dyn LayerWriter> {

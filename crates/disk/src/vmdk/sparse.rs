@@ -10,8 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{damaged, unsupported};
 use crate::cache::Tables;
 use crate::codec::Codec;
-use crate::layer::{Grain, Place, Run};
-use crate::source::{Source, read_struct};
+use crate::layer::{Cut, Grain, Place, Run};
+use crate::source::{Source, largest, read_struct};
 use crate::{Result, SECTOR_SIZE};
 
 /// Line ends tell whether the file was changed as text on its way.
@@ -28,6 +28,10 @@ pub(super) const DIRECTORY_AT_END: u64 = u64::MAX;
 pub(super) const ZERO: u32 = 1;
 /// Entries of a COWD's table, each of one sector at least.
 const COWD_ENTRIES: u64 = 4096;
+
+/// Bytes of grain tables, and entries of the grain directory, that are looked at for the end of an extent.
+const MAX_TABLE_BYTES: u64 = 8 << 20;
+const MAX_TABLES: usize = 1 << 18;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -225,6 +229,31 @@ impl Sparse {
             sector => Place::Stored { source: 0, offset: u64::from(sector) * SECTOR_SIZE + within },
         };
         Ok(Run { end: start + self.grain_size, place })
+    }
+
+    /// By the grain tables of the disk's end, which is where an image that was filled in order has its last grains.
+    pub fn cut(&self) -> Result<Option<Cut>> {
+        let source = &**self.tables.source();
+        let number = |entry| u32::from_le_bytes(entry).into();
+        let size = self.entries * 4;
+        let mut last = 0;
+        let mut left = MAX_TABLE_BYTES / size;
+        for index in (0..self.length.div_ceil(self.covered())).rev().take(MAX_TABLES) {
+            let table = u64::from(self.tables.le32(self.gd_offset, index)?) * SECTOR_SIZE;
+            if table == 0 {
+                continue;
+            }
+            if table.saturating_add(size) > source.len() {
+                return Ok(Cut::before(source, table.max(source.len()), size));
+            }
+            last = largest(source, table, self.entries, number)?.max(last);
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+        }
+        let size = if self.compressed { SECTOR_SIZE } else { self.grain_size };
+        Ok(Cut::before(source, last * SECTOR_SIZE, size))
     }
 
     fn packed(&self, offset: u64, start: u64) -> Result<Grain> {

@@ -86,7 +86,8 @@ pub fn read_only() -> ImageOptions {
 }
 
 pub fn open(path: &Path) -> Arc<dyn Disk> {
-    disk::open(path, &read_only()).unwrap_or_else(|error| panic!("{}", chain(&error)))
+    let options = ImageOptions { whole: true, ..read_only() };
+    disk::open(path, &options).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 pub fn chain(error: &dyn std::error::Error) -> String {

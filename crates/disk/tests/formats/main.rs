@@ -6,6 +6,7 @@ mod checking;
 mod common;
 mod converting;
 mod creating;
+mod cut;
 mod differencing;
 mod link_vhdx;
 mod oracles;

@@ -144,6 +144,7 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
         direct: spec.direct,
         format,
         files,
+        whole: true,
         ..ImageOptions::default()
     };
     let opened = |disk, chain: &[ImageInfo], writes| {

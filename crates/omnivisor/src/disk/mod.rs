@@ -112,25 +112,30 @@ impl OpenArgs {
 
 /// A failure of the disk crate.
 pub fn failed(error: disk::Error) -> Failure {
-    let outside = names_outside(&error);
     let missing = matches!(&error, disk::Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-    let is_no_archive = matches!(error, disk::Error::Archive { .. });
+    let help = match root(&error) {
+        disk::Error::OutsideFolder { .. } => Some("if you trust the image, say --allow-outside"),
+        disk::Error::Archive { .. } => {
+            Some("a disk that only begins like an archive is read with --from raw")
+        }
+        disk::Error::CutShort { .. } => Some(COPY_AGAIN),
+        _ => None,
+    };
     let failure = Failure::from_error(if missing { NOT_FOUND } else { FAILED }, error);
-    if outside {
-        failure.help("if you trust the image, say --allow-outside")
-    } else if is_no_archive {
-        failure.help("a disk that only begins like an archive is read with --from raw")
-    } else {
-        failure
+    match help {
+        Some(help) => failure.help(help),
+        None => failure,
     }
 }
 
-/// Whether an image names a file that lies where it may not.
-pub fn names_outside(error: &disk::Error) -> bool {
+/// What repairs a file that was cut short.
+pub const COPY_AGAIN: &str = "copy the file again from where it came";
+
+/// Why an image could not be used.
+pub fn root(error: &disk::Error) -> &disk::Error {
     match error {
-        disk::Error::OutsideFolder { .. } => true,
-        disk::Error::Image { source, .. } => names_outside(source),
-        _ => false,
+        disk::Error::Image { source, .. } => root(source),
+        error => error,
     }
 }
 

@@ -260,9 +260,10 @@ fn open(
     };
     let format = disk.format.as_deref().map(str::parse::<Format>).transpose();
     let format = format.map_err(|error| Failure::from_error(USAGE, error))?;
-    let options = ImageOptions { read_only: true, format, files, ..ImageOptions::default() };
+    let options =
+        ImageOptions { read_only: true, format, files, whole: true, ..ImageOptions::default() };
     let (opened, chain) = disk::open_chain(&disk.path, &options).map_err(failed)?;
-    // An image that was not copied to its end is found out here, not after hours.
+    // A map that is damaged is found out here, not after hours.
     let data = totals(&*opened)?.data;
     let stem = disk.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let stem: String = stem

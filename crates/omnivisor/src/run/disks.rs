@@ -3,7 +3,7 @@
 use machine::disks::{self, Error, OpenDisk, State, Writes};
 use spec::VmSpec;
 
-use crate::disk::names_outside;
+use crate::disk::{COPY_AGAIN, root};
 use crate::failure::{Failure, NOT_STARTED, USAGE};
 use crate::run::state;
 
@@ -53,13 +53,17 @@ fn explain(error: Error) -> Failure {
             "put the image back as it was, or remove {} to start again without what the guest wrote",
             overlay.display()
         )),
-        Error::Disk(error) if names_outside(error) => {
-            Some("if you trust the image, say ,outside after its name".to_owned())
-        }
-        Error::Disk(disk::Error::InUse { .. }) => Some(
-            "for a second machine with the same disk, give it another --name, or say ,discard"
-                .to_owned(),
-        ),
+        Error::Disk(error) => match root(error) {
+            disk::Error::OutsideFolder { .. } => {
+                Some("if you trust the image, say ,outside after its name".to_owned())
+            }
+            disk::Error::InUse { .. } => Some(
+                "for a second machine with the same disk, give it another --name, or say ,discard"
+                    .to_owned(),
+            ),
+            disk::Error::CutShort { .. } => Some(COPY_AGAIN.to_owned()),
+            _ => None,
+        },
         _ => None,
     };
     let failure = Failure::from_error(code, error);
