@@ -38,7 +38,7 @@ pub(crate) fn write_at(fd: BorrowedFd<'_>, from: &[Slice<'_>], offset: u64) -> i
 /// Receives from a socket into guest memory without waiting. 0 is the end of the stream.
 pub(crate) fn receive(fd: BorrowedFd<'_>, into: &[Slice<'_>]) -> io::Result<usize> {
     let mut vectors = Vectors::new(into);
-    let mut message = vectors.message();
+    let mut message = message(&mut vectors.pieces);
     // SAFETY: `message` points to vectors that outlive the call, and they cover memory that `into` keeps
     // mapped; no name and no control data are asked for.
     let received = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
@@ -50,7 +50,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, into: &[Slice<'_>]) -> io::Result<usiz
 /// Sends guest memory to a socket without waiting and without a signal where the peer is gone.
 pub(crate) fn send(fd: BorrowedFd<'_>, from: &[Slice<'_>]) -> io::Result<usize> {
     let mut vectors = Vectors::new(from);
-    let message = vectors.message();
+    let message = message(&mut vectors.pieces);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: as in `receive`; the kernel only reads the memory.
     checked(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
@@ -93,17 +93,18 @@ impl<'g> Vectors<'g> {
     fn count(&self) -> libc::c_int {
         self.pieces.len() as libc::c_int
     }
+}
 
-    fn message(&mut self) -> libc::msghdr {
-        libc::msghdr {
-            msg_name: std::ptr::null_mut(),
-            msg_namelen: 0,
-            msg_iov: self.pieces.as_mut_ptr(),
-            msg_iovlen: self.pieces.len() as _,
-            msg_control: std::ptr::null_mut(),
-            msg_controllen: 0,
-            msg_flags: 0,
-        }
+/// A message of these vectors, which must outlive its use, without a name and control data.
+pub(super) fn message(vectors: &mut [libc::iovec]) -> libc::msghdr {
+    libc::msghdr {
+        msg_name: std::ptr::null_mut(),
+        msg_namelen: 0,
+        msg_iov: vectors.as_mut_ptr(),
+        msg_iovlen: vectors.len() as _,
+        msg_control: std::ptr::null_mut(),
+        msg_controllen: 0,
+        msg_flags: 0,
     }
 }
 
@@ -111,11 +112,13 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     offset.try_into().map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn checked(result: libc::ssize_t) -> io::Result<usize> {
+/// What a system call counted, or its error.
+pub(super) fn checked(result: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-fn mark_written(slices: &[Slice<'_>], mut count: usize) {
+/// Records that the first `count` bytes of `slices` were written.
+pub(super) fn mark_written(slices: &[Slice<'_>], mut count: usize) {
     for slice in slices {
         let here = count.min(slice.len());
         slice.bitmap().mark_dirty(0, here);

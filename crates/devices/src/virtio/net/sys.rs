@@ -8,9 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::ioctl::{Getter, IntegerSetter, NoArg, Setter, Updater, ioctl, opcode};
-use vm_memory::bitmap::Bitmap;
 
-use crate::virtio::sys::Slice;
+use crate::virtio::sys::{Slice, checked, mark_written, message};
 
 /// Most vectors of one system call (UIO_MAXIOV).
 const MOST_VECTORS: usize = 1024;
@@ -46,15 +45,7 @@ pub(super) fn send_frame(
     slices: &[Slice<'_>],
 ) -> io::Result<usize> {
     let mut vectors = vectors(slices, None, Some(iovec(prefix.as_ptr().cast_mut(), prefix.len())));
-    let message = libc::msghdr {
-        msg_name: std::ptr::null_mut(),
-        msg_namelen: 0,
-        msg_iov: vectors.as_mut_ptr(),
-        msg_iovlen: vectors.len() as _,
-        msg_control: std::ptr::null_mut(),
-        msg_controllen: 0,
-        msg_flags: 0,
-    };
+    let message = message(&mut vectors);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: `message` points to vectors that outlive the call; they cover `prefix` and guest memory that
     // `slices` keep mapped, and the kernel only reads both. There is no name and no control data.
@@ -104,21 +95,6 @@ fn vectors(
 
 fn iovec(base: *mut u8, length: usize) -> libc::iovec {
     libc::iovec { iov_base: base.cast::<c_void>(), iov_len: length }
-}
-
-fn checked(result: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn mark_written(slices: &[Slice<'_>], mut count: usize) {
-    for slice in slices {
-        let here = count.min(slice.len());
-        slice.bitmap().mark_dirty(0, here);
-        count -= here;
-        if count == 0 {
-            break;
-        }
-    }
 }
 
 /// Hands `fd` to the process that `command` starts, where it has the number that is returned (not less
