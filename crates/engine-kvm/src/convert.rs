@@ -69,50 +69,38 @@ fn unlisted_msrs() -> impl Iterator<Item = u32> {
         .chain((0..MACHINE_CHECK_BANKS).map(|bank| 0x400 + 4 * bank))
 }
 
+/// The general registers in another struct, whose fields have the same names.
+macro_rules! registers {
+    ($to:ident, $from:ident) => {
+        $to {
+            rax: $from.rax,
+            rbx: $from.rbx,
+            rcx: $from.rcx,
+            rdx: $from.rdx,
+            rsi: $from.rsi,
+            rdi: $from.rdi,
+            rsp: $from.rsp,
+            rbp: $from.rbp,
+            r8: $from.r8,
+            r9: $from.r9,
+            r10: $from.r10,
+            r11: $from.r11,
+            r12: $from.r12,
+            r13: $from.r13,
+            r14: $from.r14,
+            r15: $from.r15,
+            rip: $from.rip,
+            rflags: $from.rflags,
+        }
+    };
+}
+
 pub fn registers_from_kvm(from: &kvm_regs) -> Registers {
-    Registers {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: from.rflags,
-    }
+    registers!(Registers, from)
 }
 
 pub fn registers_to_kvm(from: &Registers) -> kvm_regs {
-    kvm_regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: from.rflags,
-    }
+    registers!(kvm_regs, from)
 }
 
 pub fn system_from_kvm(from: &kvm_sregs) -> SystemRegisters {
