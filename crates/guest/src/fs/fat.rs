@@ -335,7 +335,7 @@ impl LongName {
 fn short_name(entry: &[u8]) -> String {
     // Windows NT: the base or the extension is in lower case.
     const LOWER: [u8; 2] = [0x08, 0x10];
-    let part = |range: std::ops::Range<usize>, lower: u8| {
+    let part = |range: Range<usize>, lower: u8| {
         let mut bytes = entry[range].to_vec();
         // A name whose first byte would say that it was removed.
         if bytes[0] == 0x05 {
