@@ -78,6 +78,13 @@ impl FileSystem for Files {
         Ok(content.clone())
     }
 
+    /// The content of a file that no path leads to.
+    fn default_folder(&self) -> String {
+        self.0
+            .get("default folder")
+            .map_or("/".into(), |folder| String::from_utf8_lossy(folder).into_owned())
+    }
+
     fn read_link(&self, path: &str) -> Result<String> {
         self.target(path).ok_or_else(|| Error::NotFound(path.into()))
     }

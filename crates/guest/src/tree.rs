@@ -35,6 +35,11 @@ impl Tree {
         tree
     }
 
+    /// The folder of its first file system that is mounted if nothing else is said.
+    pub fn default_folder(&self) -> String {
+        self.mounts.last().map_or_else(|| "/".into(), |mount| mount.fs.default_folder())
+    }
+
     /// What should be known about the state of its file systems.
     pub fn notes(&self) -> Vec<String> {
         self.mounts.iter().flat_map(|mount| mount.fs.notes()).collect()

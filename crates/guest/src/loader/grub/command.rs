@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::script::{Block, Word};
-use super::{Action, Item, Leave, MAX_ENTRIES, Machine, environment};
+use super::{Action, Item, Leave, MAX_ENTRIES, Machine, RELATIVE, environment};
 use crate::fs::Kind;
 use crate::loader::{Device, FileRef, bls};
 
@@ -145,14 +145,14 @@ impl Machine<'_> {
             }
         }
         let Some(wanted) = wanted else { return false };
-        let is_it = |device: &&Device| match by {
+        let is_it = |(index, device): &(usize, &Device)| match by {
             "fs_uuid" => {
                 device.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(&wanted))
             }
             "fs_label" => device.label.as_deref() == Some(&wanted),
-            _ => device.tree.is_file(&wanted),
+            _ => device.tree.is_file(&self.place(*index, &wanted)),
         };
-        let Some(device) = self.devices.iter().find(is_it) else { return false };
+        let Some((_, device)) = self.devices.iter().enumerate().find(is_it) else { return false };
         let name = device.name.clone();
         self.set(&variable.unwrap_or_else(|| "root".into()), name);
         true
@@ -244,7 +244,18 @@ impl Machine<'_> {
             None if path.starts_with('/') => (root, path.to_owned()),
             None => (root, format!("/{path}")),
         };
-        Some(FileRef::new(self.device(&device)?, path))
+        let device = self.device(&device)?;
+        Some(FileRef::new(device, self.place(device, &path)))
+    }
+
+    /// Where on a device a path leads.
+    pub(super) fn place(&self, device: usize, path: &str) -> String {
+        let folder = self
+            .devices
+            .get(device)
+            .filter(|_| !self.value(RELATIVE).is_empty())
+            .map_or_else(String::new, |device| device.tree.default_folder());
+        format!("{}{path}", folder.trim_end_matches('/'))
     }
 
     fn device(&self, name: &str) -> Option<usize> {

@@ -17,6 +17,8 @@ const MAX_STEPS: u32 = 500_000;
 const MAX_DEPTH: u32 = 32;
 /// Longest value of a variable.
 const MAX_VALUE: usize = 64 << 10;
+/// Deepest nesting of menus.
+const MAX_MENUS: usize = 8;
 /// Most entries of all menus.
 const MAX_ENTRIES: usize = 1000;
 
@@ -26,21 +28,29 @@ const CONFIGURATIONS: [&str; 4] =
 /// The subvolumes of btrfs that distributions put their root into; GRUB sees them as folders.
 const SUBVOLUMES: [&str; 4] = ["", "/@", "/@rootfs", "/root"];
 
+/// openSUSE's GRUB takes paths from the default subvolume on where this variable is set, since snapshots of the
+/// root have kernels and configuration in them.
+const RELATIVE: &str = "btrfs_relative_path";
+
 /// The menu of the GRUB on these devices; `None` if there is none.
 pub fn menu(devices: &[Device], is_efi: bool) -> Option<Menu> {
+    let found = devices.iter().enumerate().find_map(|(device, one)| relative(device, one));
+    if let Some((device, path)) = found {
+        return Some(run(devices, device, path, is_efi, true));
+    }
     let (device, path) = configuration(devices)?;
-    Some(run(devices, device, &path, is_efi))
+    Some(run(devices, device, &path, is_efi, false))
 }
 
 /// What a configuration that is on a device makes.
-pub fn run(devices: &[Device], device: usize, path: &str, is_efi: bool) -> Menu {
+fn run(devices: &[Device], device: usize, path: &str, is_efi: bool, is_relative: bool) -> Menu {
     let mut machine = Machine::new(devices, device, path, is_efi);
-    machine.source(&FileRef::new(device, path));
-    let mut menu = Menu {
-        loader: "GRUB 2",
-        configuration: Some(FileRef::new(device, path)),
-        ..Menu::default()
-    };
+    if is_relative {
+        machine.set(RELATIVE, "y".into());
+    }
+    let file = FileRef::new(device, machine.place(device, path));
+    machine.source(&file);
+    let mut menu = Menu { loader: "GRUB 2", configuration: Some(file), ..Menu::default() };
     let items = std::mem::take(&mut machine.items);
     let default = machine.variables.get("default").cloned().unwrap_or_default();
     let mut chosen = None;
@@ -48,6 +58,19 @@ pub fn run(devices: &[Device], device: usize, path: &str, is_efi: bool) -> Menu 
     menu.default = chosen;
     menu.notes.append(&mut machine.notes);
     menu
+}
+
+/// A configuration in a default subvolume that takes paths from there on.
+fn relative(index: usize, device: &Device) -> Option<(usize, &'static str)> {
+    let folder = device.tree.default_folder();
+    if folder == "/" {
+        return None;
+    }
+    let is_it = |path: &&str| {
+        let text = device.tree.read_text(&format!("{folder}{path}"), MAX_SCRIPT);
+        text.is_ok_and(|text| text.contains(RELATIVE))
+    };
+    Some((index, CONFIGURATIONS.into_iter().find(is_it)?))
 }
 
 /// On the disk that is started from first; an EFI system partition's own file only leads to the real one.
@@ -333,6 +356,8 @@ impl<'a> Machine<'a> {
         menu: &mut Menu,
         chosen: &mut Option<usize>,
     ) {
+        // A `configfile` ended what came before, and not what is chosen in its menu.
+        self.leaving = None;
         let wanted = default.map(|default| choose(items, default));
         for (index, item) in items.iter().enumerate() {
             if menu.entries.len() >= MAX_ENTRIES {
@@ -345,23 +370,25 @@ impl<'a> Machine<'a> {
                 path
             };
             match &item.action {
-                Action::Submenu(block) if above.len() < 8 => {
+                Action::Submenu(_) if above.len() >= MAX_MENUS => {}
+                Action::Submenu(block) | Action::Entry(block) => {
+                    let is_submenu = matches!(item.action, Action::Submenu(_));
                     let mut inner = self.clone();
                     inner.items.clear();
                     inner.arguments.clone_from(&item.arguments);
                     inner.set("chosen", item.title.clone());
                     inner.nested(|machine| machine.execute(block));
                     let inner_items = std::mem::take(&mut inner.items);
-                    let rest = wanted.as_ref().filter(|_| is_wanted).map(|(_, rest)| rest.as_str());
-                    inner.list(&inner_items, &path(&item.title), rest, menu, chosen);
-                    self.steps = inner.steps;
-                }
-                Action::Submenu(_) => {}
-                Action::Entry(block) => {
-                    let mut inner = self.clone();
-                    inner.arguments.clone_from(&item.arguments);
-                    inner.set("chosen", item.title.clone());
-                    inner.nested(|machine| machine.execute(block));
+                    // An entry may lead to the menu of another configuration, which has its own default.
+                    if is_submenu || (!inner_items.is_empty() && above.len() < MAX_MENUS) {
+                        let own = inner.value("default");
+                        let rest = wanted.as_ref().filter(|_| is_wanted).map(|(_, rest)| {
+                            if is_submenu || !rest.is_empty() { rest.as_str() } else { &own }
+                        });
+                        inner.list(&inner_items, &path(&item.title), rest, menu, chosen);
+                        self.steps = inner.steps;
+                        continue;
+                    }
                     self.steps = inner.steps;
                     if is_wanted {
                         *chosen = Some(menu.entries.len());

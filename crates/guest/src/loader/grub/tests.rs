@@ -111,7 +111,7 @@ fn an_esps_stub_leads_to_the_real_configuration() {
     );
     boot.uuid = Some("89ab".into());
     let text = "search --fs-uuid --set=root 89ab\nset kernelopts=quiet\ninsmod blscfg\nblscfg\n";
-    let found = super::run(&[esp, boot.clone()], 0, "/EFI/fedora/grub.cfg", true);
+    let found = super::run(&[esp, boot.clone()], 0, "/EFI/fedora/grub.cfg", true, false);
     assert_eq!(found.entries, []);
     boot.tree = Files::tree(&[
         ("/grub2/grub.cfg", text),
@@ -127,6 +127,22 @@ fn an_esps_stub_leads_to_the_real_configuration() {
     let menu = super::menu(&[boot], true).unwrap();
     assert_eq!(default(&menu), "Ten");
     assert_eq!(menu.entries[1].cmdline, "root=UUID=1 quiet");
+}
+
+#[test]
+fn a_configfile_has_entries_and_a_default_of_its_own() {
+    let other = "set default=1\nmenuentry A { linux /a }\nmenuentry B { linux /b }\n";
+    let files = [("/EFI/x/grub.cfg", "configfile /other.cfg\n"), ("/other.cfg", other)];
+    let mut esp = device("hd0,gpt1", &files);
+    esp.is_esp = true;
+    let found = super::menu(&[esp], true).unwrap();
+    assert_eq!(default(&found), "B");
+    assert_eq!(found.entries[1].kernel, Some(FileRef::new(0, "/b")));
+    // As an entry of a menu, and one that leads to itself.
+    let text = "menuentry Other { configfile /other.cfg }\nmenuentry Self { configfile /boot/grub/grub.cfg }\n";
+    let found = menu(&[("/boot/grub/grub.cfg", text), ("/other.cfg", other)]);
+    assert_eq!(default(&found), "Other > B");
+    assert_eq!(found.entries[1].kernel, Some(FileRef::new(0, "/b")));
 }
 
 #[test]
@@ -221,6 +237,37 @@ fn what_grub2_mkconfig_writes_on_opensuse_is_executed() {
     assert_eq!(kernel, "/boot/vmlinuz-6.4.0-150600.23.25-default");
     assert_eq!(initrds, ["/boot/initrd-6.4.0-150600.23.25-default"]);
     assert_eq!(words, "root=UUID=0123-4567 splash=silent mitigations=auto quiet");
+}
+
+#[test]
+fn opensuses_paths_begin_at_the_default_subvolume() {
+    let environment = "# GRUB Environment Block\nsaved_entry=gnulinux-simple-0123-4567\n####";
+    let root = |path: &str| format!("/@/.snapshots/1/snapshot{path}");
+    let (configuration, saved, kernel) = (
+        root("/boot/grub2/grub.cfg"),
+        root("/boot/grub2/grubenv"),
+        root("/boot/vmlinuz-6.4.0-150600.23.25-default"),
+    );
+    let boot = device(
+        "hd0,gpt2",
+        &[
+            ("default folder", "/@/.snapshots/1/snapshot"),
+            (&configuration, include_str!("samples/suse.cfg")),
+            (&saved, environment),
+            (&kernel, "kernel"),
+        ],
+    );
+    let found = super::menu(std::slice::from_ref(&boot), false).unwrap();
+    assert_eq!(found.configuration.as_ref().unwrap().path, configuration);
+    assert_eq!(essence(&found).1, kernel);
+    // The file of the EFI system partition leads there, too.
+    let stub = "set btrfs_relative_path=\"yes\"\nsearch --fs-uuid --set=root 0123-4567\n\
+                set prefix=(${root})/boot/grub2\nsource \"${prefix}/grub.cfg\"\n";
+    let mut esp = device("hd0,gpt1", &[("/EFI/opensuse/grub.cfg", stub)]);
+    (esp.is_esp, esp.uuid) = (true, None);
+    let devices = [esp, boot];
+    let found = super::run(&devices, 0, "/EFI/opensuse/grub.cfg", true, false);
+    assert_eq!(essence(&found).1, kernel);
 }
 
 #[test]
