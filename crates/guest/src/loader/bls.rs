@@ -22,6 +22,7 @@ pub struct Type1 {
     pub initrds: Vec<String>,
     pub options: Vec<String>,
     pub efi: Option<String>,
+    pub architecture: Option<String>,
     /// It was started in vain as often as it may be.
     pub is_bad: bool,
 }
@@ -52,15 +53,8 @@ pub fn read_folder(tree: &Tree, folder: &str) -> Vec<Type1> {
 
 impl Type1 {
     fn parse(stem: &str, text: &str) -> Self {
-        // Boot counting: "+3" or "+0-3" behind the name.
-        let (id, tries) = match stem.rsplit_once('+') {
-            Some((id, tries)) if tries.starts_with(|c: char| c.is_ascii_digit()) => {
-                (id, Some(tries))
-            }
-            _ => (stem, None),
-        };
-        let left = tries.and_then(|tries| tries.split('-').next()?.parse::<u32>().ok());
-        let mut entry = Self { id: id.to_owned(), is_bad: left == Some(0), ..Self::default() };
+        let (id, is_bad) = without_count(stem);
+        let mut entry = Self { id: id.to_owned(), is_bad, ..Self::default() };
         for line in text.lines() {
             let line = line.trim();
             let Some((key, value)) = line.split_once([' ', '\t']) else { continue };
@@ -74,6 +68,7 @@ impl Type1 {
                 "initrd" => entry.initrds.push(value),
                 "options" => entry.options.push(value),
                 "efi" | "uki" => entry.efi = Some(value),
+                "architecture" => entry.architecture = Some(value.to_lowercase()),
                 _ => {}
             }
         }
@@ -115,7 +110,17 @@ impl Type1 {
     }
 }
 
-fn absolute(path: &str) -> String {
+/// A name without what counts its starts behind it (`+3`, or `+2-1` after one in vain), and whether none is left.
+pub fn without_count(stem: &str) -> (&str, bool) {
+    let counted = stem.rsplit_once('+').and_then(|(id, count)| {
+        let (left, done) = count.split_once('-').unwrap_or((count, "0"));
+        let is_number = |text: &str| text.bytes().all(|digit| digit.is_ascii_digit());
+        Some((id, left.parse::<u32>().ok().filter(|_| is_number(left) && is_number(done))?))
+    });
+    counted.map_or((stem, false), |(id, left)| (id, left == 0))
+}
+
+pub fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 
@@ -143,6 +148,21 @@ fn replace_variables(text: &str, variable: &dyn Fn(&str) -> String) -> String {
 mod tests {
     use super::*;
     use crate::files::Files;
+
+    #[test]
+    fn only_what_counts_starts_is_no_part_of_a_name() {
+        for (stem, expected) in [
+            ("m-6.1", ("m-6.1", false)),
+            ("m-6.1+3", ("m-6.1", false)),
+            ("m-6.1+0-3", ("m-6.1", true)),
+            ("m-6.1.0+1-amd64", ("m-6.1.0+1-amd64", false)),
+            ("m-6.1+debug", ("m-6.1+debug", false)),
+            ("m-6.1++3", ("m-6.1+", false)),
+            ("m+", ("m+", false)),
+        ] {
+            assert_eq!(without_count(stem), expected, "{stem}");
+        }
+    }
 
     #[test]
     fn fedoras_entries_are_read() {

@@ -28,3 +28,40 @@ pub fn section<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
     }
     None
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A PE file of these sections and nothing else.
+    pub fn image(sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut file = vec![0; 0x40];
+        file[..2].copy_from_slice(b"MZ");
+        file[0x3c] = 0x40;
+        file.extend(b"PE\0\0\x64\x86");
+        file.extend(u16::try_from(sections.len()).unwrap().to_le_bytes());
+        file.resize(0x40 + 24, 0);
+        let mut place = file.len() + sections.len() * SECTION;
+        for (name, content) in sections {
+            let start = file.len();
+            let length = u32::try_from(content.len()).unwrap().to_le_bytes();
+            file.extend(name.as_bytes());
+            file.resize(start + 8, 0);
+            file.extend(
+                [length, [0; 4], length, u32::try_from(place).unwrap().to_le_bytes()].concat(),
+            );
+            file.resize(start + SECTION, 0);
+            place += content.len();
+        }
+        sections.iter().for_each(|(_, content)| file.extend(*content));
+        file
+    }
+
+    #[test]
+    fn a_section_is_what_is_between_its_ends() {
+        let file = image(&[(".osrel", b"ID=a"), (".linux", b"kernel")]);
+        assert_eq!(section(&file, ".linux"), Some(&b"kernel"[..]));
+        assert_eq!(section(&file, ".initrd"), None);
+        (0..file.len()).for_each(|length| assert_eq!(section(&file[..length], ".linux"), None));
+    }
+}

@@ -1,6 +1,7 @@
 //! systemd-boot: entries of the Boot Loader Specification and unified kernel images on the EFI system partition.
 
-use super::{BootEntry, Device, FileRef, Menu, bls, pe, version};
+use super::bls::Type1;
+use super::{BootEntry, Device, FileRef, Menu, bls, pe};
 use crate::volume::text_of;
 
 const CONFIGURATION: &str = "/loader/loader.conf";
@@ -16,28 +17,24 @@ pub fn is_installed(devices: &[Device]) -> bool {
 
 /// Its menu; `None` where nothing of it is.
 pub fn menu(devices: &[Device]) -> Option<Menu> {
-    let mut entries = Vec::new();
-    let mut images = Vec::new();
+    let mut entries: Vec<(Type1, BootEntry)> = Vec::new();
     for (index, device) in devices.iter().enumerate() {
         // The ESP, and the extended boot loader partition, which has no other mark than these folders.
-        for entry in bls::read_folder(&device.tree, "/loader/entries") {
-            entries.push((index, entry));
-        }
+        let found = bls::read_folder(&device.tree, "/loader/entries").into_iter();
+        entries.extend(found.filter(|entry| is_listed(entry, device)).map(|entry| {
+            let boots = entry.boot_entry(index, &|name| format!("${name}"));
+            (entry, boots)
+        }));
         if device.is_esp || device.tree.is_folder(IMAGES) {
-            images.extend(unified_images(index, device));
+            entries.extend(unified_images(index, device));
         }
     }
-    if entries.is_empty() && images.is_empty() {
+    if entries.is_empty() {
         return None;
     }
-    entries.sort_by(|(_, left), (_, right)| left.compare(right));
-    images.sort_by(|left, right| version::compare(id_of(right), id_of(left)));
+    entries.sort_by(|(left, _), (right, _)| left.compare(right));
     let mut menu = Menu { loader: "systemd-boot", ..Menu::default() };
-    menu.entries = entries
-        .iter()
-        .map(|(device, entry)| entry.boot_entry(*device, &|name| format!("${name}")))
-        .chain(images)
-        .collect();
+    menu.entries = entries.into_iter().map(|(_, entry)| entry).collect();
     menu.default = Some(0);
     for (index, device) in devices.iter().enumerate() {
         let Ok(text) = device.tree.read_text(CONFIGURATION, MAX_TEXT) else { continue };
@@ -61,30 +58,59 @@ fn id_of(entry: &BootEntry) -> &str {
     entry.id.as_deref().unwrap_or("")
 }
 
-fn unified_images(index: usize, device: &Device) -> Vec<BootEntry> {
-    let names = device.tree.names(IMAGES);
-    let images = names.into_iter().filter(|name| name.to_lowercase().ends_with(".efi"));
-    images.take(64).filter_map(|name| unified_image(index, device, &name)).collect()
+/// What is made for other processors, or is not there, is left out of the menu.
+fn is_listed(entry: &Type1, device: &Device) -> bool {
+    let is_ours = entry.architecture.as_ref().is_none_or(|name| ["x64", "ia32"].contains(&&**name));
+    let program = entry.linux.as_ref().or(entry.efi.as_ref());
+    is_ours && program.is_some_and(|path| device.tree.is_file(&bls::absolute(path)))
 }
 
-fn unified_image(index: usize, device: &Device, name: &str) -> Option<BootEntry> {
+fn unified_images(index: usize, device: &Device) -> Vec<(Type1, BootEntry)> {
+    let names = device.tree.names(IMAGES);
+    let is_image = |name: &&String| {
+        name.rsplit_once('.').is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("efi"))
+    };
+    let images = names.iter().filter(is_image);
+    images.take(64).filter_map(|name| unified_image(index, device, name)).collect()
+}
+
+/// What a unified kernel image boots, and where its `.osrel` puts it in the menu.
+fn unified_image(index: usize, device: &Device, name: &str) -> Option<(Type1, BootEntry)> {
     let file = FileRef::new(index, format!("{IMAGES}/{name}"));
     let bytes = device.tree.read(&file.path, MAX_IMAGE).ok()?;
     pe::section(&bytes, ".linux")?;
     let text = |section| pe::section(&bytes, section).map(text_of).unwrap_or_default();
     let release = text(".osrel");
-    let title = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let field = |names: &[&str]| {
+        let value = |name: &&str| {
+            let lines = release.lines().filter_map(|line| line.trim().split_once('='));
+            let value = lines.filter(|(key, _)| key == name).map(|(_, value)| value).next_back()?;
+            Some(value.trim_matches(['"', '\'']).to_owned()).filter(|value| !value.is_empty())
+        };
+        names.iter().find_map(value)
+    };
     let initrd = pe::section(&bytes, ".initrd").map(|_| file.section(".initrd"));
     // What addons and microcode sections would add is left out.
     let microcode = pe::section(&bytes, ".ucode").map(|_| file.section(".ucode"));
-    Some(BootEntry {
-        title: title.map_or_else(|| name.to_owned(), |title| title.trim_matches('"').to_owned()),
-        id: Some(name.to_owned()),
+    let (stem, ending) = name.rsplit_once('.')?;
+    let (stem, is_bad) = bls::without_count(stem);
+    let id = format!("{stem}.{ending}");
+    let order = Type1 {
+        id: id.clone(),
+        version: field(&["IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID"]).unwrap_or_default(),
+        sort_key: field(&["IMAGE_ID", "ID"]),
+        is_bad,
+        ..Type1::default()
+    };
+    let entry = BootEntry {
+        title: field(&["PRETTY_NAME", "IMAGE_ID", "NAME"]).unwrap_or_else(|| name.to_owned()),
+        id: Some(id),
         kernel: Some(file.section(".linux")),
         initrds: microcode.into_iter().chain(initrd).collect(),
         cmdline: text(".cmdline").trim().to_owned(),
         note: None,
-    })
+    };
+    Some((order, entry))
 }
 
 /// A shell pattern with `*` and `?` matches the whole text.
@@ -132,6 +158,8 @@ mod tests {
         let mut files = vec![
             ("/loader/entries/m-6.1.0-9.conf", old.as_str()),
             ("/loader/entries/m-6.1.0-13+3.conf", &new),
+            ("/l-6.1.0-9", "kernel"),
+            ("/l-6.1.0-13", "kernel"),
         ];
         let devices = |files: &[(&str, &str)]| {
             [Device {
@@ -156,5 +184,38 @@ mod tests {
             Some(FileRef::new(0, "/l-6.1.0-9"))
         );
         assert!(matches("a*c?", "abbcd") && !matches("a*c", "abcd") && matches("*", ""));
+    }
+
+    #[test]
+    fn unified_images_are_among_the_entries_and_what_cannot_start_is_not() {
+        let image = |version: &str| {
+            let release =
+                format!("ID=\"fedora\"\nVERSION_ID={version}\nPRETTY_NAME=\"F {version}\"\n");
+            pe::tests::image(&[(".osrel", release.as_bytes()), (".linux", b"kernel")])
+        };
+        let entry = "sort-key fedora\nversion 41\nlinux /k\n";
+        let other = "sort-key a\nversion 1\nlinux /k\narchitecture aa64\n";
+        let (old, new, bad) = (image("40"), image("42"), image("43"));
+        let files = Files::of_bytes(&[
+            ("/EFI/Linux/old.efi", &old),
+            ("/EFI/Linux/new+2-1.efi", &new),
+            ("/EFI/Linux/bad+0-3.EFI", &bad),
+            ("/loader/entries/middle.conf", entry.as_bytes()),
+            ("/loader/entries/arm.conf", other.as_bytes()),
+            ("/loader/entries/gone.conf", b"sort-key a\nlinux /gone\n"),
+            ("/k", b"kernel"),
+        ]);
+        let device = Device {
+            name: "hd0,gpt1".into(),
+            tree: crate::Tree::new(std::rc::Rc::new(files), "/"),
+            uuid: None,
+            label: None,
+            part_uuid: None,
+            is_esp: true,
+        };
+        let found = menu(&[device]).unwrap();
+        let ids: Vec<_> = found.entries.iter().map(id_of).collect();
+        assert_eq!(ids, ["new.efi", "middle", "old.efi", "bad.EFI"]);
+        assert_eq!((found.entries[0].title.as_str(), found.default), ("F 42", Some(0)));
     }
 }
