@@ -36,6 +36,7 @@ pub fn menu(devices: &[Device]) -> Option<Menu> {
             ..Menu::default()
         },
         default: None,
+        on_timeout: None,
         marked: None,
         append: String::new(),
         labels: Vec::new(),
@@ -50,8 +51,10 @@ struct Reader<'a> {
     folder: String,
     files: u32,
     menu: Menu,
-    /// The label that DEFAULT or ONTIMEOUT names.
+    /// The label that the last DEFAULT names.
     default: Option<String>,
+    /// The label that ONTIMEOUT names, which counts before it.
+    on_timeout: Option<String>,
     /// The one with MENU DEFAULT.
     marked: Option<usize>,
     /// APPEND before the first label holds for all.
@@ -86,8 +89,8 @@ impl Reader<'_> {
                     note: None,
                 });
             }
-            ("default", _) => _ = self.default.get_or_insert_with(|| value.to_owned()),
-            ("ontimeout", _) => self.default = Some(value.to_owned()),
+            ("default", _) => self.default = Some(value.to_owned()),
+            ("ontimeout", _) => self.on_timeout = Some(value.to_owned()),
             ("include", _) => {
                 let path = self.absolute(value);
                 self.file(&path);
@@ -145,8 +148,13 @@ impl Reader<'_> {
             }
             self.menu.entries[index].cmdline = words.join(" ");
         }
-        let named = |name: &String| self.labels.iter().position(|label| label == name);
-        self.menu.default = self.default.as_ref().and_then(named).or(self.marked).or(Some(0));
+        // Words behind the label are more of the command line.
+        let named = |line: &Option<String>| {
+            let name = line.as_deref()?.split_whitespace().next()?;
+            self.labels.iter().position(|label| label == name)
+        };
+        let chosen = named(&self.on_timeout).or_else(|| named(&self.default));
+        self.menu.default = chosen.or(self.marked).or(Some(0));
         Some(self.menu)
     }
 }
@@ -186,5 +194,30 @@ mod tests {
         assert_eq!(entry.initrds, [FileRef::new(0, "/boot/initrd")]);
         assert_eq!(entry.cmdline, "root=/dev/sda1 ro");
         assert!(menu.entries[1].kernel.is_none() && menu.entries[1].note.is_some());
+    }
+
+    #[test]
+    fn the_last_default_counts_and_a_menu_is_no_label() {
+        let default = |head: &str| {
+            let text = format!(
+                "{head}\nLABEL lts\n LINUX vmlinuz-lts\n INITRD initramfs-lts\nLABEL virt\n MENU DEFAULT\n \
+                 MENU LABEL Linux virt\n LINUX vmlinuz-virt\n INITRD initramfs-virt\n APPEND root=UUID=1 quiet\n"
+            );
+            let device = Device {
+                name: "hd0,msdos1".into(),
+                tree: Files::tree(&[("/boot/extlinux.conf", &text)]),
+                uuid: None,
+                label: None,
+                part_uuid: None,
+                is_esp: false,
+            };
+            let found = menu(&[device]).unwrap();
+            found.entries[found.default.unwrap()].kernel.clone().unwrap().path
+        };
+        // As Alpine's update-extlinux writes it.
+        let alpine = "DEFAULT menu.c32\nPROMPT 0\nMENU TITLE Alpine/Linux Boot Menu\nMENU HIDDEN\nTIMEOUT 10";
+        assert_eq!(default(alpine), "/boot/vmlinuz-virt");
+        assert_eq!(default("DEFAULT virt\nDEFAULT lts single"), "/boot/vmlinuz-lts");
+        assert_eq!(default("ONTIMEOUT lts\nDEFAULT virt"), "/boot/vmlinuz-lts");
     }
 }
