@@ -53,8 +53,7 @@ pub(crate) fn read(section: &Element, shared: &Shared<'_>, vm: &mut Description)
     let mut parents = Vec::new();
     for item in &items {
         if let Some(bus) = item.bus() {
-            let index = parents.iter().filter(|one: &&Parent| one.bus == bus).count();
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let index = controller_index(item, bus, &parents);
             vm.controller(bus, index, item.subtype.clone());
             if let Some(controller) = vm.controllers.last_mut() {
                 controller.slot = slot(item.element);
@@ -66,6 +65,16 @@ pub(crate) fn read(section: &Element, shared: &Shared<'_>, vm: &mut Description)
         device(item, &parents, shared, vm)?;
     }
     settings(section, vm)
+}
+
+/// The number that the package gives a controller, or the first one that is free.
+fn controller_index(item: &Item<'_>, bus: Bus, parents: &[Parent]) -> u32 {
+    let is_free = |index: &u32| !parents.iter().any(|one| one.bus == bus && one.index == *index);
+    let given = item.element.child_text("Address").and_then(|text| text.trim().parse().ok());
+    // Each kind has few controllers: other numbers are not theirs.
+    given
+        .filter(|index| *index < 8 && is_free(index))
+        .unwrap_or_else(|| (0..).find(is_free).unwrap_or(u32::MAX))
 }
 
 /// A unit of DSP0004 or one of the words that were used before it, in bytes.
@@ -119,7 +128,10 @@ fn items<'a>(section: &'a Element, configuration: Option<&str>) -> Result<Vec<It
             }
             let is_own = names.is_some();
             match items.iter_mut().find(|(_, one)| one.id == item.id && !item.id.is_empty()) {
-                Some(same) if is_own && !same.0 => *same = (true, item),
+                Some(same) if is_own && !same.0 => {
+                    same.1.element.skip();
+                    *same = (true, item);
+                }
                 _ => items.push((is_own, item)),
             }
         }
@@ -170,6 +182,8 @@ fn device(
         3 => {
             vm.cpus.count = item.quantity.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
             vm.cpus.cores = element.child_number("CoresPerSocket")?;
+            let cores = element.children("CoresPerSocket");
+            cores.for_each(|one| one.skip_attributes(&["required"]));
             if let (Some(count), Some(cores)) =
                 (vm.cpus.count, vm.cpus.cores.filter(|cores| *cores > 0))
             {
@@ -190,10 +204,18 @@ fn device(
         5 | 6 | 20 => element.skip_children(&["Address", "Config"]),
         10 => {
             let network = element.child_text("Connection").map(str::to_owned);
+            let address = element.child_text("Address").filter(|text| !text.is_empty());
+            if let Some(text) = address.filter(|text| mac(text).is_none()) {
+                let text: String = text.chars().take(40).collect();
+                vm.note(
+                    Level::Warning,
+                    format!("`{text}` of a network card is not a hardware address"),
+                );
+            }
             vm.nics.push(NetworkCard {
                 index: u32::try_from(vm.nics.len()).unwrap_or(u32::MAX),
                 model: item.subtype.clone(),
-                mac: element.child_text("Address").and_then(mac),
+                mac: address.and_then(mac),
                 connection: Some("network".into()),
                 network,
                 slot: slot(element),

@@ -170,7 +170,7 @@ pub(crate) fn sections<'a>(of: &'a Element, name: &'a str) -> impl Iterator<Item
         .filter(move |one| one.attribute("type").is_some_and(|one| one.ends_with(&kind)))
         .inspect(|one| one.see());
     let old: Vec<_> = old.collect();
-    of.children(name).chain(old)
+    of.children(name).chain(old).inspect(|one| one.skip_attributes(&["required"]))
 }
 
 fn virtual_systems<'a>(of: &'a Element, found: &mut Vec<&'a Element>) {
