@@ -66,8 +66,18 @@ fn controller(
     Ok(())
 }
 
+/// A device is there. What is said about one that is not means nothing.
+fn is_present(keys: &Dictionary, name: &str) -> Result<bool> {
+    let present = keys.flag(&format!("{name}.present"))?;
+    if present == Some(false) {
+        let prefix = format!("{name}.");
+        keys.keys_below(&prefix).for_each(|key| keys.skip(key));
+    }
+    Ok(present == Some(true))
+}
+
 fn drive(keys: &Dictionary, folder: &Folder, name: &str) -> Result<Option<Drive>> {
-    if keys.flag(&format!("{name}.present"))? != Some(true) {
+    if !is_present(keys, name)? {
         return Ok(None);
     }
     let value = |key: &str| keys.text(&format!("{name}.{key}"));
@@ -108,7 +118,7 @@ fn floppies(keys: &Dictionary, folder: &Folder, vm: &mut Description) -> Result<
     for unit in 0..2 {
         let name = format!("floppy{unit}");
         let value = |key: &str| keys.text(&format!("{name}.{key}"));
-        if keys.flag(&format!("{name}.present"))? != Some(true) {
+        if !is_present(keys, &name)? {
             continue;
         }
         let mut drive = Drive::new(DriveKind::Floppy, Bus::Floppy, 0, unit);
@@ -127,7 +137,7 @@ fn floppies(keys: &Dictionary, folder: &Folder, vm: &mut Description) -> Result<
 
 fn nic(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     let name = format!("ethernet{index}");
-    if keys.flag(&format!("{name}.present"))? != Some(true) {
+    if !is_present(keys, &name)? {
         return Ok(());
     }
     let value = |key: &str| keys.text(&format!("{name}.{key}"));
@@ -144,6 +154,8 @@ fn nic(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     }
     keys.skip(&format!("{name}.generatedaddressoffset"));
     keys.skip(&format!("{name}.uptcompatibility"));
+    keys.skip(&format!("{name}.checkmacaddress"));
+    keys.skip(&format!("{name}.vnet"));
     let connection = value("connectiontype");
     let network = value("networkname").or_else(|| value("vnet"));
     vm.nics.push(NetworkCard {
@@ -163,7 +175,7 @@ fn nic(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
 
 fn serial(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     let name = format!("serial{index}");
-    if keys.flag(&format!("{name}.present"))? == Some(true) {
+    if is_present(keys, &name)? {
         let value = |key: &str| keys.text(&format!("{name}.{key}"));
         vm.serials.push(SerialPort {
             index,
@@ -193,7 +205,7 @@ fn share(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
 
 fn others(keys: &Dictionary, vm: &mut Description) -> Result<()> {
     for (key, kind) in [("sound", "sound"), ("usb", "usb"), ("ehci", "usb"), ("usb_xhci", "usb")] {
-        if keys.flag(&format!("{key}.present"))? == Some(true) {
+        if is_present(keys, key)? {
             let model = keys.text(&format!("{key}.virtualdev"));
             vm.device(kind, model.or_else(|| (key != kind).then(|| key.to_owned())));
         }
