@@ -14,6 +14,8 @@ const MAX_ENTRIES: usize = 1000;
 #[derive(Clone, Debug, Default)]
 pub struct Type1 {
     pub id: String,
+    /// What its file's name has behind that.
+    pub ending: &'static str,
     pub title: Option<String>,
     pub version: String,
     pub machine_id: String,
@@ -54,7 +56,7 @@ pub fn read_folder(tree: &Tree, folder: &str) -> Vec<Type1> {
 impl Type1 {
     fn parse(stem: &str, text: &str) -> Self {
         let (id, is_bad) = without_count(stem);
-        let mut entry = Self { id: id.to_owned(), is_bad, ..Self::default() };
+        let mut entry = Self { id: id.to_owned(), ending: ".conf", is_bad, ..Self::default() };
         for line in text.lines() {
             let line = line.trim();
             let Some((key, value)) = line.split_once([' ', '\t']) else { continue };
@@ -106,7 +108,8 @@ impl Type1 {
             (None, Some(_)) => Ordering::Greater,
             (None, None) => Ordering::Equal,
         };
-        bad.then(keys).then_with(|| version::compare(&other.id, &self.id))
+        let name = |entry: &Self| format!("{}{}", entry.id, entry.ending);
+        bad.then(keys).then_with(|| version::compare(&name(other), &name(self)))
     }
 }
 

@@ -203,6 +203,8 @@ mod tests {
             ("/loader/entries/middle.conf", entry.as_bytes()),
             ("/loader/entries/arm.conf", other.as_bytes()),
             ("/loader/entries/gone.conf", b"sort-key a\nlinux /gone\n"),
+            ("/loader/entries/arch.conf", b"linux /k\n"),
+            ("/loader/entries/arch-lts.conf", b"linux /k\n"),
             ("/k", b"kernel"),
         ]);
         let device = Device {
@@ -215,7 +217,7 @@ mod tests {
         };
         let found = menu(&[device]).unwrap();
         let ids: Vec<_> = found.entries.iter().map(id_of).collect();
-        assert_eq!(ids, ["new.efi", "middle", "old.efi", "bad.EFI"]);
+        assert_eq!(ids, ["new.efi", "middle", "old.efi", "arch", "arch-lts", "bad.EFI"]);
         assert_eq!((found.entries[0].title.as_str(), found.default), ("F 42", Some(0)));
     }
 }
