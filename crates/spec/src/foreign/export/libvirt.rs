@@ -3,9 +3,16 @@
 use std::fmt::Write;
 
 use super::super::description::{
-    Bus, Description, Drive, DriveKind, FirmwareKind, NetworkCard, Virtualization,
+    Bus, Controller, Description, Drive, DriveKind, FirmwareKind, NetworkCard, Platform,
+    Virtualization,
 };
-use super::{Export, name, path, xml};
+use super::places::{Place, Room, places};
+use super::{Export, boot_order_is_told, most_memory, name, nic_word, path, xml};
+
+/// What libvirt calls devices that are started from.
+pub(super) const BOOT_DEVICES: [&str; 4] = ["hd", "cdrom", "network", "fd"];
+/// More controllers than any platform has.
+const MOST_CONTROLLERS: u32 = 16;
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -20,15 +27,21 @@ pub(super) fn write(vm: &Description) -> Export {
         line(format!("<description>{}</description>", xml(annotation)));
     }
     let size = vm.memory.size.unwrap_or(crate::Memory::DEFAULT_SIZE.0);
-    line(format!("<memory unit='KiB'>{}</memory>", size >> 10));
+    line(format!("<memory unit='KiB'>{}</memory>", most_memory(vm).unwrap_or(size) >> 10));
+    if most_memory(vm).is_some() {
+        line(format!("<currentMemory unit='KiB'>{}</currentMemory>", size >> 10));
+    }
     let count = vm.cpus.count.unwrap_or(1);
     match vm.cpus.maximum.filter(|most| *most > count) {
         Some(most) => line(format!("<vcpu current='{count}'>{most}</vcpu>")),
         None => line(format!("<vcpu>{count}</vcpu>")),
     }
-    os(vm, &mut line);
+    let chipset = Chipset::of(vm);
+    os(vm, chipset, &mut line);
     line("<features><acpi/><apic/></features>".into());
     let threads = vm.cpus.threads.unwrap_or(1);
+    // Whatever the host has, which is the only way to its virtualization whoever made its processor.
+    let mode = if vm.cpus.nested == Some(true) { "host-passthrough" } else { "host-model" };
     match (vm.cpus.sockets, vm.cpus.cores) {
         // libvirt refuses a topology that does not give the number of processors.
         (Some(sockets), Some(cores))
@@ -36,24 +49,53 @@ pub(super) fn write(vm: &Description) -> Export {
                 == Some(vm.cpus.maximum.unwrap_or(count)) =>
         {
             line(format!(
-                "<cpu mode='host-model'><topology sockets='{sockets}' cores='{cores}' threads='{threads}'/></cpu>"
+                "<cpu mode='{mode}'><topology sockets='{sockets}' cores='{cores}' threads='{threads}'/></cpu>"
             ));
         }
-        _ => line("<cpu mode='host-model'/>".into()),
+        _ => line(format!("<cpu mode='{mode}'/>")),
     }
     line("<devices>".into());
-    for controller in vm.controllers.iter().filter(|one| one.bus == Bus::Scsi) {
-        let model = scsi_model(controller.model.as_deref());
-        line(format!("  <controller type='scsi' index='{}' model='{model}'/>", controller.index));
+    let models: Vec<_> = vm
+        .controllers
+        .iter()
+        .filter(|one| one.bus == Bus::Scsi)
+        .map(|one| (one.index, scsi_model(one, &mut lost)))
+        .collect();
+    for (index, model) in &models {
+        line(format!("  <controller type='scsi' index='{index}' model='{model}'/>"));
     }
-    for (index, drive) in vm.drives.iter().enumerate() {
-        match disk(drive, index) {
-            Some(content) => line(content),
-            None => lost.push(format!("The drive {} is the host's own device", drive.address())),
+    let is_narrow = models.iter().any(|(_, model)| *model == "lsilogic");
+    let room = |bus| match bus {
+        Bus::Ide | Bus::Floppy => Room::of(if bus == Bus::Ide { 2 } else { 1 }, 2),
+        Bus::Sata => Room::of(MOST_CONTROLLERS, 6),
+        // The last one is the controller itself.
+        Bus::Scsi if is_narrow => Room::of(MOST_CONTROLLERS, 7),
+        Bus::Scsi => Room { reserved: Some(7), ..Room::of(MOST_CONTROLLERS, 64) },
+        // Without addresses: the names count.
+        _ => Room::of(1, u32::MAX),
+    };
+    let places = places(&vm.drives, |drive| Some(chipset.place(drive)), room);
+    let mut names = Names::default();
+    for (drive, place) in vm.drives.iter().zip(places) {
+        let Some(place) = place.filter(|_| drive.kind != DriveKind::Passthrough) else {
+            lost.push(format!("The drive {} is left out", drive.address()));
+            continue;
+        };
+        if drive.kind == DriveKind::Disk && drive.file.is_none() {
+            lost.push(format!("The disk {} has no content and is left out", drive.address()));
+            continue;
         }
+        // Of the buses that QEMU's machines do not have, drives move to others.
+        let is_other = place.0 != drive.bus && matches!(drive.bus, Bus::Ide | Bus::Nvme);
+        if is_other && drive.kind == DriveKind::Disk {
+            let (address, bus) = (drive.address(), place.0.name());
+            lost.push(format!("The disk {address} is on {bus}, which its guest may not expect"));
+        }
+        let model = models.iter().find(|(index, _)| *index == place.1).map(|(_, model)| *model);
+        line(disk(drive, place, &names.next(place), model, &mut lost));
     }
     for nic in &vm.nics {
-        line(card(nic));
+        line(card(nic, vm.platform, &mut lost));
     }
     for serial in &vm.serials {
         line(format!("  <serial type='pty'><target port='{}'/></serial>", serial.index));
@@ -78,19 +120,49 @@ pub(super) fn write(vm: &Description) -> Export {
     }
     line("</devices>".into());
     text.push_str("</domain>\n");
-    if vm.virtualization == Virtualization::Pv {
-        lost.push("A guest of Xen's PV needs a kernel that runs on an ordinary machine".into());
+    if matches!(vm.virtualization, Virtualization::Pv | Virtualization::Pvh) {
+        lost.push(
+            "A guest of Xen's PV or PVH needs a kernel that runs on an ordinary machine".into(),
+        );
     }
     Export { text, lost }
 }
 
-fn os(vm: &Description, line: &mut impl FnMut(String)) {
+/// The two that QEMU has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chipset {
+    /// i440FX with IDE.
+    Pc,
+    /// Q35 without it; Secure Boot wants it.
+    Q35,
+}
+
+impl Chipset {
+    /// What was on IDE finds its disks on the older one only.
+    fn of(vm: &Description) -> Self {
+        let is_ide = |drive: &Drive| drive.bus == Bus::Ide && drive.kind == DriveKind::Disk;
+        let is_old = vm.drives.iter().any(is_ide) && vm.firmware.secure_boot != Some(true);
+        if is_old { Self::Pc } else { Self::Q35 }
+    }
+
+    /// Where a drive belongs. libvirt's NVMe disks are devices of the host, and Q35 has no IDE.
+    fn place(self, drive: &Drive) -> Place {
+        let (controller, unit) = (drive.controller, drive.unit);
+        match drive.bus {
+            Bus::Ide if self == Self::Q35 => {
+                (Bus::Sata, 0, controller.saturating_mul(2).saturating_add(unit))
+            }
+            Bus::Nvme => (Bus::Sata, 0, unit),
+            Bus::Xen | Bus::Pmem => (Bus::Virtio, 0, unit),
+            bus => (bus, controller, unit),
+        }
+    }
+}
+
+fn os(vm: &Description, chipset: Chipset, line: &mut impl FnMut(String)) {
     let uefi = vm.firmware.kind == Some(FirmwareKind::Uefi);
-    // UEFI, SATA and NVMe belong to the newer chipset; what was IDE finds its disks on the older one only.
-    let old = !uefi
-        && vm.drives.iter().any(|drive| drive.bus == Bus::Ide && drive.kind == DriveKind::Disk);
     line(format!("<os{}>", if uefi { " firmware='efi'" } else { "" }));
-    let machine = if old { "pc" } else { "q35" };
+    let machine = if chipset == Chipset::Pc { "pc" } else { "q35" };
     line(format!("  <type arch='{}' machine='{machine}'>hvm</type>", xml(vm.architecture.name())));
     if let (true, Some(secure)) = (uefi, vm.firmware.secure_boot) {
         let word = if secure { "yes" } else { "no" };
@@ -111,30 +183,60 @@ fn os(vm: &Description, line: &mut impl FnMut(String)) {
             line(format!("  <cmdline>{}</cmdline>", xml(words)));
         }
     }
+    if boot_order_is_told(vm, super::Form::Libvirt) {
+        for device in &vm.boot.order {
+            line(format!("  <boot dev='{}'/>", xml(device)));
+        }
+    }
     line("</os>".into());
 }
 
-fn disk(drive: &Drive, index: usize) -> Option<String> {
+/// The names of devices, which must differ.
+#[derive(Default)]
+struct Names {
+    sd: usize,
+    vd: usize,
+}
+
+impl Names {
+    fn next(&mut self, (bus, controller, unit): Place) -> String {
+        let place = controller as usize * 2 + unit as usize;
+        let (prefix, index) = match bus {
+            Bus::Ide => ("hd", place),
+            Bus::Floppy => ("fd", place),
+            Bus::Virtio => ("vd", self.vd),
+            _ => ("sd", self.sd),
+        };
+        match prefix {
+            "vd" => self.vd += 1,
+            "sd" => self.sd += 1,
+            _ => {}
+        }
+        format!("{prefix}{}", letters(index))
+    }
+}
+
+fn disk(
+    drive: &Drive,
+    (bus, controller, unit): Place,
+    name: &str,
+    model: Option<&str>,
+    lost: &mut Vec<String>,
+) -> String {
     let device = match drive.kind {
-        DriveKind::Disk => "disk",
         DriveKind::Cdrom => "cdrom",
         DriveKind::Floppy => "floppy",
-        DriveKind::Passthrough => return None,
+        _ => "disk",
     };
-    let (bus, prefix) = match drive.bus {
-        Bus::Scsi => ("scsi", "sd"),
-        Bus::Sata | Bus::Nvme if drive.kind == DriveKind::Cdrom => ("sata", "sd"),
-        // libvirt's NVMe disks are devices of the host.
-        Bus::Sata | Bus::Nvme => ("sata", "sd"),
-        Bus::Ide => ("ide", "hd"),
-        Bus::Usb => ("usb", "sd"),
-        Bus::Floppy => ("fdc", "fd"),
-        Bus::Sd => ("sd", "sd"),
-        Bus::Virtio | Bus::Xen | Bus::Pmem => ("virtio", "vd"),
-    };
+    let word = if bus == Bus::Floppy { "fdc" } else { bus.name() };
     let mut parts = format!("  <disk type='file' device='{device}'>");
     let format = match drive.format.as_deref() {
         Some("vhd") => Some("vpc"),
+        Some(format @ ("vhdx" | "hdd" | "parallels")) => {
+            let address = drive.address();
+            lost.push(format!("libvirt does not know {format}: convert the disk {address} first"));
+            None
+        }
         other => other,
     };
     if let Some(format) = format {
@@ -143,12 +245,15 @@ fn disk(drive: &Drive, index: usize) -> Option<String> {
     if let Some(path) = path(drive) {
         parts.push_str(&format!("<source file='{}'/>", xml(&path)));
     }
-    parts.push_str(&format!("<target dev='{prefix}{}' bus='{bus}'/>", letters(index)));
+    parts.push_str(&format!("<target dev='{name}' bus='{word}'/>"));
     if drive.readonly {
         parts.push_str("<readonly/>");
     }
     if drive.shared {
         parts.push_str("<shareable/>");
+    }
+    if drive.volatile {
+        parts.push_str("<transient/>");
     }
     if let Some(serial) = &drive.serial {
         parts.push_str(&format!("<serial>{}</serial>", xml(serial)));
@@ -156,42 +261,65 @@ fn disk(drive: &Drive, index: usize) -> Option<String> {
     if let Some(order) = drive.boot_order {
         parts.push_str(&format!("<boot order='{order}'/>"));
     }
-    if matches!(drive.bus, Bus::Scsi | Bus::Sata) {
-        let (controller, unit) = (drive.controller, drive.unit);
+    // Of IDE there is one controller, whose buses ours are; wide SCSI has one unit at each target.
+    let address = match bus {
+        Bus::Ide => Some((0, controller, 0, unit)),
+        Bus::Scsi if model != Some("lsilogic") => Some((controller, 0, unit, 0)),
+        Bus::Scsi | Bus::Sata | Bus::Floppy => Some((controller, 0, 0, unit)),
+        _ => None,
+    };
+    if let Some((controller, bus, target, unit)) = address {
         parts.push_str(&format!(
-            "<address type='drive' controller='{controller}' bus='0' target='0' unit='{unit}'/>"
+            "<address type='drive' controller='{controller}' bus='{bus}' target='{target}' unit='{unit}'/>"
         ));
     }
     parts.push_str("</disk>");
-    Some(parts)
+    parts
 }
 
-fn card(nic: &NetworkCard) -> String {
+fn card(nic: &NetworkCard, platform: Platform, lost: &mut Vec<String>) -> String {
     let (kind, source) = match (nic.connection.as_deref(), &nic.network) {
         (Some("bridge"), Some(bridge)) => ("bridge", format!("<source bridge='{}'/>", xml(bridge))),
         (Some("user"), _) => ("user", String::new()),
-        _ => ("network", "<source network='default'/>".into()),
+        (Some("network"), Some(network)) if platform == Platform::Qemu => {
+            ("network", format!("<source network='{}'/>", xml(network)))
+        }
+        (connection, network) => {
+            let name = network.as_deref().or(connection).filter(|name| *name != "nat");
+            if let Some(name) = name {
+                let index = nic.index;
+                lost.push(format!(
+                    "The network card {index} is on libvirt's network default instead of {name}"
+                ));
+            }
+            ("network", "<source network='default'/>".into())
+        }
     };
     let mac = nic.mac.map(|mac| format!("<mac address='{mac}'/>")).unwrap_or_default();
-    let model = match nic.model.as_deref().unwrap_or_default().to_ascii_lowercase().as_str() {
-        "e1000" | "82540em" | "82545em" | "82543gc" => "e1000",
-        "e1000e" => "e1000e",
-        "vmxnet3" => "vmxnet3",
-        "am79c970a" | "am79c973" | "pcnet32" | "vlance" | "flexible" => "pcnet",
-        "rtl8139" => "rtl8139",
-        _ => "virtio",
-    };
+    let words = ["e1000", "e1000e", "vmxnet3", "pcnet", "rtl8139", "virtio"];
+    let model = nic_word(nic, &words.map(|word| (word, word)), "virtio", lost);
     let link = if nic.connected { "" } else { "<link state='down'/>" };
     format!("  <interface type='{kind}'>{mac}{source}<model type='{model}'/>{link}</interface>")
 }
 
-fn scsi_model(model: Option<&str>) -> &'static str {
-    match model.unwrap_or_default().to_ascii_lowercase().as_str() {
-        "pvscsi" | "virtualscsi" | "vmpvscsi" => "vmpvscsi",
-        "lsilogic" => "lsilogic",
-        "lsisas1068" | "lsilogicsas" => "lsisas1068",
-        "buslogic" => "buslogic",
-        _ => "virtio-scsi",
+/// A package may name several models to choose from.
+fn scsi_model(controller: &Controller, lost: &mut Vec<String>) -> &'static str {
+    let words = controller.model.as_deref().unwrap_or_default().split([' ', ',']);
+    let known = words.map(str::to_ascii_lowercase).find_map(|word| match word.as_str() {
+        "pvscsi" | "virtualscsi" | "vmpvscsi" => Some("vmpvscsi"),
+        "lsilogic" => Some("lsilogic"),
+        "lsisas1068" | "lsilogicsas" => Some("lsisas1068"),
+        "virtio" | "virtio-scsi" | "virtioscsi" => Some("virtio-scsi"),
+        "buslogic" => Some("buslogic"),
+        _ => None,
+    });
+    match known {
+        Some("buslogic") => {
+            let index = controller.index;
+            lost.push(format!("QEMU has no BusLogic: the controller scsi{index} is lsilogic"));
+            "lsilogic"
+        }
+        other => other.unwrap_or("virtio-scsi"),
     }
 }
 

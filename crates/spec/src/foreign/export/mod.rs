@@ -2,13 +2,14 @@
 
 mod libvirt;
 mod ovf;
+mod places;
 mod vmx;
 mod xl;
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::description::{Description, Drive, FileRef, FileState};
+use super::description::{Description, Drive, FileRef, FileState, NetworkCard, Platform};
 use crate::Result;
 
 /// A form that descriptions are written in.
@@ -70,6 +71,22 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
                 device.model.as_deref().map(|model| format!(" ({model})")).unwrap_or_default();
             export.lost.push(format!("The device {}{model} is left out", device.kind));
         }
+        if !vm.boot.order.is_empty() && !boot_order_is_told(vm, form) {
+            export.lost.push(format!("The boot order ({}) is left out", vm.boot.order.join(", ")));
+        }
+        if vm.nics.iter().any(|nic| nic.slot.is_some()) && !matches!(form, Form::Ovf | Form::Vmx) {
+            let message =
+                "The slots of network cards are left out: the guest may give them other names";
+            export.lost.push(message.into());
+        }
+        if vm.saved_state.is_some() {
+            export.lost.push("It is suspended: what its memory holds is left out".into());
+        }
+        if form != Form::Libvirt {
+            for share in &vm.shares {
+                export.lost.push(format!("The shared folder {} is left out", share.name));
+            }
+        }
         if vm.nics.iter().any(|nic| !nic.forwards.is_empty()) {
             export.lost.push("The forwarded ports are left out".into());
         }
@@ -120,6 +137,57 @@ fn path(drive: &Drive) -> Option<String> {
     let FileRef { written, path, state, .. } = drive.file.as_ref()?;
     let found = path.as_ref().filter(|_| !matches!(state, FileState::Member | FileState::Remote));
     Some(found.map_or_else(|| written.clone(), |path| path.display().to_string()))
+}
+
+/// The models of network cards that more than one platform has, by one name.
+fn nic_model(nic: &NetworkCard) -> Option<&'static str> {
+    // Packages may name several to choose from.
+    let words = nic.model.as_deref().unwrap_or_default().split([' ', ',']);
+    words.map(str::to_ascii_lowercase).find_map(|word| match word.as_str() {
+        "e1000" | "82540em" | "82545em" | "82543gc" => Some("e1000"),
+        "e1000e" => Some("e1000e"),
+        "vmxnet3" => Some("vmxnet3"),
+        "am79c970a" | "am79c973" | "pcnet" | "pcnet32" | "vlance" | "flexible" => Some("pcnet"),
+        "rtl8139" => Some("rtl8139"),
+        word if word.starts_with("virtio") => Some("virtio"),
+        _ => None,
+    })
+}
+
+/// The model of a network card in a form's own words; tells what becomes another one.
+fn nic_word(
+    nic: &NetworkCard,
+    words: &[(&str, &'static str)],
+    default: &'static str,
+    lost: &mut Vec<String>,
+) -> &'static str {
+    let known = nic_model(nic).and_then(|model| words.iter().find(|(one, _)| *one == model));
+    if let Some((_, word)) = known {
+        return word;
+    }
+    if let Some(model) = nic.model.as_deref().filter(|model| !model.is_empty()) {
+        lost.push(format!("The network card {} is {default} instead of {model}", nic.index));
+    }
+    default
+}
+
+/// Memory that a guest may get while it runs. What other platforms than these call so is no promise, but a limit that
+/// may be larger than any host.
+fn most_memory(vm: &Description) -> Option<u64> {
+    let is_promised = matches!(vm.platform, Platform::Xen | Platform::Qemu);
+    vm.memory.maximum.filter(|most| is_promised && vm.memory.size.is_some_and(|size| *most > size))
+}
+
+/// The words of the boot order are those of the form.
+fn boot_order_is_told(vm: &Description, form: Form) -> bool {
+    match form {
+        Form::Libvirt => {
+            vm.boot.order.iter().all(|word| libvirt::BOOT_DEVICES.contains(&word.as_str()))
+                && vm.drives.iter().all(|drive| drive.boot_order.is_none())
+        }
+        Form::Xl => vm.boot.order.iter().all(|word| ["a", "c", "d", "n"].contains(&word.as_str())),
+        _ => false,
+    }
 }
 
 /// Text between tags or in an attribute; what XML cannot hold becomes a question mark.

@@ -116,6 +116,100 @@ fn what_a_form_cannot_say_is_told() {
     assert!(export(&vm, Form::Xl).unwrap().text.contains("type = \"pv\""));
 }
 
+/// Addresses of all drives.
+fn addresses(vm: &Description) -> Vec<String> {
+    vm.drives.iter().map(Drive::address).collect()
+}
+
+#[test]
+fn topology_slots_controllers_and_an_ides_number_are_told_in_packages() {
+    let mut vm = sample("");
+    vm.controllers[0].model = Some("lsilogic virtio".into());
+    (vm.nics[0].slot, vm.nics[0].model) = (Some(192), Some("82545EM".into()));
+    vm.drives[2].connected = false;
+    let read = again(&export(&vm, Form::Ovf).unwrap(), "x.ovf");
+    assert_eq!((read.cpus.sockets, read.cpus.cores), (Some(2), Some(2)));
+    assert_eq!((read.nics[0].slot, read.nics[0].model.as_deref()), (Some(192), Some("E1000")));
+    assert_eq!(read.controllers[0].model.as_deref(), Some("lsilogic"));
+    assert_eq!(addresses(&read), addresses(&vm));
+    assert!(!read.drives[2].connected);
+}
+
+#[test]
+fn qemus_newer_chipset_has_no_ide_and_the_older_one_two_buses() {
+    let mut vm = sample("");
+    let again = |vm: &Description| again(&export(vm, Form::Libvirt).unwrap(), "x.xml");
+    // SATA's first two places are not free.
+    vm.drives[0].bus = Bus::Sata;
+    assert_eq!(addresses(&again(&vm)), ["sata0:0", "sata0:1", "sata0:2"]);
+    assert_eq!(again(&vm).machine.as_deref(), Some("q35"));
+    vm.firmware = Firmware::default();
+    (vm.drives[0].bus, vm.drives[1].bus) = (Bus::Ide, Bus::Scsi);
+    vm.drives.push(Drive::new(DriveKind::Floppy, Bus::Floppy, 0, 1));
+    let read = again(&vm);
+    assert_eq!(addresses(&read), addresses(&vm));
+    assert_eq!(read.machine.as_deref(), Some("pc"));
+    let targets: Vec<_> = read.drives.iter().filter_map(|drive| drive.target.as_deref()).collect();
+    assert_eq!(targets, ["hda", "sda", "hdc", "fdb"]);
+    // QEMU has no BusLogic, and one unit at each target of the wide controllers.
+    let text = |model: &str, vm: &mut Description| {
+        vm.controllers[0].model = Some(model.into());
+        export(vm, Form::Libvirt).unwrap().text
+    };
+    assert!(text("pvscsi", &mut vm).contains("controller='0' bus='0' target='1' unit='0'"));
+    let narrow = text("buslogic", &mut vm);
+    assert!(narrow.contains("model='lsilogic'") && narrow.contains("target='0' unit='1'"));
+}
+
+#[test]
+fn drives_that_move_to_another_bus_take_no_others_place() {
+    let mut vm = sample("");
+    vm.drives[2].bus = Bus::Sata;
+    (vm.drives[2].controller, vm.drives[0].bus) = (0, Bus::Virtio);
+    // sata0:0 is the CD-ROM's own, sata0:1 the second disk's: the first one comes from virtio.
+    let read = again(&export(&vm, Form::Vmx).unwrap(), "x.vmx");
+    assert_eq!(addresses(&read), ["sata0:0", "sata0:1", "sata0:2"]);
+    let files: Vec<_> =
+        read.drives.iter().map(|drive| drive.file.as_ref().map(|file| &*file.written)).collect();
+    assert_eq!(files, [None, Some("b.vmdk"), Some("a.vmdk")]);
+    let text = export(&vm, Form::Xl).unwrap().text;
+    let names: Vec<_> = text.split("vdev=").skip(1).map(|rest| &rest[..4]).collect();
+    assert_eq!(names, ["xvda", "xvdb", "hdc,"]);
+    vm.drives[1] = Drive::new(DriveKind::Disk, Bus::Ide, 0, 0);
+    let text = export(&vm, Form::Xl).unwrap().text;
+    let names: Vec<_> = text.split("vdev=").skip(1).map(|rest| &rest[..4]).collect();
+    assert_eq!(names, ["xvdb", "hda,", "hdc,"]);
+}
+
+#[test]
+fn vmware_keeps_addresses_that_are_not_its_own() {
+    let mut vm = sample("");
+    for mac in ["00:50:56:01:02:03", "00:50:56:99:02:03", "52:54:00:01:02:03"] {
+        vm.nics[0].mac = mac.parse().ok();
+        let export = export(&vm, Form::Vmx).unwrap();
+        let is_own = mac == "00:50:56:01:02:03";
+        assert_eq!(export.text.contains("checkMACAddress = \"FALSE\""), !is_own, "{mac}");
+        let read = again(&export, "x.vmx");
+        assert_eq!((read.nics[0].mac, read.uuid), (vm.nics[0].mac, vm.uuid.clone()));
+        assert!(read.unread.is_empty(), "{:?}", read.unread);
+    }
+}
+
+#[test]
+fn memory_that_is_no_promise_is_not_exported() {
+    let mut vm = sample("");
+    vm.memory.maximum = Some(1 << 40);
+    let most = |vm: &Description, form, name| again(&export(vm, form).unwrap(), name).memory;
+    assert_eq!(most(&vm, Form::Libvirt, "x.xml").maximum, None);
+    assert_eq!(most(&vm, Form::Xl, "x.cfg").maximum, None);
+    vm.platform = Platform::Xen;
+    vm.memory.maximum = Some(4 << 30);
+    for (form, name) in [(Form::Libvirt, "x.xml"), (Form::Xl, "x.cfg")] {
+        let memory = most(&vm, form, name);
+        assert_eq!((memory.size, memory.maximum), (Some(2 << 30), Some(4 << 30)));
+    }
+}
+
 proptest! {
     #[test]
     fn names_cannot_break_out_of_their_place(words in "[ -~ü\n]{0,20}") {

@@ -1,7 +1,8 @@
 //! VMware's `.vmx`.
 
-use super::super::description::{Bus, Description, DriveKind, FirmwareKind};
-use super::{Export, name, path};
+use super::super::description::{Architecture, Bus, Description, Drive, DriveKind, FirmwareKind};
+use super::places::{Room, places};
+use super::{Export, name, nic_word, path};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -18,14 +19,18 @@ pub(super) fn write(vm: &Description) -> Export {
         "guestOS",
         vm.guest_os
             .as_deref()
-            .filter(|_| vm.platform == super::super::Platform::Vmware)
-            .unwrap_or("other-64"),
+            .filter(|_| vm.format == "vmx")
+            .unwrap_or(if vm.architecture == Architecture::X86 { "other" } else { "other-64" }),
     );
     if let Some(annotation) = &vm.annotation {
         set("annotation", annotation);
     }
     let size = vm.memory.size.unwrap_or(crate::Memory::DEFAULT_SIZE.0);
-    set("memsize", &(size >> 20).max(4).to_string());
+    // VMware wants multiples of 4 MiB.
+    set("memsize", &(size >> 20).max(4).next_multiple_of(4).to_string());
+    if let Some(uuid) = vm.uuid.as_deref().and_then(uuid) {
+        set("uuid.bios", &uuid);
+    }
     set("numvcpus", &vm.cpus.count.unwrap_or(1).to_string());
     if let Some(cores) = vm.cpus.cores {
         set("cpuid.coresPerSocket", &cores.to_string());
@@ -46,33 +51,28 @@ pub(super) fn write(vm: &Description) -> Export {
         lost.push("VMware starts no kernel from outside of the disks".into());
     }
     let mut present = Vec::new();
-    for drive in &vm.drives {
-        let bus = match drive.bus {
-            Bus::Scsi | Bus::Sata | Bus::Nvme | Bus::Ide => drive.bus,
-            Bus::Floppy => {
-                lost.push("The floppy is left out".into());
-                continue;
-            }
-            _ => Bus::Sata,
+    let wanted = |drive: &Drive| match drive.bus {
+        _ if matches!(drive.kind, DriveKind::Floppy | DriveKind::Passthrough) => None,
+        Bus::Scsi | Bus::Sata | Bus::Nvme | Bus::Ide => {
+            Some((drive.bus, drive.controller, scsi_unit(vm, drive)))
+        }
+        _ => Some((Bus::Sata, drive.controller, drive.unit)),
+    };
+    let room = |bus| match bus {
+        Bus::Ide => Room::of(2, 2),
+        Bus::Scsi => Room { reserved: Some(7), ..Room::of(4, 64) },
+        _ => Room::of(4, 30),
+    };
+    for (drive, place) in vm.drives.iter().zip(places(&vm.drives, wanted, room)) {
+        let Some((bus, number, unit)) = place else {
+            lost.push(format!("The drive {} is left out", drive.address()));
+            continue;
         };
-        // Unit 7 of a SCSI bus is the controller itself, to VMware.
-        let is_taken = vm
-            .drives
-            .iter()
-            .any(|other| (other.bus, other.controller, other.unit) == (bus, drive.controller, 7));
-        let unit = if bus == Bus::Scsi && drive.unit >= 7 && is_taken {
-            drive.unit.saturating_add(1)
-        } else {
-            drive.unit
-        };
-        let controller = format!("{}{}", bus.name(), drive.controller);
+        let controller = format!("{}{number}", bus.name());
         if !present.contains(&controller) {
             set(&format!("{controller}.present"), "TRUE");
             if bus == Bus::Scsi {
-                let found = vm
-                    .controllers
-                    .iter()
-                    .find(|one| one.bus == bus && one.index == drive.controller);
+                let found = vm.controllers.iter().find(|one| one.bus == bus && one.index == number);
                 set(
                     &format!("{controller}.virtualDev"),
                     scsi_model(found.and_then(|one| one.model.as_deref())),
@@ -109,24 +109,27 @@ pub(super) fn write(vm: &Description) -> Export {
     for (index, nic) in vm.nics.iter().enumerate() {
         let key = format!("ethernet{index}");
         set(&format!("{key}.present"), "TRUE");
-        let model = match nic.model.as_deref().unwrap_or_default().to_ascii_lowercase().as_str() {
-            "e1000" | "82540em" | "82545em" => "e1000",
-            "e1000e" => "e1000e",
-            _ => "vmxnet3",
+        let words =
+            [("e1000", "e1000"), ("e1000e", "e1000e"), ("pcnet", "vlance"), ("vmxnet3", "vmxnet3")];
+        set(&format!("{key}.virtualDev"), nic_word(nic, &words, "vmxnet3", &mut lost));
+        let kind = match nic.connection.as_deref() {
+            Some("bridge" | "bridged") => "bridged",
+            Some("hostonly" | "host-only") => "hostonly",
+            // On ESXi the name of the network is all that counts.
+            None | Some("network") if nic.network.is_some() => "bridged",
+            _ => "nat",
         };
-        set(&format!("{key}.virtualDev"), model);
-        set(
-            &format!("{key}.connectionType"),
-            if nic.connection.as_deref() == Some("bridge") { "bridged" } else { "nat" },
-        );
+        set(&format!("{key}.connectionType"), kind);
+        if let Some(network) = &nic.network {
+            set(&format!("{key}.networkName"), network);
+        }
         if let Some(mac) = nic.mac {
-            // Only addresses of VMware's own may be stated as static ones.
-            let own = mac.0[..3] == [0, 0x50, 0x56] && mac.0[3] < 0x40;
-            set(&format!("{key}.addressType"), if own { "static" } else { "generated" });
-            set(
-                &format!("{key}.{}", if own { "address" } else { "generatedAddress" }),
-                &mac.to_string(),
-            );
+            set(&format!("{key}.addressType"), "static");
+            set(&format!("{key}.address"), &mac.to_string());
+            // Of its own, VMware states these only; others it would replace.
+            if mac.0[..3] != [0, 0x50, 0x56] || mac.0[3] >= 0x40 {
+                set(&format!("{key}.checkMACAddress"), "FALSE");
+            }
         }
         if let Some(slot) = nic.slot {
             set(&format!("{key}.pciSlotNumber"), &slot.to_string());
@@ -143,13 +146,35 @@ pub(super) fn write(vm: &Description) -> Export {
     Export { text, lost }
 }
 
+/// Unit 7 of a SCSI bus is the controller itself, to VMware: what is there moves on, with what follows.
+fn scsi_unit(vm: &Description, drive: &Drive) -> u32 {
+    let place = (Bus::Scsi, drive.controller, 7);
+    let mut drives = vm.drives.iter();
+    let is_taken = drives.any(|other| (other.bus, other.controller, other.unit) == place);
+    let moves = drive.bus == Bus::Scsi && drive.unit >= 7 && is_taken;
+    drive.unit.saturating_add(u32::from(moves))
+}
+
+/// A package may name several models to choose from.
 fn scsi_model(model: Option<&str>) -> &'static str {
-    match model.unwrap_or_default().to_ascii_lowercase().as_str() {
-        "lsilogic" => "lsilogic",
-        "lsisas1068" | "lsilogicsas" => "lsisas1068",
-        "buslogic" => "buslogic",
-        _ => "pvscsi",
+    let words = model.unwrap_or_default().split([' ', ',']).map(str::to_ascii_lowercase);
+    let mut known = words.filter_map(|word| match word.as_str() {
+        "lsilogic" => Some("lsilogic"),
+        "lsisas1068" | "lsilogicsas" => Some("lsisas1068"),
+        "buslogic" => Some("buslogic"),
+        _ => None,
+    });
+    known.next().unwrap_or("pvscsi")
+}
+
+/// As VMware writes it: `56 4d 12 34 56 78 9a bc-de f0 12 34 56 78 9a bc`.
+fn uuid(text: &str) -> Option<String> {
+    let digits: Vec<char> = text.chars().filter(char::is_ascii_hexdigit).collect();
+    if digits.len() != 32 {
+        return None;
     }
+    let bytes: Vec<String> = digits.chunks(2).map(|pair| pair.iter().collect()).collect();
+    Some(format!("{}-{}", bytes[..8].join(" "), bytes[8..].join(" ")))
 }
 
 fn flag(value: bool) -> &'static str {

@@ -1,8 +1,11 @@
 //! Xen's `xl.cfg`.
 
+use std::collections::BTreeSet;
+
 use super::super::description::{Bus, Description, DriveKind, FirmwareKind, Virtualization};
+use super::super::libvirt::letters_to_index;
 use super::libvirt::letters;
-use super::{Export, FileRef, name, path};
+use super::{Export, FileRef, Form, boot_order_is_told, most_memory, name, nic_model, path};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -20,7 +23,7 @@ pub(super) fn write(vm: &Description) -> Export {
     set("type", quoted(kind));
     let size = vm.memory.size.unwrap_or(crate::Memory::DEFAULT_SIZE.0);
     set("memory", (size >> 20).to_string());
-    if let Some(most) = vm.memory.maximum.filter(|most| *most > size) {
+    if let Some(most) = most_memory(vm) {
         set("maxmem", (most >> 20).to_string());
     }
     set("vcpus", vm.cpus.count.unwrap_or(1).to_string());
@@ -28,7 +31,7 @@ pub(super) fn write(vm: &Description) -> Export {
         set("maxvcpus", most.to_string());
     }
     if kind == "hvm" && vm.firmware.kind == Some(FirmwareKind::Uefi) {
-        set("firmware", quoted("uefi"));
+        set("bios", quoted("ovmf"));
         if vm.firmware.secure_boot == Some(true) {
             lost.push("Xen has no word for Secure Boot".into());
         }
@@ -56,20 +59,25 @@ pub(super) fn write(vm: &Description) -> Export {
     if let Some(program) = &vm.boot.bootloader {
         set("bootloader", quoted(program));
     }
+    if kind == "hvm" && vm.cpus.nested == Some(true) {
+        set("nestedhvm", "1".into());
+    }
+    if !vm.boot.order.is_empty() && boot_order_is_told(vm, Form::Xl) {
+        set("boot", quoted(&vm.boot.order.concat()));
+    }
     let mut disks = Vec::new();
-    for (index, drive) in vm.drives.iter().enumerate() {
+    let numbers = numbers(vm);
+    for (drive, number) in vm.drives.iter().zip(numbers) {
         if matches!(drive.kind, DriveKind::Floppy | DriveKind::Passthrough) {
             lost.push(format!("The drive {} is left out", drive.address()));
             continue;
         }
-        let prefix =
-            if drive.bus == Bus::Ide || drive.kind == DriveKind::Cdrom { "hd" } else { "xvd" };
+        // The first four are IDE's as well, by whichever name.
+        let is_ide = drive.bus == Bus::Ide || (drive.kind == DriveKind::Cdrom && kind == "hvm");
+        let prefix = if is_ide && number < 4 { "hd" } else { "xvd" };
         let vdev = match &drive.target {
             Some(target) if drive.bus == Bus::Xen => target.clone(),
-            _ if drive.bus == Bus::Ide => {
-                format!("hd{}", letters(drive.controller as usize * 2 + drive.unit as usize))
-            }
-            _ => format!("{prefix}{}", letters(index)),
+            _ => format!("{prefix}{}", letters(number)),
         };
         let access = if drive.readonly { "ro" } else { "rw" };
         let format = match drive.format.as_deref() {
@@ -93,6 +101,24 @@ pub(super) fn write(vm: &Description) -> Export {
         .iter()
         .map(|nic| {
             let mut words: Vec<_> = nic.mac.iter().map(|mac| format!("mac={mac}")).collect();
+            if kind == "hvm" {
+                match nic_model(nic) {
+                    Some("virtio") => words.push("model=virtio-net".into()),
+                    Some(model) => words.push(format!("model={model}")),
+                    None => {
+                        let other = nic.model.as_deref().filter(|model| *model != "netfront");
+                        lost.extend(other.filter(|model| !model.is_empty()).map(|model| {
+                            format!(
+                                "The network card {} is Xen's own instead of {model}",
+                                nic.index
+                            )
+                        }));
+                    }
+                }
+            }
+            if !nic.connected {
+                lost.push(format!("The network card {} is connected", nic.index));
+            }
             if let (Some("bridge"), Some(bridge)) = (nic.connection.as_deref(), &nic.network) {
                 words.push(format!("bridge={}", bridge.replace([',', '\''], "_")));
             }
@@ -101,9 +127,40 @@ pub(super) fn write(vm: &Description) -> Export {
         .collect();
     set("vif", format!("[ {} ]", cards.join(", ")));
     if !vm.serials.is_empty() && kind == "hvm" {
-        set("serial", quoted("pty"));
+        let ports: Vec<_> = vm.serials.iter().map(|_| quoted("pty")).collect();
+        set("serial", format!("[ {} ]", ports.join(", ")));
+    }
+    if vm.annotation.is_some() {
+        lost.push("Xen has no word for what its owner says about it".into());
     }
     Export { text, lost }
+}
+
+/// A number for each drive, which differ: its own on IDE and Xen's bus, and otherwise the next that is free.
+fn numbers(vm: &Description) -> Vec<usize> {
+    let mut taken = BTreeSet::new();
+    let own = vm.drives.iter().map(|drive| {
+        let number = match drive.bus {
+            Bus::Ide => drive.controller.saturating_mul(2).saturating_add(drive.unit),
+            Bus::Xen => {
+                let letters = drive.target.as_deref()?.strip_prefix("xvd")?;
+                letters_to_index(letters.trim_end_matches(|letter: char| letter.is_ascii_digit()))?
+            }
+            _ => return None,
+        };
+        Some(number as usize).filter(|number| taken.insert(*number))
+    });
+    let own: Vec<Option<usize>> = own.collect();
+    let mut next = 0;
+    let numbers = own.into_iter().map(|own| {
+        own.unwrap_or_else(|| {
+            while !taken.insert(next) {
+                next += 1;
+            }
+            next
+        })
+    });
+    numbers.collect()
 }
 
 /// A text for xl's reader: it knows escapes for the quote and the backslash only.

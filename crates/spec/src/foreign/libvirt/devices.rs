@@ -176,7 +176,13 @@ fn place(disk: &Element, bus: Bus, target: &str) -> Result<(u32, u32)> {
         let (controller, unit) = (number("controller")?, number("unit")?);
         return Ok(match bus {
             Bus::Ide => (controller.saturating_mul(2).saturating_add(number("bus")?), unit),
-            _ => (controller, unit),
+            // Most disks of wide SCSI are the first unit of a target.
+            _ => (
+                controller,
+                number("target")?
+                    .saturating_mul(if unit == 0 { 1 } else { 256 })
+                    .saturating_add(unit),
+            ),
         });
     }
     let letters = target.trim_end_matches(|letter: char| letter.is_ascii_digit());
