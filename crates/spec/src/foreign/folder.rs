@@ -44,10 +44,18 @@ impl Folder {
         if written.is_empty() || written.contains('\0') {
             return FileRef { state: FileState::Missing, ..refused };
         }
-        let native = to_native(written);
+        let mut native = to_native(written);
+        let mut found = FileState::Present;
+        // Windows' drives and servers are not this computer's: the name alone counts.
+        if is_of_windows(written) {
+            let Some(name) = native.file_name() else {
+                return FileRef { state: FileState::Missing, ..refused };
+            };
+            (native, found) = (PathBuf::from(name), FileState::Moved);
+        }
         let said = self.root.join(&native);
         let outside = match self.resolve(&said) {
-            Resolved::Inside(path) => return FileRef::new(written, Some(path), FileState::Present),
+            Resolved::Inside(path) => return FileRef::new(written, Some(path), found),
             Resolved::Outside => true,
             Resolved::Missing => leaves(&native),
         };
@@ -111,16 +119,18 @@ enum Resolved {
 /// A folder with more is not a VM's.
 const MOST_NAMES: usize = 10_000;
 
-/// A path of Windows (`C:\VMs\disk.vhdx`, `..\disk.vhdx`) or of Unix as one of Unix.
-fn to_native(written: &str) -> PathBuf {
+/// A path that begins with a drive (`C:\VMs\disk.vhdx`) or a server.
+fn is_of_windows(written: &str) -> bool {
     let mut letters = written.chars();
-    let drive = letters.next().is_some_and(|letter| letter.is_ascii_alphabetic())
+    let has_drive = letters.next().is_some_and(|letter| letter.is_ascii_alphabetic())
         && letters.next() == Some(':')
         && matches!(letters.next(), Some('\\' | '/'));
-    if drive {
-        return PathBuf::from(written[2..].replace('\\', "/"));
-    }
-    if written.starts_with("\\\\") || (written.contains('\\') && !written.contains('/')) {
+    has_drive || written.starts_with("\\\\")
+}
+
+/// A path of Windows (`C:\VMs\disk.vhdx`, `..\disk.vhdx`) or of Unix as one of Unix.
+fn to_native(written: &str) -> PathBuf {
+    if is_of_windows(written) || (written.contains('\\') && !written.contains('/')) {
         return PathBuf::from(written.replace('\\', "/"));
     }
     PathBuf::from(written)
@@ -169,7 +179,11 @@ mod tests {
         assert_eq!(state("C:\\VMs\\Virtual Hard Disks\\c.vhdx"), FileState::Moved);
         assert_eq!(state("\\\\server\\share\\c.vhdx"), FileState::Moved);
         assert_eq!(state("/vmfs/volumes/ds/vm/disk.vmdk"), FileState::Moved);
+        assert_eq!(state("C:\\etc\\passwd"), FileState::Missing);
+        assert_eq!(state("C:\\..\\.."), FileState::Missing);
+        assert_eq!(state("C:\\x\\disk.vmdk"), FileState::Moved);
         let told = Folder::new(&vm, true).unwrap();
+        assert_eq!(told.locate("C:\\etc\\passwd", &[]).state, FileState::Missing);
         assert_eq!(told.locate("../secret", &[]).state, FileState::Present);
         assert_eq!(told.locate("link", &[]).state, FileState::Present);
     }
