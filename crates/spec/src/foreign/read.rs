@@ -32,16 +32,44 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     match Kind::detect(&text::read_head(path)?, path) {
         Some(Kind::Archive) => archive(path, options),
         Some(kind) => kind.read(&text::read_file(path)?, path, options),
-        None => Err(text::error(path, "This is no VM's description that is known here")),
+        None => Err(text::error(path, unknown(path))),
     }
 }
 
-/// Whether a file or folder is likely to be a VM's description, or several, and not a disk.
+/// Whether a file or folder is likely to be a VM's description, or several, and not a disk: by its content, or by
+/// its name if the content is of no kind.
 pub fn is_description(path: &Path) -> bool {
     if path.is_dir() {
         return !matches!(in_folder(path), Ok(None));
     }
+    path.is_file() && (expected(path).is_some() || looks_like_one(path))
+}
+
+fn looks_like_one(path: &Path) -> bool {
     text::read_head(path).is_ok_and(|head| Kind::detect(&head, path).is_some())
+}
+
+/// Why a file cannot be read.
+fn unknown(path: &Path) -> String {
+    let expected = expected(path)
+        .map(|what| format!(": expected {what}, as its name says"))
+        .unwrap_or_default();
+    format!("This is no VM's description that is known here{expected}")
+}
+
+/// What is in a file of this name. XML and `.cfg` may be anything.
+fn expected(path: &Path) -> Option<&'static str> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    Some(match ending.as_str() {
+        "vmx" => "lines of `key = \"value\"`",
+        "ovf" => "XML with an <Envelope>",
+        "ova" => "a tar archive with an .ovf",
+        "vbox" => "XML with <VirtualBox>",
+        "pvs" => "XML with <ParallelsVirtualMachine>",
+        "vmcx" => "HyperVStorage",
+        "xva" => "a tar archive that begins with ova.xml",
+        _ => return None,
+    })
 }
 
 /// Reads one description without looking at any other file: all that it names is missing.
@@ -54,7 +82,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
         Some(kind) if kind != Kind::Archive => {
             kind.parse(bytes, path, &Folder::nowhere(), &ReadOptions::default())
         }
-        _ => Err(text::error(path, "This is no VM's description that is known here")),
+        _ => Err(text::error(path, unknown(path))),
     }
 }
 
@@ -210,7 +238,7 @@ fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
             .filter(has_ending)
             .filter_map(|name| Some((name, folder.find(name)?)))
             .filter(|(_, path)| {
-                path.is_file() && (!matches!(ending, "xml" | "cfg") || is_description(path))
+                path.is_file() && (!matches!(ending, "xml" | "cfg") || looks_like_one(path))
             })
             .collect();
         // VirtualBox keeps copies of what it brought to a newer schema: `NAME-1.19-linux.vbox` beside `NAME.vbox`.
@@ -270,6 +298,28 @@ mod tests {
         std::fs::write(folder.path().join(OWN_DESCRIPTION), "name = \"ours\"\n").unwrap();
         let vms = read(folder.path(), &ReadOptions::default()).unwrap();
         assert_eq!(vms[0].name.as_deref(), Some("ours"));
+    }
+
+    #[test]
+    fn what_is_named_as_a_description_is_refused_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        for (name, what) in [("a.vmx", "`key = "), ("b.OVA", "a tar archive"), ("c.vmcx", "Hyper")]
+        {
+            for content in [&b""[..], b"\0\x01\x02", b"lines of no kind\n"] {
+                let path = write(name, content);
+                assert!(is_description(&path), "{name}");
+                let error = read(&path, &ReadOptions::default()).unwrap_err().to_string();
+                assert!(error.contains(what) && error.contains(name), "{error}");
+            }
+        }
+        for name in ["a.raw", "a.vmdk", "a.xml", "vmx"] {
+            assert!(!is_description(&write(name, b"\0")), "{name}");
+        }
     }
 
     #[test]
