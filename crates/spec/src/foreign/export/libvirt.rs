@@ -3,14 +3,12 @@
 use std::fmt::Write;
 
 use super::super::description::{
-    Bus, Controller, Description, Drive, DriveKind, FirmwareKind, NetworkCard, Platform,
+    Bus, Controller, Description, Drive, DriveKind, FileState, FirmwareKind, NetworkCard, Platform,
     Virtualization,
 };
 use super::places::{Place, Room, places};
-use super::{Export, boot_order_is_told, most_memory, name, nic_word, path, xml};
+use super::{Export, boot_devices, most_memory, name, nic_word, path, xml};
 
-/// What libvirt calls devices that are started from.
-pub(super) const BOOT_DEVICES: [&str; 4] = ["hd", "cdrom", "network", "fd"];
 /// More controllers than any platform has.
 const MOST_CONTROLLERS: u32 = 16;
 
@@ -81,8 +79,13 @@ pub(super) fn write(vm: &Description) -> Export {
             lost.push(format!("The drive {} is left out", drive.address()));
             continue;
         };
-        if drive.kind == DriveKind::Disk && drive.file.is_none() {
+        let file = drive.file.as_ref();
+        if drive.kind == DriveKind::Disk && file.is_none() {
             lost.push(format!("The disk {} has no content and is left out", drive.address()));
+            continue;
+        }
+        if let Some(file) = file.filter(|file| file.state == FileState::Remote) {
+            lost.push(format!("The drive {} at `{}` is left out", drive.address(), file.written));
             continue;
         }
         // Of the buses that QEMU's machines do not have, drives move to others.
@@ -183,10 +186,8 @@ fn os(vm: &Description, chipset: Chipset, line: &mut impl FnMut(String)) {
             line(format!("  <cmdline>{}</cmdline>", xml(words)));
         }
     }
-    if boot_order_is_told(vm, super::Form::Libvirt) {
-        for device in &vm.boot.order {
-            line(format!("  <boot dev='{}'/>", xml(device)));
-        }
+    for device in boot_devices(vm).unwrap_or_default() {
+        line(format!("  <boot dev='{device}'/>"));
     }
     line("</os>".into());
 }

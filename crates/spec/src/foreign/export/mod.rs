@@ -9,7 +9,9 @@ mod xl;
 use std::fmt;
 use std::str::FromStr;
 
-use super::description::{Description, Drive, FileRef, FileState, NetworkCard, Platform};
+use super::description::{
+    Description, Drive, FileRef, FileState, FirmwareKind, NetworkCard, Platform,
+};
 use crate::Result;
 
 /// A form that descriptions are written in.
@@ -178,16 +180,27 @@ fn most_memory(vm: &Description) -> Option<u64> {
     vm.memory.maximum.filter(|most| is_promised && vm.memory.size.is_some_and(|size| *most > size))
 }
 
-/// The words of the boot order are those of the form.
+/// What is tried in turn, in libvirt's words; nothing if a platform's word is not known or each drive has its place.
+fn boot_devices(vm: &Description) -> Option<Vec<&'static str>> {
+    let device = |word: &String| match word.to_ascii_lowercase().as_str() {
+        "c" | "hd" | "hdd" | "harddisk" | "harddrive" => Some("hd"),
+        "d" | "cdrom" | "dvd" | "optical" => Some("cdrom"),
+        "n" | "network" | "ethernet0" => Some("network"),
+        "a" | "fd" | "floppy" => Some("fd"),
+        _ => None,
+    };
+    let has_places = vm.drives.iter().any(|drive| drive.boot_order.is_some());
+    vm.boot.order.iter().map(device).collect::<Option<Vec<_>>>().filter(|_| !has_places)
+}
+
+/// The boot order is in what is written.
 fn boot_order_is_told(vm: &Description, form: Form) -> bool {
-    match form {
-        Form::Libvirt => {
-            vm.boot.order.iter().all(|word| libvirt::BOOT_DEVICES.contains(&word.as_str()))
-                && vm.drives.iter().all(|drive| drive.boot_order.is_none())
-        }
-        Form::Xl => vm.boot.order.iter().all(|word| ["a", "c", "d", "n"].contains(&word.as_str())),
-        _ => false,
-    }
+    let has_words = match form {
+        Form::Libvirt | Form::Xl => true,
+        Form::Vmx => vm.firmware.kind != Some(FirmwareKind::Uefi),
+        Form::Ovf | Form::Toml => false,
+    };
+    has_words && boot_devices(vm).is_some()
 }
 
 /// Text between tags or in an attribute; what XML cannot hold becomes a question mark.

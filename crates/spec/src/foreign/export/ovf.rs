@@ -116,7 +116,7 @@ pub(super) fn write(vm: &Description) -> Export {
             } else {
                 let Some(capacity) = drive.capacity else {
                     lost.push(format!(
-                        "The disk {} has no known size, which OVF wants",
+                        "The disk {} is left out: OVF wants its size, which is not known",
                         drive.address()
                     ));
                     continue;

@@ -196,6 +196,27 @@ fn vmware_keeps_addresses_that_are_not_its_own() {
 }
 
 #[test]
+fn the_boot_order_is_told_in_each_forms_words() {
+    let mut vm = sample("");
+    vm.boot.order = ["Optical", "HardDrive", "Network"].map(String::from).to_vec();
+    vm.firmware = Firmware::default();
+    for (form, name, expected) in [
+        (Form::Libvirt, "x.xml", ["cdrom", "hd", "network"]),
+        (Form::Xl, "x.cfg", ["d", "c", "n"]),
+        (Form::Vmx, "x.vmx", ["cdrom", "hdd", "ethernet0"]),
+    ] {
+        let export = export(&vm, form).unwrap();
+        assert_eq!(again(&export, name).boot.order, expected, "{form}");
+        assert!(!export.lost.iter().any(|one| one.contains("boot order")), "{:?}", export.lost);
+    }
+    vm.boot.order.push("Tape".into());
+    for form in [Form::Libvirt, Form::Ovf, Form::Xl, Form::Vmx] {
+        let lost = export(&vm, form).unwrap().lost;
+        assert!(lost.iter().any(|one| one.contains("(Optical, HardDrive, Network, Tape)")));
+    }
+}
+
+#[test]
 fn memory_that_is_no_promise_is_not_exported() {
     let mut vm = sample("");
     vm.memory.maximum = Some(1 << 40);

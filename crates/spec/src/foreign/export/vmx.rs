@@ -2,7 +2,7 @@
 
 use super::super::description::{Architecture, Bus, Description, Drive, DriveKind, FirmwareKind};
 use super::places::{Room, places};
-use super::{Export, name, nic_word, path};
+use super::{Export, boot_devices, name, nic_word, path};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -43,6 +43,16 @@ pub(super) fn write(vm: &Description) -> Export {
         if let Some(secure) = vm.firmware.secure_boot {
             set("uefi.secureBoot.enabled", flag(secure));
         }
+    }
+    let order: Vec<_> = boot_devices(vm).unwrap_or_default();
+    if vm.firmware.kind != Some(FirmwareKind::Uefi) && !order.is_empty() {
+        let word = |device: &'static str| match device {
+            "hd" => "hdd",
+            "network" => "ethernet0",
+            "fd" => "floppy",
+            device => device,
+        };
+        set("bios.bootOrder", &order.into_iter().map(word).collect::<Vec<_>>().join(","));
     }
     if vm.tpm.is_some() {
         lost.push("A TPM of VMware needs an encrypted VM: add it there".into());

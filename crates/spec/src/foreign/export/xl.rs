@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::description::{Bus, Description, DriveKind, FirmwareKind, Virtualization};
 use super::super::libvirt::letters_to_index;
 use super::libvirt::letters;
-use super::{Export, FileRef, Form, boot_order_is_told, most_memory, name, nic_model, path};
+use super::{Export, FileRef, boot_devices, most_memory, name, nic_model, path};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -62,8 +62,16 @@ pub(super) fn write(vm: &Description) -> Export {
     if kind == "hvm" && vm.cpus.nested == Some(true) {
         set("nestedhvm", "1".into());
     }
-    if !vm.boot.order.is_empty() && boot_order_is_told(vm, Form::Xl) {
-        set("boot", quoted(&vm.boot.order.concat()));
+    let letters_of = |device| match device {
+        "hd" => 'c',
+        "cdrom" => 'd',
+        "network" => 'n',
+        _ => 'a',
+    };
+    let order = boot_devices(vm).unwrap_or_default().into_iter().map(letters_of);
+    let order: String = order.filter(|_| kind == "hvm").collect();
+    if !order.is_empty() {
+        set("boot", quoted(&order));
     }
     let mut disks = Vec::new();
     let numbers = numbers(vm);
