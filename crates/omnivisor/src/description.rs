@@ -221,12 +221,21 @@ fn hardware(description: &Description) -> String {
     let cpus = &description.cpus;
     let count = cpus.count.unwrap_or(1);
     let topology = match (cpus.sockets, cpus.cores) {
-        (Some(sockets), Some(cores)) => format!(" ({sockets} sockets of {cores} cores)"),
+        (Some(sockets), Some(cores)) => {
+            format!(" ({} of {})", counted(sockets, "socket"), counted(cores, "core"))
+        }
         _ => String::new(),
     };
-    words.push(format!("{count} processor{}{topology}", if count == 1 { "" } else { "s" }));
-    words.push(match description.memory.size {
-        Some(size) => format!("{} of memory", human(size)),
+    words.push(format!("{}{topology}", counted(count, "processor")));
+    let memory = &description.memory;
+    let range = match (memory.minimum, memory.maximum) {
+        (Some(least), Some(most)) => format!(" ({} to {})", human(least), human(most)),
+        (Some(least), None) => format!(" (at least {})", human(least)),
+        (None, Some(most)) => format!(" (at most {})", human(most)),
+        (None, None) => String::new(),
+    };
+    words.push(match memory.size {
+        Some(size) => format!("{} of memory{range}", human(size)),
         None => "memory not said".into(),
     });
     match description.virtualization {
@@ -246,6 +255,10 @@ fn hardware(description: &Description) -> String {
     }
     words.extend(description.machine.clone());
     words.join(", ")
+}
+
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn boot(description: &Description, page: &mut Page) {
@@ -355,7 +368,8 @@ mod tests {
     #[test]
     fn a_page_tells_disks_cards_and_what_is_unknown() {
         let folder = tempfile::tempdir().unwrap();
-        let text = "displayName = \"web\\u001b\"\nmemsize = \"512\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\n\
+        let text = "displayName = \"web\\u001b\"\nmemsize = \"512\"\nnumvcpus = \"2\"\n\
+                    cpuid.coresPerSocket = \"2\"\nsched.mem.min = \"256\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\n\
                     scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"gone.vmdk\"\nscsi0:1.present = \"TRUE\"\n\
                     scsi0:1.fileName = \"/etc/passwd\"\nstrange.key = \"1\"\n";
         let path = folder.path().join("web.vmx");
@@ -364,7 +378,7 @@ mod tests {
         let page = page(&vms[0]);
         for part in [
             "VM        web",
-            "machine   1 processor, 512 MiB of memory, BIOS",
+            "machine   2 processors (1 socket of 2 cores), 512 MiB of memory (at least 256 MiB), BIOS",
             "disk      scsi0:0 (pvscsi), gone.vmdk (missing), vmdk",
             "          scsi0:1 (pvscsi), /etc/passwd (outside of the VM's folder: --allow-outside), vmdk",
             "unknown   strange.key",

@@ -64,7 +64,10 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
     keys.skip("uuid.location");
     vm.cpus = processors(&keys)?;
     vm.memory = MemoryAmount {
-        size: mebibytes(keys.number("memsize")?),
+        size: match keys.number::<i64>("memsize")? {
+            Some(size) if size < 1 => return Err(keys.error("memsize", "It has no memory")),
+            size => mebibytes(size),
+        },
         maximum: mebibytes(keys.number("sched.mem.max")?.filter(|size: &i64| *size > 0)),
         minimum: mebibytes(keys.number("sched.mem.min")?.filter(|size: &i64| *size > 0)),
         hugepages: false,

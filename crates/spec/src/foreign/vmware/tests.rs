@@ -167,6 +167,7 @@ fn broken_files_are_refused_with_their_line() {
         ("memsize = \"4096", "web.vmx:1:1: The value has no closing quote"),
         ("memsize = \"1\" \"2\"", "web.vmx:1:1: Expected nothing after the closing quote"),
         ("\nmemsize = \"lots\"", "web.vmx:2:1: `lots` is not a number (`memsize`)"),
+        ("memsize = \"-4\"", "web.vmx:1:1: It has no memory (`memsize`)"),
         ("numvcpus = \"0\"", "web.vmx: 0 processors are not between 1 and 4096"),
         ("memsize = \"9223372036854775807\"", "web.vmx: More memory than 64 TiB is absurd"),
         (
