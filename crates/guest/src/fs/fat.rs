@@ -1,11 +1,11 @@
 //! FAT12, FAT16 and FAT32 with long names (Microsoft's "FAT: General Overview of On-Disk Format").
 
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::walk::{Nodes, Walk};
 use super::{Entry, FileSystem, Kind, MAX_ENTRIES, Metadata};
+use crate::layers::{Piece, Pieces};
 use crate::volume::{Volume, at, read};
 use crate::{Error, Result};
 
@@ -166,44 +166,44 @@ impl Fat {
         (value < end).then_some(value)
     }
 
-    /// Bytes of the volume.
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
-        read(&*self.volume, range.start, (range.end - range.start) as usize)
-    }
-
-    /// The content of a place, at most `limit` bytes of it.
-    fn content(&self, place: Place, limit: u64) -> Result<Vec<u8>> {
+    /// Where the first `limit` bytes of a place lie: offsets and lengths.
+    fn runs(&self, place: Place, limit: u64) -> Result<Vec<(u64, u64)>> {
         let first = match place {
-            Place::Fixed { offset, length } => {
-                return self.read(offset..offset + length.min(limit));
-            }
+            Place::Fixed { offset, length } => return Ok(vec![(offset, length.min(limit))]),
             Place::Chain(first) => first,
         };
-        let mut content = Vec::new();
-        let mut left = limit;
-        // Clusters that lie one after the other are read together.
-        let mut run = 0..0;
+        let mut runs: Vec<(u64, u64)> = Vec::new();
         let mut next = (first != 0).then_some(first);
-        let mut steps = 0;
+        let (mut steps, mut found) = (0, 0);
         while let Some(cluster) = next
-            && left > 0
+            && found < limit
         {
             steps += 1;
             let index = cluster.checked_sub(2).filter(|&index| index < self.clusters);
             let Some(index) = index.filter(|_| steps <= self.clusters) else {
                 return Err(damaged("a chain of clusters leads astray"));
             };
+            let length = self.cluster.min(limit - found);
             let offset = self.data + u64::from(index) * self.cluster;
-            if run.end != offset || run.end - run.start >= LONGEST_READ {
-                content.extend(self.read(run)?);
-                run = offset..offset;
+            match runs.last_mut().filter(|(start, length)| start + length == offset) {
+                Some(run) => run.1 += length,
+                None => runs.push((offset, length)),
             }
-            let length = self.cluster.min(left);
-            run.end += length;
-            left -= length;
+            found += length;
             next = self.next(cluster);
         }
-        content.extend(self.read(run)?);
+        Ok(runs)
+    }
+
+    /// The content of a place, at most `limit` bytes of it.
+    fn content(&self, place: Place, limit: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        for (offset, length) in self.runs(place, limit)? {
+            for start in (0..length).step_by(LONGEST_READ as usize) {
+                let part = (length - start).min(LONGEST_READ) as usize;
+                content.extend(read(&*self.volume, offset + start, part)?);
+            }
+        }
         Ok(content)
     }
 
@@ -280,6 +280,19 @@ impl Nodes for Fat {
     fn stat(&self, file: &Node) -> Result<Metadata> {
         let mode = if file.attributes & READ_ONLY != 0 { 0o555 } else { 0o755 };
         Ok(Metadata { kind: kind_of(file), length: file.length.into(), mode })
+    }
+
+    fn pieces(&self, file: &Node) -> Result<Option<Arc<dyn Volume>>> {
+        let length = u64::from(file.length);
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        for (offset, length) in self.runs(file.place, length)? {
+            let on = vec![(Arc::clone(&self.volume), offset)];
+            pieces.push(Piece { start, length, stripe: length, on });
+            start += length;
+        }
+        let pieces = Pieces::new(pieces).filter(|pieces| pieces.len() == length);
+        Ok(pieces.map(|pieces| Arc::new(pieces) as Arc<dyn Volume>))
     }
 
     fn content(&self, file: &Node, length: u64) -> Result<Vec<u8>> {

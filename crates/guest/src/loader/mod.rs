@@ -67,13 +67,10 @@ impl FileRef {
     pub fn read(&self, devices: &[Device], limit: u64) -> Result<Vec<u8>> {
         let missing = || Error::NotFound(self.path.clone());
         let device = devices.get(self.device).ok_or_else(missing)?;
-        let bytes = device.tree.read(&self.path, limit)?;
-        match self.section {
-            None => Ok(bytes),
-            Some(name) => pe::section(&bytes, name).map(<[u8]>::to_vec).ok_or_else(|| {
-                Error::damaged("unified kernel image", format!("it has no section {name}"))
-            }),
-        }
+        let Some(name) = self.section else { return device.tree.read(&self.path, limit) };
+        pe::section(&*device.tree.open(&self.path)?, name, limit).ok_or_else(|| {
+            Error::damaged("unified kernel image", format!("it has no section {name}"))
+        })
     }
 
     /// Whether it is there.
@@ -141,6 +138,7 @@ mod fuzz {
 
     use super::{Device, Tree, grub, legacy, pe, syslinux, systemd};
     use crate::files::Files;
+    use crate::volume::Memory;
 
     /// Reads a text as every kind of configuration; must return whatever it says.
     pub fn fuzz_loader(bytes: &[u8]) {
@@ -166,6 +164,6 @@ mod fuzz {
         let _ = legacy::menu(&devices);
         let _ = syslinux::menu(&devices);
         let _ = systemd::menu(&devices);
-        let _ = pe::section(bytes, ".linux");
+        let _ = pe::section(&Memory(bytes.to_vec()), ".linux", 1 << 20);
     }
 }

@@ -6,8 +6,6 @@ use crate::volume::text_of;
 
 const CONFIGURATION: &str = "/loader/loader.conf";
 const IMAGES: &str = "/EFI/Linux";
-/// Largest unified kernel image.
-const MAX_IMAGE: u64 = 1 << 30;
 const MAX_TEXT: u64 = 64 << 10;
 
 /// systemd-boot itself is there.
@@ -77,9 +75,13 @@ fn unified_images(index: usize, device: &Device) -> Vec<(Type1, BootEntry)> {
 /// What a unified kernel image boots, and where its `.osrel` puts it in the menu.
 fn unified_image(index: usize, device: &Device, name: &str) -> Option<(Type1, BootEntry)> {
     let file = FileRef::new(index, format!("{IMAGES}/{name}"));
-    let bytes = device.tree.read(&file.path, MAX_IMAGE).ok()?;
-    pe::section(&bytes, ".linux")?;
-    let text = |section| pe::section(&bytes, section).map(text_of).unwrap_or_default();
+    let image = device.tree.open(&file.path).ok()?;
+    let has = |section| pe::has_section(&*image, section);
+    has(".linux").then_some(())?;
+    let text = |section| {
+        let bytes = pe::section(&*image, section, MAX_TEXT).unwrap_or_default();
+        text_of(&bytes)
+    };
     let release = text(".osrel");
     let field = |names: &[&str]| {
         let value = |name: &&str| {
@@ -89,9 +91,9 @@ fn unified_image(index: usize, device: &Device, name: &str) -> Option<(Type1, Bo
         };
         names.iter().find_map(value)
     };
-    let initrd = pe::section(&bytes, ".initrd").map(|_| file.section(".initrd"));
+    let initrd = has(".initrd").then(|| file.section(".initrd"));
     // What addons and microcode sections would add is left out.
-    let microcode = pe::section(&bytes, ".ucode").map(|_| file.section(".ucode"));
+    let microcode = has(".ucode").then(|| file.section(".ucode"));
     let (stem, ending) = name.rsplit_once('.')?;
     let (stem, is_bad) = bls::without_count(stem);
     let id = format!("{stem}.{ending}");
