@@ -7,7 +7,7 @@ use super::super::description::{
     Virtualization,
 };
 use super::places::{Place, Room, places};
-use super::{Export, boot_devices, most_memory, name, nic_word, path, xml};
+use super::{Export, boot_devices, has_boot_places, most_memory, name, nic_word, path, xml};
 
 /// More controllers than any platform has.
 const MOST_CONTROLLERS: u32 = 16;
@@ -186,7 +186,8 @@ fn os(vm: &Description, chipset: Chipset, line: &mut impl FnMut(String)) {
             line(format!("  <cmdline>{}</cmdline>", xml(words)));
         }
     }
-    for device in boot_devices(vm).unwrap_or_default() {
+    // libvirt refuses the one where there is the other.
+    for device in boot_devices(vm).filter(|_| !has_boot_places(vm)).unwrap_or_default() {
         line(format!("  <boot dev='{device}'/>"));
     }
     line("</os>".into());

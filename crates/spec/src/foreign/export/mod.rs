@@ -180,7 +180,7 @@ fn most_memory(vm: &Description) -> Option<u64> {
     vm.memory.maximum.filter(|most| is_promised && vm.memory.size.is_some_and(|size| *most > size))
 }
 
-/// What is tried in turn, in libvirt's words; nothing if a platform's word is not known or each drive has its place.
+/// What is tried in turn, in libvirt's words; nothing if a platform's word is not known.
 fn boot_devices(vm: &Description) -> Option<Vec<&'static str>> {
     let device = |word: &String| match word.to_ascii_lowercase().as_str() {
         "c" | "hd" | "hdd" | "harddisk" | "harddrive" => Some("hd"),
@@ -189,14 +189,19 @@ fn boot_devices(vm: &Description) -> Option<Vec<&'static str>> {
         "a" | "fd" | "floppy" => Some("fd"),
         _ => None,
     };
-    let has_places = vm.drives.iter().any(|drive| drive.boot_order.is_some());
-    vm.boot.order.iter().map(device).collect::<Option<Vec<_>>>().filter(|_| !has_places)
+    vm.boot.order.iter().map(device).collect()
+}
+
+/// Drives have places in the boot order.
+fn has_boot_places(vm: &Description) -> bool {
+    vm.drives.iter().any(|drive| drive.boot_order.is_some())
 }
 
 /// The boot order is in what is written.
 fn boot_order_is_told(vm: &Description, form: Form) -> bool {
     let has_words = match form {
-        Form::Libvirt | Form::Xl => true,
+        Form::Libvirt => !has_boot_places(vm),
+        Form::Xl => true,
         Form::Vmx => vm.firmware.kind != Some(FirmwareKind::Uefi),
         Form::Ovf | Form::Toml => false,
     };

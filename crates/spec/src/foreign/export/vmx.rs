@@ -61,6 +61,7 @@ pub(super) fn write(vm: &Description) -> Export {
         lost.push("VMware starts no kernel from outside of the disks".into());
     }
     let mut present = Vec::new();
+    let mut starts = Vec::new();
     let wanted = |drive: &Drive| match drive.bus {
         _ if matches!(drive.kind, DriveKind::Floppy | DriveKind::Passthrough) => None,
         Bus::Scsi | Bus::Sata | Bus::Nvme | Bus::Ide => {
@@ -91,6 +92,7 @@ pub(super) fn write(vm: &Description) -> Export {
             present.push(controller.clone());
         }
         let key = format!("{controller}:{unit}");
+        starts.extend(drive.boot_order.map(|order| (order, key.clone())));
         set(&format!("{key}.present"), "TRUE");
         match (drive.kind, path(drive)) {
             (DriveKind::Cdrom, Some(path)) => {
@@ -115,6 +117,11 @@ pub(super) fn write(vm: &Description) -> Export {
         if drive.volatile {
             set(&format!("{key}.mode"), "independent-nonpersistent");
         }
+    }
+    if !starts.is_empty() {
+        starts.sort();
+        let keys: Vec<_> = starts.into_iter().map(|(_, key)| key).collect();
+        set("bios.hddOrder", &keys.join(","));
     }
     for (index, nic) in vm.nics.iter().enumerate() {
         let key = format!("ethernet{index}");

@@ -125,7 +125,10 @@ pub(super) fn write(vm: &Description) -> Export {
                 }
             }
             if !nic.connected {
-                lost.push(format!("The network card {} is connected", nic.index));
+                let index = nic.index;
+                lost.push(format!(
+                    "The network card {index} is connected: Xen has no word for less"
+                ));
             }
             if let (Some("bridge"), Some(bridge)) = (nic.connection.as_deref(), &nic.network) {
                 words.push(format!("bridge={}", bridge.replace([',', '\''], "_")));

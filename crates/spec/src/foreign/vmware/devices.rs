@@ -177,6 +177,9 @@ fn serial(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
     let name = format!("serial{index}");
     if is_present(keys, &name)? {
         let value = |key: &str| keys.text(&format!("{name}.{key}"));
+        for key in ["network.endpoint", "pipe.endpoint", "trynorxloss", "yieldonmsrread"] {
+            keys.skip(&format!("{name}.{key}"));
+        }
         vm.serials.push(SerialPort {
             index,
             backend: value("filetype"),

@@ -100,30 +100,56 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
         vm.saved_state = (state.state != FileState::Missing).then_some(state);
     }
     devices::read(&keys, folder, &mut vm)?;
+    // Which of the disks the BIOS starts from.
+    for (place, address) in (1..).zip(keys.list("bios.hddorder").unwrap_or_default()) {
+        let named = vm.drives.iter_mut().find(|drive| drive.address() == address);
+        if let Some(drive) = named.filter(|drive| drive.boot_order.is_none()) {
+            drive.boot_order = Some(place);
+        }
+    }
     keys.skip_known(INERT);
     vm.unread = keys.unread();
     vm.checked()
 }
 
-/// What is about the files, the window and the bookkeeping of VMware's products; ends in a dot for all keys below.
+/// What is about the files, the window, the bookkeeping and the scheduling of VMware's products, and what they noted
+/// of a host's processor; ends in a dot for all keys below.
 const INERT: &[&str] = &[
     ".encoding",
     "config.version",
+    "chipset.onlinestandby",
     "cleanshutdown",
+    "deploymentplatform",
+    "evccompatibilitymode",
     "extendedconfigfile",
+    "guestcpuid.",
+    "guestos.detailed.data",
+    "guestosaltname",
     "gui.",
+    "hostcpuid.",
     "hpet0.",
+    "log.",
+    "managedvm.autoaddvtpm",
+    "mem.hotadd",
+    "messagebus.",
     "migrate.",
     "monitor.phys_bits_used",
     "numa.",
     "powertype.",
     "replay.",
+    "sched.",
+    "snapshot.action",
     "softpoweroff",
+    "svga.",
     "toolscripts.",
+    "toolsinstallmanager.",
     "tools.",
+    "usercpuid.",
     "uuid.action",
     "vc.uuid",
+    "vcpu.hotadd",
     "viv.moid",
+    "vm.createdate",
     "virtualhw.productcompatibility",
     "vmci0.",
     "vmotion.",
