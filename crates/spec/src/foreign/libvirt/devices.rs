@@ -122,6 +122,10 @@ fn drive(disk: &Element, folder: &Folder, vm: &mut Description) -> Result<Drive>
     if let Some(source) = disk.child("source") {
         drive.file = file(source, folder);
         drive.encrypted = source.child("encryption").is_some();
+        if source.child("slices").is_some() {
+            let message = format!("The disk {name} is a part of its file, which is not read alone");
+            vm.note(Level::Obstacle, message);
+        }
         source.skip();
     }
     drive.encrypted |= disk.child("encryption").is_some();
@@ -149,6 +153,13 @@ fn file(source: &Element, folder: &Folder) -> Option<FileRef> {
             };
             return Some(folder.locate(path, &[]));
         }
+    }
+    // A device of the host, or a program that serves the disk.
+    if source.attribute("type") == Some("pci") {
+        return Some(FileRef::remote("a PCI device of its host"));
+    }
+    if let Some(path) = source.attribute("path") {
+        return Some(FileRef::remote(format!("vhost-user:{path}")));
     }
     if let Some(protocol) = source.attribute("protocol") {
         let name = source.attribute("name").unwrap_or_default();

@@ -54,8 +54,15 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
     if root.name == "domainsnapshot" {
         vm.snapshots.push(snapshot(root));
     }
-    // Every machine has these.
-    domain.children("features").for_each(|one| one.skip_children(&["acpi", "apic", "pae"]));
+    // Every machine has these, or does without and no guest needs them.
+    domain
+        .children("features")
+        .for_each(|one| one.skip_children(&["acpi", "apic", "pae", "smm", "vmport"]));
+    domain.skip_children(&["pm"]);
+    domain
+        .children("clock")
+        .filter(|clock| clock.attribute("offset") == Some("utc"))
+        .for_each(|clock| clock.skip());
     vm.unread = domain.unread();
     vm.checked()
 }

@@ -90,6 +90,28 @@ fn wrong_domains_are_refused_with_their_place() {
 }
 
 #[test]
+fn disks_that_are_no_files_are_told() {
+    let disk = |kind: &str, source: &str| {
+        let text = format!(
+            "<domain type='kvm'><clock offset='utc'><timer name='rtc'/></clock><devices><disk type='{kind}'>\
+             <source {source}</source><target dev='vda'/></disk></devices></domain>"
+        );
+        parsed(&text).unwrap()
+    };
+    for (kind, source, name) in [
+        ("nvme", "type='pci' namespace='1'><address bus='0x01'/>", "a PCI device of its host"),
+        ("vhostuser", "type='unix' path='/tmp/v.sock'>", "vhost-user:/tmp/v.sock"),
+    ] {
+        let vm = disk(kind, source);
+        let file = vm.drives[0].file.as_ref().unwrap();
+        assert_eq!((file.written.as_str(), file.state), (name, FileState::Remote));
+        assert!(vm.unread.is_empty(), "{:?}", vm.unread);
+    }
+    let vm = disk("file", "file='a'><slices><slice type='storage' offset='1' size='2'/></slices>");
+    assert!(vm.to_spec().unwrap_err().to_string().contains("The disk vda is a part of its file"));
+}
+
+#[test]
 fn letters_count_as_disks_do() {
     for (letters, index) in [
         ("a", Some(0)),
