@@ -37,6 +37,9 @@ pub fn entries(
     variable: &dyn Fn(&str) -> String,
 ) -> Vec<BootEntry> {
     let mut found = read_folder(tree, folder);
+    for entry in found.iter_mut().filter(|entry| entry.options.is_empty()) {
+        entry.options.push(variable("default_kernelopts"));
+    }
     found.sort_by(|left, right| version::compare(&right.id, &left.id));
     found.iter().map(|entry| entry.boot_entry(device, variable)).collect()
 }
@@ -181,11 +184,15 @@ mod tests {
             ),
             ("/loader/entries/README", "no entry"),
         ]);
-        let variable =
-            |name: &str| if name == "kernelopts" { "quiet".into() } else { String::new() };
+        let variable = |name: &str| match name {
+            "kernelopts" => "quiet".into(),
+            "default_kernelopts" => "root=/dev/sda1 ro".into(),
+            _ => String::new(),
+        };
         let entries = entries(0, &tree, "/loader/entries", &variable);
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].kernel, Some(FileRef::new(0, "/vmlinuz-427")));
+        assert_eq!(entries[0].cmdline, "root=/dev/sda1 ro");
         assert_eq!(entries[1].initrds, [FileRef::new(0, "/initramfs-70.img")]);
         assert_eq!(entries[1].cmdline, "root=/dev/mapper/al-root ro quiet");
         assert_eq!(entries[1].id.as_deref(), Some("abc-5.14.0-70.el9.x86_64"));
