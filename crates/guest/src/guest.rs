@@ -139,10 +139,41 @@ fn find_root(volumes: &[Found], cmdline: &str) -> Option<Root> {
         let folders = subvolume.map(str::to_owned).into_iter().chain([default]).chain(known);
         for folder in folders {
             let tree = Tree::new(Rc::clone(fs), &folder);
-            if os::is_root(&tree) {
-                return Some(Root { volume, tree, folder });
+            // OSTree's initial RAM disk takes a folder of that for the root.
+            let deployed = word("ostree").and_then(|path| tree.resolve(path, true).ok());
+            for folder in deployed
+                .map(|path| format!("{}{path}", folder.trim_end_matches('/')))
+                .into_iter()
+                .chain([folder])
+            {
+                let tree = Tree::new(Rc::clone(fs), &folder);
+                if os::is_root(&tree) {
+                    return Some(Root { volume, tree, folder });
+                }
             }
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Files;
+
+    #[test]
+    fn the_root_is_the_deployment_that_ostree_is_told() {
+        let deployed = "/root/ostree/deploy/fedora/deploy/abc.0/usr/lib/os-release";
+        let fs: Rc<dyn FileSystem> = Rc::new(Files::new(&[
+            (deployed, "ID=fedora\n"),
+            ("/root/ostree/boot.1/fedora/def/0", "-> ../../../deploy/fedora/deploy/abc.0"),
+        ]));
+        let volumes =
+            [Found { report: VolumeReport::default(), grub: "hd0,gpt3".into(), fs: Some(fs) }];
+        let root = |words: &str| find_root(&volumes, words).map(|root| root.folder);
+        let words = "root=UUID=1 rootflags=subvol=root ostree=/ostree/boot.1/fedora/def/0";
+        let folder = "root/ostree/deploy/fedora/deploy/abc.0";
+        assert_eq!(root(words).as_deref(), Some(folder));
+        assert_eq!(root("root=UUID=1 ostree=/ostree/boot.1/fedora/gone/0"), None);
+    }
 }
