@@ -210,6 +210,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", requires = "image")]
     pub vm: Option<String>,
 
+    /// The deployment option of an OVF package
+    #[arg(long, value_name = "ID", requires = "image")]
+    pub option: Option<String>,
+
     /// Take files of a VM that lie outside of its folder
     #[arg(long, requires = "image")]
     pub allow_outside: bool,

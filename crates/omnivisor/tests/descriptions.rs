@@ -95,6 +95,43 @@ fn what_cannot_run_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_packages_deployment_option_is_chosen_by_every_verb() {
+    let folder = folder();
+    let ovf = "<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1' xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1'>\
+               <DeploymentOptionSection><Configuration ovf:id='small'/><Configuration ovf:id='big'/></DeploymentOptionSection>\
+               <VirtualSystem ovf:id='web'><VirtualHardwareSection>\
+               <Item><InstanceID>1</InstanceID><ResourceType>4</ResourceType><VirtualQuantity>256</VirtualQuantity></Item>\
+               <Item ovf:configuration='big'><InstanceID>1</InstanceID><ResourceType>4</ResourceType>\
+               <VirtualQuantity>4096</VirtualQuantity></Item></VirtualHardwareSection></VirtualSystem></Envelope>";
+    std::fs::write(folder.path().join("web.ovf"), ovf).unwrap();
+    let (_, page, talk) =
+        text(&omnivisor(folder.path(), &["inspect", "web.ovf", "--option", "big"]));
+    assert!(page.contains("4.0 GiB of memory") || page.contains("4 GiB of memory"), "{page}{talk}");
+    for verb in [
+        &["inspect", "web.ovf"][..],
+        &["export", "web.ovf", "--to", "toml"],
+        &["run", "web.ovf", "--dry-run"],
+        &["import", "web.ovf", "to", "--dry-run"],
+    ] {
+        let arguments = [verb, &["--option", "huge"]].concat();
+        let (code, _, talk) = text(&omnivisor(folder.path(), &arguments));
+        assert!(code == 2 && talk.contains("there is small, big"), "{verb:?}: {code} {talk}");
+    }
+}
+
+#[test]
+fn what_is_named_as_a_description_is_no_disk() {
+    let folder = folder();
+    for (name, what) in
+        [("cut.ova", "a tar archive"), ("cut.vmx", "lines of"), ("cut.vmcx", "Hyper")]
+    {
+        std::fs::write(folder.path().join(name), b"").unwrap();
+        let (code, _, talk) = text(&omnivisor(folder.path(), &["inspect", name]));
+        assert!(code == 2 && talk.contains(name) && talk.contains(what), "{code} {talk}");
+    }
+}
+
+#[test]
 fn nothing_is_written_in_place_before_somebody_has_agreed() {
     let folder = folder();
     std::fs::write(folder.path().join("web.vmdk"), vec![0; 1 << 20]).unwrap();

@@ -93,6 +93,10 @@ pub struct ImportArgs {
     #[arg(long, value_name = "NAME")]
     vm: Option<String>,
 
+    /// The deployment option of an OVF package
+    #[arg(long, value_name = "ID")]
+    option: Option<String>,
+
     /// Take files of a VM that lie outside of its folder
     #[arg(long)]
     allow_outside: bool,
@@ -182,7 +186,11 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
 fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
     let mut notes = Vec::new();
     let mut spec = if spec::foreign::is_description(&args.source) {
-        let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
+        let options = ReadOptions {
+            anywhere: args.allow_outside,
+            configuration: args.option.clone(),
+            verify: false,
+        };
         let vms = spec::foreign::read(&args.source, &options)?;
         let vm = description::choose(vms, args.vm.as_deref())?;
         let differences = vm.notes.iter().cloned().chain(vm.differences());

@@ -99,7 +99,11 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
             Ok(None)
         };
     }
-    let options = ReadOptions { anywhere: args.allow_outside, ..ReadOptions::default() };
+    let options = ReadOptions {
+        anywhere: args.allow_outside,
+        configuration: args.option.clone(),
+        verify: false,
+    };
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
     let spec = description::to_spec(&vm)?;
     for note in vm.differences() {
