@@ -375,6 +375,7 @@ impl<'a> Machine<'a> {
                     let is_submenu = matches!(item.action, Action::Submenu(_));
                     let mut inner = self.clone();
                     inner.items.clear();
+                    inner.collected = Collected::default();
                     inner.arguments.clone_from(&item.arguments);
                     inner.set("chosen", item.title.clone());
                     inner.nested(|machine| machine.execute(block));

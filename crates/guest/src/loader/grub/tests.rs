@@ -146,6 +146,16 @@ fn a_configfile_has_entries_and_a_default_of_its_own() {
 }
 
 #[test]
+fn what_is_asked_of_the_firmware_is_no_entrys_note() {
+    // As Ubuntu's 30_uefi-firmware writes it.
+    let text = "menuentry A { linux /a }\nif [ \"$grub_platform\" = \"efi\" ]; then\nfwsetup --is-supported\n\
+                if [ \"$?\" = 0 ]; then\nmenuentry 'UEFI Firmware Settings' { fwsetup }\nfi\nfi\n";
+    let found = super::menu(&[device("hd0,gpt2", &[("/boot/grub/grub.cfg", text)])], true).unwrap();
+    let notes: Vec<_> = found.entries.iter().map(|entry| entry.note.as_deref()).collect();
+    assert_eq!(notes, [None, Some("it is started by fwsetup")]);
+}
+
+#[test]
 fn scripts_that_do_not_end_are_ended() {
     for text in [
         "while true; do true; done\nmenuentry A { linux /a }",
