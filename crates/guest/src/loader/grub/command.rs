@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::script::{Block, Word};
-use super::{Action, Item, Leave, MAX_ENTRIES, Machine, RELATIVE, environment};
+use super::{Action, BYTES_A_STEP, Item, Leave, MAX_ENTRIES, Machine, RELATIVE, environment};
 use crate::fs::Kind;
 use crate::loader::{Device, FileRef, bls};
 
@@ -14,6 +14,7 @@ impl Machine<'_> {
     /// Executes one command; its success.
     pub(super) fn command(&mut self, words: &[Word], block: Option<&Block>) -> bool {
         let words = self.expand(words);
+        self.charge(words.iter().map(String::len).sum::<usize>() / BYTES_A_STEP);
         let Some((name, arguments)) = words.split_first() else {
             return block.is_none_or(|block| self.execute(block));
         };
@@ -43,7 +44,7 @@ impl Machine<'_> {
                     self.set(name, value.to_owned());
                 }
             }
-            "unset" => arguments.iter().for_each(|name| drop(self.variables.remove(name))),
+            "unset" => arguments.iter().for_each(|name| self.unset(name)),
             "false" | "loadfont" | "keystatus" | "regexp" | "background_image" | "sleep" => {
                 return name == "sleep";
             }
@@ -145,6 +146,7 @@ impl Machine<'_> {
             }
         }
         let Some(wanted) = wanted else { return false };
+        self.charge(self.devices.len());
         let is_it = |(index, device): &(usize, &Device)| match by {
             "fs_uuid" => {
                 device.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(&wanted))

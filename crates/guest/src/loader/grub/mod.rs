@@ -13,10 +13,16 @@ use super::{BootEntry, Device, FileRef, Menu};
 const MAX_SCRIPT: u64 = 4 << 20;
 /// Most statements that are executed, all entries together.
 const MAX_STEPS: u32 = 500_000;
+/// So much of a file is read and parsed in the time of a statement.
+const BYTES_A_STEP: usize = 16;
 /// Deepest nesting of functions and files.
 const MAX_DEPTH: u32 = 32;
 /// Longest value of a variable.
 const MAX_VALUE: usize = 64 << 10;
+/// Most bytes of all variables, names and values.
+const MAX_HELD: usize = 1 << 20;
+/// Most sentences about what is not understood.
+const MAX_NOTES: usize = 100;
 /// Deepest nesting of menus.
 const MAX_MENUS: usize = 8;
 /// Most entries of all menus.
@@ -125,6 +131,8 @@ struct Collected {
 struct Machine<'a> {
     devices: &'a [Device],
     variables: HashMap<String, String>,
+    /// Their bytes.
+    held: usize,
     functions: HashMap<String, Block>,
     arguments: Vec<String>,
     items: Vec<Item>,
@@ -176,6 +184,7 @@ impl<'a> Machine<'a> {
         }
         Self {
             devices,
+            held: variables.iter().map(|(name, value)| name.len() + value.len()).sum(),
             variables,
             functions: HashMap::new(),
             arguments: Vec::new(),
@@ -193,13 +202,20 @@ impl<'a> Machine<'a> {
         let Some(text) = self.read(file, MAX_SCRIPT) else { return false };
         let (block, failed) = script::parse(&text);
         if let Some(line) = failed {
-            self.notes.push(format!("{} cannot be understood from line {line} on", file.path));
+            self.note(format!("{} cannot be understood from line {line} on", file.path));
         }
         self.nested(|machine| machine.execute(&block))
     }
 
-    fn read(&self, file: &FileRef, limit: u64) -> Option<String> {
-        self.devices.get(file.device)?.tree.read_text(&file.path, limit).ok()
+    fn read(&mut self, file: &FileRef, limit: u64) -> Option<String> {
+        let text = self.devices.get(file.device)?.tree.read_text(&file.path, limit).ok()?;
+        self.charge(text.len() / BYTES_A_STEP);
+        Some(text)
+    }
+
+    /// What takes longer than a statement counts as several.
+    fn charge(&mut self, steps: usize) {
+        self.steps = self.steps.saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX));
     }
 
     /// One level deeper, where a `return` ends.
@@ -226,7 +242,7 @@ impl<'a> Machine<'a> {
             match self.steps.checked_sub(1) {
                 Some(left) => self.steps = left,
                 None => {
-                    self.notes.push("the boot loader's script does not end".into());
+                    self.note("the boot loader's script does not end".into());
                     self.leaving = Some(Leave::Stop);
                     return false;
                 }
@@ -259,7 +275,9 @@ impl<'a> Machine<'a> {
                 true
             }
             Statement::For { name, words, body } => {
-                for value in self.expand(words) {
+                let words = self.expand(words);
+                self.charge(words.iter().map(String::len).sum::<usize>() / BYTES_A_STEP);
+                for value in words {
                     self.set(name, value);
                     self.execute(body);
                     if !self.goes_on() {
@@ -290,11 +308,35 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, name: &str, mut value: String) {
-        if value.len() > MAX_VALUE {
+        let before = self.variables.get(name).map_or(0, |value| name.len() + value.len());
+        let others = self.held.saturating_sub(before);
+        if value.len() > MAX_VALUE || others + name.len() + value.len() > MAX_HELD {
             value.clear();
         }
-        if self.variables.len() < MAX_ENTRIES * 10 || self.variables.contains_key(name) {
+        if others + name.len() <= MAX_HELD {
+            self.held = others + name.len() + value.len();
             self.variables.insert(name.to_owned(), value);
+        }
+    }
+
+    fn unset(&mut self, name: &str) {
+        if let Some(value) = self.variables.remove(name) {
+            self.held = self.held.saturating_sub(name.len() + value.len());
+        }
+    }
+
+    /// As it is now, for an entry that is executed for itself.
+    fn copy(&mut self) -> Self {
+        self.charge(self.held / BYTES_A_STEP);
+        let mut copy = self.clone();
+        copy.items.clear();
+        copy.collected = Collected::default();
+        copy
+    }
+
+    fn note(&mut self, text: String) {
+        if self.notes.len() < MAX_NOTES {
+            self.notes.push(text);
         }
     }
 
@@ -373,9 +415,7 @@ impl<'a> Machine<'a> {
                 Action::Submenu(_) if above.len() >= MAX_MENUS => {}
                 Action::Submenu(block) | Action::Entry(block) => {
                     let is_submenu = matches!(item.action, Action::Submenu(_));
-                    let mut inner = self.clone();
-                    inner.items.clear();
-                    inner.collected = Collected::default();
+                    let mut inner = self.copy();
                     inner.arguments.clone_from(&item.arguments);
                     inner.set("chosen", item.title.clone());
                     inner.nested(|machine| machine.execute(block));

@@ -156,6 +156,48 @@ fn what_is_asked_of_the_firmware_is_no_entrys_note() {
 }
 
 #[test]
+fn what_takes_long_uses_up_the_steps() {
+    let big = "#".repeat(1 << 20);
+    let entries = "menuentry A { linux /a }\n".repeat(900);
+    let names: Vec<String> = (0..5000).map(|number| number.to_string()).collect();
+    let value = "a".repeat(60_000);
+    for text in [
+        "while true; do source /big; done",
+        "while true; do load_env -f /small; done",
+        "menuentry A { while true; do source /big; done }\nmenuentry B { configfile /boot/grub/grub.cfg }\n\
+         menuentry C { configfile /boot/grub/grub.cfg }\nmenuentry D { configfile /boot/grub/grub.cfg }",
+        &format!("set a={value}\nwhile true; do test $a = b; done"),
+        &format!("set a={value}\nfor b in {}; do set v$b=$a; done\n{entries}", names.join(" ")),
+    ] {
+        let start = std::time::Instant::now();
+        menu(&[("/boot/grub/grub.cfg", text), ("/big", &big), ("/small", &big[..65_000])]);
+        assert!(start.elapsed().as_secs() < 20, "{}", &text[..40]);
+    }
+}
+
+#[test]
+fn variables_have_a_bound_together() {
+    let value = "a".repeat(60_000);
+    let sets: String = (0..100).map(|number| format!("set v{number}=\"$a\"\n")).collect();
+    let text = format!(
+        "set a={value}\n{sets}set a=\nset v0=\nset last=here\nmenuentry \"$last\" {{ linux /$v1 }}\n"
+    );
+    let found = menu(&[("/boot/grub/grub.cfg", &text)]);
+    assert_eq!(found.entries[0].title, "here");
+    let devices = [device("hd0,gpt2", &[])];
+    let mut machine = super::Machine::new(&devices, 0, "/grub.cfg", false);
+    for number in 0..10_000 {
+        machine.set(&format!("v{}", number % 7000), "a".repeat(number));
+        let held: usize =
+            machine.variables.iter().map(|(name, value)| name.len() + value.len()).sum();
+        assert!(held == machine.held && held <= super::MAX_HELD, "{number}");
+        if number % 3 == 0 {
+            machine.unset(&format!("v{}", number % 100));
+        }
+    }
+}
+
+#[test]
 fn scripts_that_do_not_end_are_ended() {
     for text in [
         "while true; do true; done\nmenuentry A { linux /a }",
