@@ -1,5 +1,6 @@
 //! FAT12, FAT16 and FAT32 with long names (Microsoft's "FAT: General Overview of On-Disk Format").
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
