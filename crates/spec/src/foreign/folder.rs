@@ -40,8 +40,10 @@ impl Folder {
     /// of any system. One that is not where it is said to be is looked for by its own name in the folder and in
     /// those `beside`, since VMs are moved as a folder.
     pub fn locate(&self, written: &str, beside: &[&str]) -> FileRef {
-        let refused = FileRef::new(written, None, FileState::Refused);
-        if written.is_empty() || written.contains('\0') {
+        // A longer one cannot be a path; it would be kept for each image that names it.
+        let shown: String = written.chars().take(LONGEST_PATH).collect();
+        let refused = FileRef::new(&shown, None, FileState::Refused);
+        if written.is_empty() || written.contains('\0') || written.len() > LONGEST_PATH {
             return FileRef { state: FileState::Missing, ..refused };
         }
         let mut native = to_native(written);
@@ -116,6 +118,8 @@ enum Resolved {
     Missing,
 }
 
+/// Linux's PATH_MAX.
+const LONGEST_PATH: usize = 4096;
 /// A folder with more is not a VM's.
 const MOST_NAMES: usize = 10_000;
 
@@ -176,6 +180,7 @@ mod tests {
         assert_eq!(state("../nothing"), FileState::Refused);
         assert_eq!(state("nothing"), FileState::Missing);
         assert_eq!(state("a\0b"), FileState::Missing);
+        assert_eq!(state(&"/a".repeat(10_000)), FileState::Missing);
         assert_eq!(state("C:\\VMs\\Virtual Hard Disks\\c.vhdx"), FileState::Moved);
         assert_eq!(state("\\\\server\\share\\c.vhdx"), FileState::Moved);
         assert_eq!(state("/vmfs/volumes/ds/vm/disk.vmdk"), FileState::Moved);

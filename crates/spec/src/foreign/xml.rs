@@ -110,8 +110,10 @@ pub(crate) fn root_name(text: &str) -> Option<String> {
     }
 }
 
-/// Nothing real is deeper.
-const DEEPEST: usize = 64;
+/// VirtualBox keeps up to 250 snapshots within each other, two elements each; nothing else is as deep.
+const DEEPEST: usize = 640;
+/// Readers keep attributes several times: for each of a chain's images, for instance.
+const LONGEST_ATTRIBUTE: usize = 256 << 10;
 /// Most elements and attributes of a document.
 const MOST_PARTS: usize = 500_000;
 /// How much of an unread value is told.
@@ -219,7 +221,7 @@ impl Element {
     /// What nobody looked at.
     pub fn unread(&self) -> Vec<Unread> {
         let mut found = Vec::new();
-        self.collect_unread(&self.name, &mut found);
+        self.collect_unread(&mut self.name.clone(), &mut found);
         found
     }
 
@@ -230,7 +232,7 @@ impl Element {
         })
     }
 
-    fn collect_unread(&self, path: &str, found: &mut Vec<Unread>) {
+    fn collect_unread(&self, path: &mut String, found: &mut Vec<Unread>) {
         let line = self.place.position.map(|(line, _)| line);
         let mut add = |key: String, value: &str| {
             let value = value.chars().take(LONGEST_VALUE).collect();
@@ -240,16 +242,20 @@ impl Element {
             let attributes: Vec<_> =
                 self.attributes.iter().map(|one| format!("{}={}", one.name, one.value)).collect();
             let value = [self.text.trim(), &attributes.join(" ")].join(" ");
-            return add(path.into(), value.trim());
+            return add(path.clone(), value.trim());
         }
         for attribute in self.attributes.iter().filter(|one| !one.seen.get()) {
             add(format!("{path}@{}", attribute.name), &attribute.value);
         }
         if !self.text_seen.get() && !self.text.trim().is_empty() {
-            add(path.into(), self.text.trim());
+            add(path.clone(), self.text.trim());
         }
         for element in &self.elements {
-            element.collect_unread(&format!("{path}/{}", element.name), found);
+            let length = path.len();
+            path.push('/');
+            path.push_str(&element.name);
+            element.collect_unread(path, found);
+            path.truncate(length);
         }
     }
 }
@@ -286,6 +292,13 @@ impl Parser<'_> {
                 .normalized_value(XmlVersion::Implicit1_0)
                 .map_err(|error| wrong(&error))?
                 .into_owned();
+            if value.len() > LONGEST_ATTRIBUTE {
+                let message = format!(
+                    "The attribute `{}` is longer than 256 KiB",
+                    name.get(..40).unwrap_or(name)
+                );
+                return Err(self.error(at, message));
+            }
             attributes.push(Attribute {
                 name: name.into(),
                 value,
@@ -407,7 +420,9 @@ mod tests {
         assert_eq!(message("<a>\n<b>"), "x.xml:2:4: The file ends within <b>");
         assert_eq!(message(""), "x.xml:1:1: There is no XML element");
         assert!(message("<a></b>").starts_with("x.xml:1:4: This is not XML"));
-        assert!(message(&"<a>".repeat(100)).contains("nested more than 64 deep"));
+        assert!(message(&"<a>".repeat(1000)).contains("nested more than 640 deep"));
+        let long = format!("<a b='{}'/>", "c".repeat(300_000));
+        assert!(message(&long).contains("The attribute `b` is longer than 256 KiB"));
         let number = parse(b"<a b='two'/>", "x.xml").unwrap().number::<u32>("b").unwrap_err();
         assert_eq!(
             number.to_string(),

@@ -1,5 +1,6 @@
 //! The images that a VM knows, by their UUIDs.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::super::description::{FileRef, FileState};
@@ -7,13 +8,23 @@ use super::super::folder::Folder;
 use super::super::xml::Element;
 use super::plain;
 
-/// More are not known to one VM; each keeps the names of its parents.
+/// More are not known to one VM.
 const MOST_IMAGES: usize = 4096;
+/// So many parents are named, all drives together: more than 250 of each of 64.
+const MOST_PARENTS: usize = 16_384;
 
 /// Images by UUID.
 pub(crate) struct Media {
-    images: HashMap<String, Image>,
+    images: HashMap<String, Known>,
     snapshots: String,
+    /// How many parents can still be named.
+    parents: Cell<usize>,
+}
+
+/// An image of the registry, and the UUID of its parent.
+struct Known {
+    image: Image,
+    parent: Option<String>,
 }
 
 /// What is known of an image.
@@ -31,7 +42,7 @@ pub(crate) struct Image {
 impl Media {
     /// The images of a registry; those that are not in it are looked for in the folder of snapshots.
     pub fn new(registry: Option<&Element>, folder: &Folder, snapshots: &str) -> Self {
-        let mut media = Self { images: HashMap::new(), snapshots: snapshots.into() };
+        let mut media = Self { snapshots: snapshots.into(), ..Self::none() };
         let lists = registry.into_iter().flat_map(Element::all);
         for image in lists.flat_map(Element::all) {
             media.add(image, folder, None);
@@ -41,14 +52,22 @@ impl Media {
 
     /// No images.
     pub fn none() -> Self {
-        Self { images: HashMap::new(), snapshots: String::new() }
+        Self { images: HashMap::new(), snapshots: String::new(), parents: Cell::new(MOST_PARENTS) }
     }
 
     /// The image with this UUID.
     pub fn get(&self, uuid: &str, folder: &Folder) -> Image {
         let uuid = plain(uuid);
-        if let Some(image) = self.images.get(&uuid) {
-            return image.clone();
+        if let Some(known) = self.images.get(&uuid) {
+            let mut image = known.image.clone();
+            let mut above = known.parent.as_ref();
+            while let Some(parent) = above.and_then(|uuid| self.images.get(uuid)) {
+                let Some(left) = self.parents.get().checked_sub(1) else { break };
+                self.parents.set(left);
+                image.parents.push(parent.image.file.clone());
+                above = parent.parent.as_ref();
+            }
+            return image;
         }
         // Linked clones are in the registry of the VM that they were made from.
         let found = ["vdi", "vmdk", "vhd"].into_iter().find_map(|format| {
@@ -62,7 +81,7 @@ impl Media {
         Image { file, format, kind: None, encrypted: false, parents: Vec::new() }
     }
 
-    fn add(&mut self, element: &Element, folder: &Folder, parent: Option<&Image>) {
+    fn add(&mut self, element: &Element, folder: &Folder, parent: Option<(&str, &Image)>) {
         let Some(uuid) = element.attribute("uuid").map(plain) else { return };
         if self.images.len() >= MOST_IMAGES {
             return;
@@ -74,19 +93,18 @@ impl Media {
         let image = Image {
             file: folder.locate(location, &[&self.snapshots]),
             format: element.attribute("format").map(str::to_ascii_lowercase),
-            kind: element.string("type").or_else(|| parent.and_then(|parent| parent.kind.clone())),
+            kind: element
+                .string("type")
+                .or_else(|| parent.and_then(|(_, parent)| parent.kind.clone())),
             encrypted: properties.iter().any(|name| name.starts_with("CRYPT/"))
-                || parent.is_some_and(|parent| parent.encrypted),
-            parents: parent
-                .map(|parent| {
-                    std::iter::once(&parent.file).chain(&parent.parents).cloned().collect()
-                })
-                .unwrap_or_default(),
+                || parent.is_some_and(|(_, parent)| parent.encrypted),
+            parents: Vec::new(),
         };
         for child in element.children("HardDisk") {
-            self.add(child, folder, Some(&image));
+            self.add(child, folder, Some((&uuid, &image)));
         }
         element.skip();
-        self.images.insert(uuid, image);
+        let parent = parent.map(|(uuid, _)| uuid.to_owned());
+        self.images.insert(uuid, Known { image, parent });
     }
 }

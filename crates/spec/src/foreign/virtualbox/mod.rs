@@ -87,10 +87,17 @@ fn processors_and_memory(
     vm: &mut Description,
 ) -> Result<()> {
     hardware.skip_attributes(&["version", "uuid"]);
+    // Every file has these, mostly without anything in them.
+    hardware.skip_children(&["EmulatedUSB"]);
+    let guest = hardware.children("Guest");
+    guest.filter(|one| one.attribute("memoryBalloonSize") == Some("0")).for_each(Element::skip);
+    let pci = hardware.children("HostPci");
+    pci.filter(|one| one.at(&["Devices", "Device"]).is_none()).for_each(Element::skip);
     if let Some(memory) = hardware.child("Memory") {
         vm.memory.size =
             memory.number::<u64>("RAMSize")?.map(|count| count.saturating_mul(1 << 20));
-        vm.memory.hugepages = memory.attribute("PageFusion") == Some("true");
+        // Its pages that others have, too, are kept once: the host's business.
+        memory.skip_attributes(&["PageFusion"]);
     }
     let platform = machine.child("Platform");
     let places = [hardware.child("CPU"), platform.and_then(|platform| platform.child("CPU"))];

@@ -113,6 +113,35 @@ fn copies_in_an_older_schema_are_passed_over_in_a_folder() {
     );
 }
 
+/// As deep as VirtualBox allows.
+#[test]
+fn two_hundred_and_fifty_snapshots_within_each_other_are_read() {
+    let all = 0..250;
+    let disks: String = all
+        .clone()
+        .map(|n| format!("<HardDisk uuid='{{{n}}}' location='{n}.vdi' format='VDI'>"))
+        .collect();
+    let snapshots: Vec<_> = all
+        .clone()
+        .map(|n| format!("<Snapshot uuid='{{s{n}}}' name='{n}' timeStamp='2024'><Hardware/>"))
+        .collect();
+    let vm = parsed(&format!(
+        "<VirtualBox version='1.19-linux'><Machine uuid='{{a}}' name='deep' currentSnapshot='{{s249}}'>\
+         <MediaRegistry><HardDisks>{disks}{}</HardDisks></MediaRegistry>{}</Snapshot>{}<Hardware>\
+         <Memory RAMSize='512' PageFusion='true'/><StorageControllers><StorageController name='SATA' type='AHCI'>\
+         <AttachedDevice type='HardDisk' port='0' device='0'><Image uuid='{{249}}'/></AttachedDevice>\
+         </StorageController></StorageControllers></Hardware></Machine></VirtualBox>",
+        "</HardDisk>".repeat(250),
+        snapshots.join("<Snapshots>"),
+        "</Snapshots></Snapshot>".repeat(249),
+    ))
+    .unwrap();
+    assert_eq!((vm.snapshots.len(), vm.memory.hugepages), (250, false));
+    assert!(vm.snapshots[249].current);
+    let parents: Vec<_> = vm.drives[0].parents.iter().map(|one| one.written.as_str()).collect();
+    assert_eq!((parents.len(), parents[0], parents[248]), (249, "248.vdi", "0.vdi"));
+}
+
 /// Written for this test after the schema of VirtualBox 2.
 #[test]
 fn the_attachments_of_version_2_are_read() {
