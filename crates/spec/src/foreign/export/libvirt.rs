@@ -1,6 +1,7 @@
 //! libvirt's domain XML.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::super::description::{
     Bus, Controller, Description, Drive, DriveKind, FileState, FirmwareKind, NetworkCard, Platform,
@@ -74,6 +75,8 @@ pub(super) fn write(vm: &Description) -> Export {
     };
     let places = places(&vm.drives, |drive| Some(chipset.place(drive)), room);
     let mut names = Names::default();
+    let folder = vm.file.parent().unwrap_or(Path::new(""));
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| Path::new("/").join(folder));
     for (drive, place) in vm.drives.iter().zip(places) {
         let Some(place) = place.filter(|_| drive.kind != DriveKind::Passthrough) else {
             lost.push(format!("The drive {} is left out", drive.address()));
@@ -95,7 +98,7 @@ pub(super) fn write(vm: &Description) -> Export {
             lost.push(format!("The disk {address} is on {bus}, which its guest may not expect"));
         }
         let model = models.iter().find(|(index, _)| *index == place.1).map(|(_, model)| *model);
-        line(disk(drive, place, &names.next(place), model, &mut lost));
+        line(disk(drive, place, &names.next(place), model, &folder, &mut lost));
     }
     for nic in &vm.nics {
         line(card(nic, vm.platform, &mut lost));
@@ -223,6 +226,7 @@ fn disk(
     (bus, controller, unit): Place,
     name: &str,
     model: Option<&str>,
+    folder: &Path,
     lost: &mut Vec<String>,
 ) -> String {
     let device = match drive.kind {
@@ -244,15 +248,19 @@ fn disk(
     if let Some(format) = format {
         parts.push_str(&format!("<driver name='qemu' type='{}'/>", xml(format)));
     }
+    // libvirt wants absolute paths, even of what is still in an archive.
     if let Some(path) = path(drive) {
-        parts.push_str(&format!("<source file='{}'/>", xml(&path)));
+        let path = folder.join(path);
+        parts.push_str(&format!("<source file='{}'/>", xml(&path.to_string_lossy())));
     }
     parts.push_str(&format!("<target dev='{name}' bus='{word}'/>"));
     if drive.readonly {
         parts.push_str("<readonly/>");
     }
-    if drive.shared {
-        parts.push_str("<shareable/>");
+    match format {
+        _ if !drive.shared => {}
+        Some("raw") => parts.push_str("<shareable/>"),
+        _ => lost.push(format!("The disk {} is not shared: only raw ones can be", drive.address())),
     }
     if drive.volatile {
         parts.push_str("<transient/>");

@@ -46,7 +46,8 @@ fn essence(vm: &Description) -> String {
         .drives
         .iter()
         .filter(|drive| drive.kind == DriveKind::Disk)
-        .map(|drive| drive.file.as_ref().map(|file| file.written.clone()))
+        // libvirt is told where the file is.
+        .map(|drive| drive.file.as_ref()?.written.rsplit('/').next().map(str::to_owned))
         .collect();
     let macs: Vec<_> = vm.nics.iter().map(|nic| nic.mac).collect();
     let name = vm.name.as_deref().unwrap_or_default().trim();

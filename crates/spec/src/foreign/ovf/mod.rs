@@ -94,6 +94,7 @@ pub(crate) fn envelope(
 ) -> Result<Vec<Description>> {
     let mut vm = Description::new(Platform::Ovf, form, path);
     vm.version = root.string("version");
+    root.skip_attributes(&["buildId"]);
     configurations(root, options, &mut vm)?;
     let chosen = vm.configurations.iter().find(|one| one.chosen).map(|one| one.id.clone());
     let mut shared =
