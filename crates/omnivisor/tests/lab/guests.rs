@@ -1,7 +1,7 @@
-//! The packages of the guests' tests, on KVM.
+//! The guests' tests, on KVM: each package, and each kind of disk.
 
-use crate::harness::{PROMPT, Workshop, sums};
-use crate::packages::{KIND, PACKAGES, Package};
+use crate::harness::{PROMPT, Workshop, path, sums};
+use crate::packages::{KIND, PACKAGES, Package, Packed};
 use crate::scenarios::harness::Scenarios;
 
 /// Runs a VM until it asks for a login; its console must show `SAYS`.
@@ -14,29 +14,63 @@ const SCRIPT: &str = r#"
     done
     says 'SAYS' console"#;
 
+/// So many of the packages run in one lab, and the others in another: all are more than its time on a busy computer.
+const HALF: usize = 5;
+
 #[test]
 fn packages_of_vmware_virtualbox_and_hyper_v_boot_as_they_are() {
-    boot(&PACKAGES[..HALF]);
+    boot(PACKAGES[..HALF].iter().filter_map(unpacked));
 }
 
 #[test]
 fn packages_of_parallels_xen_and_libvirt_boot_as_they_are() {
-    boot(&PACKAGES[HALF..]);
+    boot(PACKAGES[HALF..].iter().filter_map(unpacked));
 }
 
-/// So many of them run in one lab, and the others in another: all are more than its time on a busy computer.
-const HALF: usize = 5;
+#[test]
+fn small_guests_on_xfs_and_lvm_and_with_other_boot_loaders_boot_as_they_are() {
+    let kinds =
+        ["small-xfs", "small-lvm", "small-ext4-bls", "small-ext4-uki", "small-ext4-novirtio"];
+    boot(kinds.into_iter().filter_map(|kind| disk(kind, "this is start 1;")));
+}
 
-fn boot(packages: &[Package]) {
+#[test]
+fn guests_with_systemd_boot_as_they_are() {
+    let kinds = ["debian-ext4", "debian-btrfs", "debian-ext4-legacy", "dracut-ext4"];
+    boot(kinds.into_iter().filter_map(|kind| disk(kind, "12 login: ")));
+}
+
+/// A VM that lies in a workshop.
+struct Vm {
+    name: &'static str,
+    workshop: Workshop,
+    packed: Packed,
+}
+
+fn unpacked(package: &Package) -> Option<Vm> {
+    let workshop = Workshop::new(KIND)?;
+    let packed = (package.pack)(&workshop)?;
+    Some(Vm { name: package.name, workshop, packed })
+}
+
+/// A disk alone, of this kind (`tests/guests/disk`).
+fn disk(kind: &'static str, says: &'static str) -> Option<Vm> {
+    let workshop = Workshop::new(kind)?;
+    let image = workshop.convert("disk.qcow2", "qcow2");
+    let arguments = ["--net", "none", "--memory", "512M", "--disk", path(&image)];
+    let packed = Packed { arguments: arguments.map(str::to_owned).to_vec(), says };
+    Some(Vm { name: kind, workshop, packed })
+}
+
+/// Boots them, one after the other, and sees that no file of theirs was changed.
+fn boot(vms: impl Iterator<Item = Vm>) {
     let mut scenarios = Scenarios::default();
     let mut originals = Vec::new();
-    for package in packages {
-        let Some(workshop) = Workshop::new(KIND) else { return };
-        let Some(packed) = (package.pack)(&workshop) else { continue };
+    for Vm { name, workshop, packed } in vms {
         let arguments = packed.arguments.iter().map(|word| format!("'{word}' "));
         let script = SCRIPT.replace("ARGUMENTS", &arguments.collect::<String>());
         let script = script.replace("PROMPT", PROMPT).replace("SAYS", packed.says);
-        scenarios = scenarios.scenario(package.name, script);
+        scenarios = scenarios.scenario(name, script);
         originals.push((sums(&workshop.vm()), workshop));
     }
     // The lab could change them: its folder of each VM is the host's.
