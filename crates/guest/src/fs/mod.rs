@@ -138,26 +138,31 @@ const MAX_ENTRIES: usize = 1 << 20;
 /// Largest file that is read as a whole to be looked into.
 const MAX_IN_MEMORY: u64 = 256 << 20;
 
+/// Opens a volume as one kind of file system.
+type Opener = fn(Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>>;
+
+/// The file systems that are read, by what [`detect`] calls them.
+const OPENERS: [(&str, Opener); 8] = [
+    ("ext4", |volume| Ok(Rc::new(ext::Ext::open(volume)?))),
+    ("ntfs", |volume| Ok(Rc::new(ntfs::open(volume)?))),
+    ("xfs", xfs::open),
+    ("btrfs", btrfs::open),
+    ("vfat", fat::open),
+    ("iso9660", iso9660::open),
+    ("squashfs", squashfs::open),
+    ("erofs", erofs::open),
+];
+
 /// Finds out what is on `volume` and opens it.
 pub fn open(volume: Arc<dyn Volume>) -> Content {
     let start = read_up_to(&*volume, 0, START).unwrap_or_default();
     let Some(kind) = detect(&start) else { return Content::Unknown };
-    let opened: Option<Result<Rc<dyn FileSystem>>> = match kind {
-        "ext4" => Some(ext::Ext::open(volume).map(|fs| Rc::new(fs) as Rc<_>)),
-        "xfs" => Some(xfs::open(volume)),
-        "btrfs" => Some(btrfs::open(volume)),
-        "vfat" => Some(fat::open(volume)),
-        "iso9660" => Some(iso9660::open(volume)),
-        "squashfs" => Some(squashfs::open(volume)),
-        "erofs" => Some(erofs::open(volume)),
-        "ntfs" => Some(ntfs::open(volume).map(|fs| Rc::new(fs) as Rc<_>)),
-        _ => None,
-    };
+    let opener = OPENERS.iter().find(|(name, _)| *name == kind);
     let other = |note| {
         let (uuid, label) = names_of(kind, &start);
         Content::Other(Recognised { kind, uuid, label, note })
     };
-    match opened {
+    match opener.map(|(_, open)| open(volume)) {
         Some(Ok(fs)) => Content::FileSystem(fs),
         Some(Err(error)) => other(Some(error_text(&error))),
         None => other(is_encrypted(kind).then(|| "it is encrypted".into())),
@@ -171,18 +176,7 @@ pub(crate) fn is_encrypted(kind: &str) -> bool {
 
 /// Opens a volume as every kind of file system of which that can be tried, whatever its signature.
 pub(crate) fn open_as_any(volume: &Arc<dyn Volume>) -> Vec<Rc<dyn FileSystem>> {
-    let volume = || Arc::clone(volume);
-    let ext = ext::Ext::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
-    let ntfs = ntfs::open(volume()).map(|fs| Rc::new(fs) as Rc<dyn FileSystem>);
-    let others = [
-        xfs::open(volume()),
-        btrfs::open(volume()),
-        fat::open(volume()),
-        iso9660::open(volume()),
-        squashfs::open(volume()),
-        erofs::open(volume()),
-    ];
-    [ext, ntfs].into_iter().chain(others).flatten().collect()
+    OPENERS.iter().filter_map(|(_, open)| open(Arc::clone(volume)).ok()).collect()
 }
 
 /// An error with its causes.
