@@ -8,7 +8,7 @@ use guest::{Guest, Report};
 use serde_json::{Value, json};
 use spec::VmSpec;
 use spec::foreign::{
-    Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
+    Bus, Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
 };
 
 use crate::disk::{human, root};
@@ -299,7 +299,12 @@ fn add_drive(
         .and_then(|one| one.model.as_deref())
         .map(|model| format!(" ({model})"))
         .unwrap_or_default();
-    let mut words = vec![format!("{}{model}", drive.address())];
+    // A PV guest's disk may be one partition, which only Xen's own name tells from others.
+    let address = match &drive.target {
+        Some(name) if drive.bus == Bus::Xen => name.clone(),
+        _ => drive.address(),
+    };
+    let mut words = vec![format!("{address}{model}")];
     words.push(drive.file.as_ref().map_or_else(|| "empty".into(), file));
     words.extend(drive.format.clone().filter(|_| found.is_none()));
     words.extend(drive.capacity.map(human));

@@ -14,6 +14,8 @@ pub(crate) fn disk(text: &str, folder: &Folder) -> Result<Drive, String> {
     let mut rest = text.trim();
     // Prefixes say the format, which is then no position.
     let mut has_prefix = false;
+    // A script gives the target a meaning of its own.
+    let mut has_script = false;
     while let Some((prefix, after)) = rest.split_once(':') {
         match prefix {
             "raw" | "qcow" | "qcow2" | "vhd" | "qed" => format = Some(prefix.to_owned()),
@@ -39,7 +41,12 @@ pub(crate) fn disk(text: &str, folder: &Folder) -> Result<Drive, String> {
                     drive.kind = DriveKind::Cdrom;
                 }
             }
-            Some(("backend" | "backendtype" | "script" | "colo-host", _)) => {}
+            Some(("script", _)) => has_script = true,
+            Some((
+                "backend" | "backendtype" | "colo-host" | "grant_usage" | "specification"
+                | "transport",
+                _,
+            )) => {}
             _ => match part.trim() {
                 "cdrom" => drive.kind = DriveKind::Cdrom,
                 "discard" | "no-discard" | "direct-io-safe" => {}
@@ -92,7 +99,10 @@ pub(crate) fn disk(text: &str, folder: &Folder) -> Result<Drive, String> {
         Some("empty") => None,
         Some(other) => return Err(format!("The format `{}` of a disk is not known", short(other))),
     };
-    drive.file = target.filter(|target| !target.is_empty()).map(|target| file(&target, folder));
+    drive.file = target.filter(|target| !target.is_empty()).map(|target| match has_script {
+        true => FileRef::remote(target),
+        false => file(&target, folder),
+    });
     Ok(drive)
 }
 

@@ -32,6 +32,22 @@ struct Entry {
 const MOST_VALUES: usize = 100_000;
 const DEEPEST: usize = 8;
 
+/// Without these a VM would be another one: they are never passed over.
+const ESSENTIAL: [&str; 12] = [
+    "bootloader",
+    "builder",
+    "disk",
+    "extra",
+    "kernel",
+    "memory",
+    "name",
+    "ramdisk",
+    "root",
+    "type",
+    "vcpus",
+    "vif",
+];
+
 /// Whether a text is likely to be such a file: it sets keys that every one sets.
 pub(crate) fn looks_right(text: &str) -> bool {
     let typical =
@@ -62,17 +78,29 @@ impl Config {
                         reader.error(line, format!("Expected `KEY = VALUE` instead of `{first}`"))
                     );
                 }
-                let value = statement.trim().chars().take(200).collect();
-                config.statements.push(Unread { line: Some(line), key: "statement".into(), value });
+                config.statement(line, statement);
                 continue;
             }
             let key = word.to_owned();
             reader.at += if append { 2 } else { 1 };
-            let value = reader.value(0)?;
-            reader.end_of_statement()?;
+            let start = reader.at;
+            let value = reader.value(0).and_then(|value| reader.end_of_statement().map(|()| value));
+            let value = match value {
+                Err(_) if !ESSENTIAL.contains(&word) && is_computed(&text[start..]) => {
+                    reader.at = start;
+                    config.statement(line, reader.whole_line());
+                    continue;
+                }
+                value => value?,
+            };
             let entry = Entry { value, line, seen: Cell::new(false) };
             config.insert(key, entry, append);
         }
+    }
+
+    fn statement(&mut self, line: usize, statement: &str) {
+        let value = statement.trim().chars().take(200).collect();
+        self.statements.push(Unread { line: Some(line), key: "statement".into(), value });
     }
 
     fn insert(&mut self, key: String, entry: Entry, append: bool) {
@@ -376,6 +404,13 @@ impl<'a> Reader<'a> {
         let place = Place { file: self.file.into(), position: Some((line, 1)) };
         Error::File { place, message: message.into() }
     }
+}
+
+/// A value that begins with a name, or goes on with an operator, on its line.
+fn is_computed(text: &str) -> bool {
+    let line = text.lines().next().unwrap_or_default().trim();
+    line.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '(')
+        || [" + ", " % "].iter().any(|operator| line.contains(operator))
 }
 
 fn is_python(word: &str) -> bool {

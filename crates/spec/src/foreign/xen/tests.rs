@@ -138,6 +138,9 @@ fn paravirtual_guests_have_a_kernel_or_a_boot_loader() {
         (Virtualization::Pvh, Some("pygrub"))
     );
     assert_eq!((vm.drives[0].bus, vm.drives[0].target.as_deref()), (Bus::Xen, Some("xvda1")));
+    let firmware =
+        |vm: &Description| vm.differences().iter().any(|one| one.message.contains("BIOS"));
+    assert!(!firmware(&vm));
     let vm = parsed("kernel='/usr/lib/xen/boot/hvmloader'\nbuilder='hvm'\nmemory='64'").unwrap();
     assert_eq!((vm.virtualization, vm.boot.kernel), (Virtualization::Full, None));
 }
@@ -151,6 +154,27 @@ fn what_computes_in_python_is_told_and_not_run() {
         vm.notes.iter().any(|note| note.level == Level::Warning && note.message.contains("Python"))
     );
     assert_eq!(vm.unread.iter().filter(|one| one.key == "statement").count(), 3);
+}
+
+#[test]
+fn the_example_that_xm_came_with_is_read() {
+    let text = "import os, re\narch = os.uname()[4]\nif re.search('64', arch):\n    arch_libdir = 'lib64'\nelse:\n    arch_libdir = 'lib'\n\
+                kernel = \"/usr/lib/xen/boot/hvmloader\"\nbuilder='hvm'\nmemory = 128\nname = \"ExampleHVMDomain\"\n\
+                vif = [ 'type=ioemu, bridge=xenbr0' ]\ndisk = [ 'phy:hda1,hda,r' ]\n\
+                device_model = '/usr/' + arch_libdir + '/xen/bin/qemu-dm'\nsdl=0\n";
+    let vm = parsed(text).unwrap();
+    assert_eq!((vm.drives.len(), vm.nics.len(), vm.memory.size), (1, 1, Some(128 << 20)));
+    let lines: Vec<_> = vm.unread.iter().map(|one| (one.line.unwrap(), one.key.as_str())).collect();
+    assert_eq!(lines, [1, 2, 3, 4, 5, 6, 13].map(|line| (line, "statement")));
+}
+
+#[test]
+fn a_disk_of_a_script_is_no_file() {
+    let text = "name = 'a'\nmemory = 64\ndisk = ['script=block-iscsi,vdev=xvda,target=iqn=iqn.2001-05.com.x:y,portal=1.2.3.4', \
+                'specification=virtio,vdev=xvdb,target=b.img']\n";
+    let vm = parsed(text).unwrap();
+    let files: Vec<_> = vm.drives.iter().map(|drive| drive.file.clone().unwrap()).collect();
+    assert_eq!((files[0].state, files[1].written.as_str()), (FileState::Remote, "b.img"));
 }
 
 #[test]
