@@ -174,7 +174,8 @@ impl Description {
                 "Xen PV runs as an ordinary machine here: the guest's kernel must be able to do without Xen".into(),
             );
         }
-        if self.boot.kernel.is_none() {
+        // Xen's PV guests have no firmware.
+        if self.boot.kernel.is_none() && self.virtualization == Virtualization::Full {
             let kind = self.firmware.kind.unwrap_or(FirmwareKind::Bios).title();
             note(
                 Level::Info,
