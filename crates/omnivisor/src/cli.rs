@@ -99,7 +99,7 @@ pub enum Verb {
   omnivisor run debian                      a shell in a Debian kernel with busybox
   omnivisor run debian -- uname -a          one command; its output, its exit code
   omnivisor run host -- ls /etc             this host's kernel and files, read-only
-  omnivisor run --disk guest.img --memory 1G  the Linux that is on a disk, by its boot loader's default entry
+  omnivisor run guest.qcow2 --memory 1G     the Linux that is on a disk, by its boot loader's default entry
   omnivisor run esx://root@host/web         a VM of another host, at once; its disks are copied meanwhile
   omnivisor run --kernel vmlinux --initrd initrd.img --disk root.img --memory 2G --cpus 2
 
@@ -219,7 +219,7 @@ pub struct RunArgs {
     pub allow_outside: bool,
 
     /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host; or a VM of any platform: its
-    /// description, folder or package, or URI/NAME where it lives
+    /// description, folder or package, its disk alone, or URI/NAME where it lives
     #[arg(value_name = "IMAGE|VM")]
     pub image: Option<String>,
 

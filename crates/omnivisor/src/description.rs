@@ -74,6 +74,22 @@ pub fn choose(vms: Vec<Description>, name: Option<&str>) -> Result<Description, 
     }
 }
 
+/// The VM that is made of this disk alone: a file, a device, a bundle of Parallels or an address. `None` if nothing is there.
+///
+/// It is called as the file is; addresses may hold secrets, and name nothing.
+pub fn of_disk(path: &Path, anywhere: bool) -> Option<VmSpec> {
+    let is_url = disk::is_url(path);
+    let is_other_folder = path.is_dir() && !path.join("DiskDescriptor.xml").is_file();
+    if !is_url && (!path.exists() || is_other_folder) {
+        return None;
+    }
+    let name = path.file_stem().filter(|_| !is_url);
+    let name = name.map(|name| name.to_string_lossy().trim_start_matches('.').to_owned());
+    let disk = spec::Disk { path: path.to_owned(), outside: anywhere, ..spec::Disk::default() };
+    let name = name.filter(|name| !name.is_empty());
+    Some(VmSpec { name, disks: vec![disk], ..VmSpec::default() })
+}
+
 /// The VM as it is run here.
 pub fn to_spec(vm: &Description) -> Result<VmSpec, Failure> {
     let mut files = vm.drives.iter().filter_map(|drive| drive.file.as_ref()).chain(&vm.boot.kernel);

@@ -198,19 +198,10 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
             differences.filter(|note| note.level != Level::Obstacle).map(|note| note.message),
         );
         description::to_spec(&vm)?
-    } else if args.source.is_file() {
-        let name = args.source.file_stem().map(|name| name.to_string_lossy().into_owned());
-        let disk = spec::Disk {
-            path: args.source.clone(),
-            outside: args.allow_outside,
-            ..spec::Disk::default()
-        };
-        VmSpec { name, disks: vec![disk], ..VmSpec::default() }
     } else {
-        return Err(Failure::new(
-            NOT_FOUND,
-            format!("There is no VM at {}", args.source.display()),
-        ));
+        description::of_disk(&args.source, args.allow_outside).ok_or_else(|| {
+            Failure::new(NOT_FOUND, format!("There is no VM at {}", args.source.display()))
+        })?
     };
     spec.name = args.name.clone().or(spec.name);
     let mut originals: Vec<Original> = Vec::new();

@@ -75,15 +75,12 @@ fn no_vm(path: &Path) -> Failure {
     let shown = path.display();
     if path.is_dir() {
         Failure::new(NOT_FOUND, format!("There is no VM in the folder {shown}"))
-    } else if path.exists() {
-        Failure::new(NOT_FOUND, format!("{shown} is no description of a VM"))
-            .help(format!("if it is a disk: omnivisor run --disk {shown}"))
     } else {
         Failure::new(NOT_FOUND, format!("There is no VM at {shown}"))
     }
 }
 
-/// The VM of another platform, if that is what is to be run.
+/// The VM of another platform or of a disk alone, if that is what is to be run.
 fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
     let Some(name) = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()) else {
         return Ok(None);
@@ -93,11 +90,10 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
         return from_file(&own).map(Some);
     }
     if !spec::foreign::is_description(path) {
-        return if path.exists() || name.contains('/') || path.extension().is_some_and(is_ending) {
-            Err(no_vm(path))
-        } else {
-            Ok(None)
-        };
+        let of_disk = description::of_disk(path, args.allow_outside);
+        let is_file =
+            path.is_dir() || name.contains('/') || path.extension().is_some_and(is_ending);
+        return if of_disk.is_none() && is_file { Err(no_vm(path)) } else { Ok(of_disk) };
     }
     let options = ReadOptions {
         anywhere: args.allow_outside,

@@ -29,7 +29,8 @@ pub struct Remote {
 
 /// Finds the VM that `args` name, if they name one of another host.
 pub fn find(args: &RunArgs) -> Result<Option<(VmSpec, Remote)>, Failure> {
-    let Some(name) = args.image.as_ref().filter(|name| name.contains("://")) else {
+    let is_remote = |name: &&String| name.contains("://") && !disk::is_url(name);
+    let Some(name) = args.image.as_ref().filter(is_remote) else {
         return Ok(None);
     };
     let vm: VmName = name.parse().map_err(platforms::failed)?;

@@ -40,7 +40,8 @@ pub fn mistakes() -> Scenarios {
             r#"code 127 run debain; says 'Unknown image' err
                code 127 run web.vmx; says 'There is no VM at web.vmx' err
                truncate -s 1M disk.img
-               code 127 run disk.img; says 'omnivisor run --disk disk.img' err"#,
+               code 126 run --discard disk.img; says 'no boot loader' err
+               mkdir folder; code 127 run folder; says 'There is no VM in the folder folder' err"#,
         )
         .scenario("nothing to boot", "code 2 omnivisor run; says 'There is nothing to boot' err")
 }
