@@ -8,9 +8,12 @@ const CONFIGURATION: &str = "/loader/loader.conf";
 const IMAGES: &str = "/EFI/Linux";
 const MAX_TEXT: u64 = 64 << 10;
 
-/// systemd-boot itself is there.
+/// systemd-boot itself is there, on the disk that is started from.
 pub fn is_installed(devices: &[Device]) -> bool {
-    devices.iter().any(|device| device.tree.is_file("/EFI/systemd/systemd-bootx64.efi"))
+    let disk = |device: &Device| device.name.split(',').next().map(str::to_owned);
+    let first = devices.first().and_then(disk);
+    let mut devices = devices.iter().filter(|device| disk(device) == first);
+    devices.any(|device| device.tree.is_file("/EFI/systemd/systemd-bootx64.efi"))
 }
 
 /// Its menu; `None` where nothing of it is.
@@ -186,6 +189,29 @@ mod tests {
             Some(FileRef::new(0, "/l-6.1.0-9"))
         );
         assert!(matches("a*c?", "abbcd") && !matches("a*c", "abcd") && matches("*", ""));
+    }
+
+    #[test]
+    fn what_is_on_another_disk_does_not_come_first() {
+        let device = |name: &str, files: &[(&str, &str)]| Device {
+            name: name.into(),
+            tree: Files::tree(files),
+            uuid: None,
+            label: None,
+            part_uuid: None,
+            is_esp: false,
+        };
+        let grub = [("/boot/grub/grub.cfg", "menuentry A { linux /a }")];
+        let systemd = [
+            ("/EFI/systemd/systemd-bootx64.efi", ""),
+            ("/loader/entries/b.conf", "linux /b\n"),
+            ("/b", "kernel"),
+        ];
+        let loader = |devices: &[Device]| crate::loader::menu(devices).unwrap().loader;
+        let (first, second) = (device("hd0,gpt1", &grub), device("hd1,gpt1", &systemd));
+        assert_eq!(loader(&[first, second.clone()]), "GRUB 2");
+        assert_eq!(loader(&[second.clone(), device("hd1,gpt2", &grub)]), "systemd-boot");
+        assert_eq!(loader(&[device("hd0,gpt1", &[]), second]), "systemd-boot");
     }
 
     #[test]

@@ -40,12 +40,8 @@ const RELATIVE: &str = "btrfs_relative_path";
 
 /// The menu of the GRUB on these devices; `None` if there is none.
 pub fn menu(devices: &[Device], is_efi: bool) -> Option<Menu> {
-    let found = devices.iter().enumerate().find_map(|(device, one)| relative(device, one));
-    if let Some((device, path)) = found {
-        return Some(run(devices, device, path, is_efi, true));
-    }
-    let (device, path) = configuration(devices)?;
-    Some(run(devices, device, &path, is_efi, false))
+    let (device, path, is_relative) = configuration(devices)?;
+    Some(run(devices, device, &path, is_efi, is_relative))
 }
 
 /// What a configuration that is on a device makes.
@@ -67,7 +63,7 @@ fn run(devices: &[Device], device: usize, path: &str, is_efi: bool, is_relative:
 }
 
 /// A configuration in a default subvolume that takes paths from there on.
-fn relative(index: usize, device: &Device) -> Option<(usize, &'static str)> {
+fn relative(device: &Device) -> Option<&'static str> {
     let folder = device.tree.default_folder();
     if folder == "/" {
         return None;
@@ -76,16 +72,20 @@ fn relative(index: usize, device: &Device) -> Option<(usize, &'static str)> {
         let text = device.tree.read_text(&format!("{folder}{path}"), MAX_SCRIPT);
         text.is_ok_and(|text| text.contains(RELATIVE))
     };
-    Some((index, CONFIGURATIONS.into_iter().find(is_it)?))
+    CONFIGURATIONS.into_iter().find(is_it)
 }
 
 /// On the disk that is started from first; an EFI system partition's own file only leads to the real one.
-fn configuration(devices: &[Device]) -> Option<(usize, String)> {
+/// The last value says whether its paths begin at the default subvolume.
+fn configuration(devices: &[Device]) -> Option<(usize, String, bool)> {
     for (index, device) in devices.iter().enumerate() {
+        if let Some(path) = relative(device) {
+            return Some((index, path.to_owned(), true));
+        }
         for subvolume in SUBVOLUMES {
             let paths = CONFIGURATIONS.iter().map(|path| format!("{subvolume}{path}"));
             if let Some(path) = paths.into_iter().find(|path| device.tree.is_file(path)) {
-                return Some((index, path));
+                return Some((index, path, false));
             }
         }
     }
@@ -93,7 +93,7 @@ fn configuration(devices: &[Device]) -> Option<(usize, String)> {
         for vendor in device.tree.names("/EFI") {
             let path = format!("/EFI/{vendor}/grub.cfg");
             if device.tree.is_file(&path) {
-                return Some((index, path));
+                return Some((index, path, false));
             }
         }
     }

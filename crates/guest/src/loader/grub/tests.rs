@@ -309,6 +309,10 @@ fn opensuses_paths_begin_at_the_default_subvolume() {
             (&kernel, "kernel"),
         ],
     );
+    // What is on the disk that is started from counts before it.
+    let first = device("hd0,gpt1", &[("/boot/grub/grub.cfg", THREE)]);
+    let found = super::menu(&[first, boot.clone()], false).unwrap();
+    assert_eq!(found.configuration.as_ref().unwrap().path, "/boot/grub/grub.cfg");
     let found = super::menu(std::slice::from_ref(&boot), false).unwrap();
     assert_eq!(found.configuration.as_ref().unwrap().path, configuration);
     assert_eq!(essence(&found).1, kernel);
