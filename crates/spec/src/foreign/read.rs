@@ -61,7 +61,7 @@ fn unknown(path: &Path) -> String {
 fn expected(path: &Path) -> Option<&'static str> {
     let ending = path.extension()?.to_str()?.to_ascii_lowercase();
     Some(match ending.as_str() {
-        "vmx" => "lines of `key = \"value\"`",
+        "vmx" | "vmtx" => "lines of `key = \"value\"`",
         "ovf" => "XML with an <Envelope>",
         "ova" => "a tar archive with an .ovf",
         "vbox" => "XML with <VirtualBox>",
@@ -219,7 +219,8 @@ fn looks_like_vmx(text: &str) -> bool {
 pub const OWN_DESCRIPTION: &str = "vm.toml";
 
 /// Endings of descriptions; what comes first counts.
-const ENDINGS: [&str; 9] = ["pvs", "vbox", "vmx", "ovf", "ova", "xva", "vmcx", "xml", "cfg"];
+const ENDINGS: [&str; 10] =
+    ["pvs", "vbox", "vmx", "vmtx", "ovf", "ova", "xva", "vmcx", "xml", "cfg"];
 
 /// The one description in a folder; `None` if it holds none.
 fn in_folder(path: &Path) -> Result<Option<PathBuf>> {

@@ -43,7 +43,10 @@ pub(crate) fn read(section: &Element, shared: &Shared<'_>, vm: &mut Description)
             family if family.starts_with("vmx") => Platform::Vmware,
             family if family.starts_with("virtualbox") => Platform::Virtualbox,
             family if family.starts_with("xen") => Platform::Xen,
-            family if family.starts_with("qemu") || family.starts_with("kvm") => Platform::Qemu,
+            // The last is oVirt's.
+            family if ["qemu", "kvm", "engine"].iter().any(|word| family.starts_with(word)) => {
+                Platform::Qemu
+            }
             _ => Platform::Ovf,
         };
         vm.machine = (!family.is_empty()).then(|| family.to_owned());
@@ -181,6 +184,10 @@ fn device(
     match item.kind {
         3 => {
             vm.cpus.count = item.quantity.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+            if let Some(sockets) = element.child_number::<u32>("num_of_sockets")? {
+                ovirts_processors(element, sockets, vm)?;
+                return Ok(());
+            }
             vm.cpus.cores = element.child_number("CoresPerSocket")?;
             let cores = element.children("CoresPerSocket");
             cores.for_each(|one| one.skip_attributes(&["required"]));
@@ -204,7 +211,10 @@ fn device(
         5 | 6 | 20 => element.skip_children(&["Address", "Config"]),
         10 => {
             let network = element.child_text("Connection").map(str::to_owned);
-            let address = element.child_text("Address").filter(|text| !text.is_empty());
+            let address =
+                element.child_text("Address").or_else(|| element.child_text("MACAddress"));
+            let address = address.filter(|text| !text.is_empty());
+            element.skip_children(&["Name", "Type"]);
             if let Some(text) = address.filter(|text| mac(text).is_none()) {
                 let text: String = text.chars().take(40).collect();
                 vm.note(
@@ -214,7 +224,7 @@ fn device(
             }
             vm.nics.push(NetworkCard {
                 index: u32::try_from(vm.nics.len()).unwrap_or(u32::MAX),
-                model: item.subtype.clone(),
+                model: item.subtype.as_deref().map(|model| nic_model(model).to_owned()),
                 mac: address.and_then(mac),
                 connection: Some("network".into()),
                 network,
@@ -276,9 +286,21 @@ fn drive(
     drive.connected = kind == DriveKind::Disk || item.connected;
     drive.readonly = kind == DriveKind::Cdrom;
     if let Some(name) = &item.resource {
+        // oVirt names the file, whose identity is the disk's.
         let id = name.rsplit_once("disk/").map(|(_, id)| id);
+        let id = id.or_else(|| shared.names.get(name).map(String::as_str));
         let image = id.and_then(|id| shared.images.iter().find(|one| one.id == id));
         if let Some(image) = image {
+            if let Some(bus) = image.bus {
+                let used = vm.drives.iter().filter(|one| one.bus == bus).count();
+                let used = u32::try_from(used).unwrap_or(u32::MAX);
+                (drive.bus, drive.controller, drive.unit) = match bus {
+                    Bus::Ide => (bus, used / 2, used % 2),
+                    bus => (bus, 0, used),
+                };
+            }
+            drive.boot_order = image.is_boot.then_some(1);
+            item.element.skip_children(&["Type", "BootOrder"]);
             drive.file.clone_from(&image.file);
             drive.format.clone_from(&image.format);
             drive.capacity = image.capacity;
@@ -305,6 +327,27 @@ fn drive(
     }
     vm.drives.push(drive);
     Ok(())
+}
+
+/// oVirt's words for a topology.
+fn ovirts_processors(element: &Element, sockets: u32, vm: &mut Description) -> Result<()> {
+    let cores = element.child_number::<u32>("cpu_per_socket")?.unwrap_or(1);
+    let threads = element.child_number::<u32>("threads_per_cpu")?.unwrap_or(1);
+    vm.cpus.count =
+        sockets.checked_mul(cores).and_then(|count| count.checked_mul(threads)).or(Some(u32::MAX));
+    (vm.cpus.sockets, vm.cpus.cores, vm.cpus.threads) = (Some(sockets), Some(cores), Some(threads));
+    element.skip_children(&["max_num_of_vcpus"]);
+    Ok(())
+}
+
+/// oVirt numbers the models of network cards.
+fn nic_model(model: &str) -> &str {
+    match model {
+        "1" => "rtl8139",
+        "2" => "e1000",
+        "3" => "virtio",
+        other => other,
+    }
 }
 
 /// The images that an image is based on; a circle ends it.

@@ -6,10 +6,11 @@
 mod hardware;
 mod package;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::description::{
-    Configuration, Description, FileRef, Level, MOST_UNREAD, Platform, Property,
+    Bus, Configuration, Description, FileRef, Level, MOST_UNREAD, Platform, Property,
 };
 use super::folder::Folder;
 use super::read::ReadOptions;
@@ -73,6 +74,10 @@ pub(crate) struct Image {
     pub capacity: Option<u64>,
     pub compressed: bool,
     pub parent: Option<String>,
+    /// What oVirt says of how it is connected.
+    pub bus: Option<Bus>,
+    /// oVirt's system starts from it.
+    pub is_boot: bool,
 }
 
 /// What all VMs of a package share.
@@ -81,6 +86,8 @@ pub(crate) struct Shared<'a> {
     pub images: Vec<Image>,
     /// By their identity.
     pub files: Vec<(String, FileRef)>,
+    /// Identities by what the package calls the file.
+    pub names: HashMap<String, String>,
     pub configuration: Option<String>,
 }
 
@@ -97,8 +104,13 @@ pub(crate) fn envelope(
     root.skip_attributes(&["buildId"]);
     configurations(root, options, &mut vm)?;
     let chosen = vm.configurations.iter().find(|one| one.chosen).map(|one| one.id.clone());
-    let mut shared =
-        Shared { package, images: Vec::new(), files: Vec::new(), configuration: chosen };
+    let mut shared = Shared {
+        package,
+        images: Vec::new(),
+        files: Vec::new(),
+        names: HashMap::new(),
+        configuration: chosen,
+    };
     let mut compressed = Vec::new();
     for file in root.child("References").into_iter().flat_map(|list| list.children("File")) {
         let (Some(id), Some(href)) = (file.string("id"), file.attribute("href")) else {
@@ -119,7 +131,8 @@ pub(crate) fn envelope(
             }
             compressed.push(id.clone());
         }
-        file.skip_attributes(&["size"]);
+        file.skip_attributes(&["size", "description"]);
+        shared.names.insert(href.to_owned(), id.clone());
         if found.written.is_empty() {
             found.written = id.clone();
         }
@@ -230,6 +243,8 @@ fn image(disk: &Element, shared: &Shared<'_>, compressed: &[String]) -> Result<I
     let reference = disk.string("fileRef");
     let file = match &reference {
         Some(name) => {
+            // oVirt refers to files by their names.
+            let name = shared.names.get(name).unwrap_or(name);
             let found =
                 shared.files.iter().find(|(id, _)| id == name).map(|(_, file)| file.clone());
             Some(found.ok_or_else(|| {
@@ -248,20 +263,49 @@ fn image(disk: &Element, shared: &Shared<'_>, compressed: &[String]) -> Result<I
         // A property's value, which whoever deploys the VM chooses.
         Some(text) if text.starts_with('$') => None,
         Some(_) => disk.number::<u64>("capacity")?,
+        // oVirt counts GiB.
+        None if disk.attribute("volume-format").is_some() => {
+            disk.number::<u64>("size")?.map(|size| size.saturating_mul(1 << 30))
+        }
         None => None,
     };
     let format = disk.attribute("format").unwrap_or_default().to_ascii_lowercase();
     let known = ["vmdk", "vhdx", "vhd", "qcow2", "vdi", "raw"]
         .into_iter()
         .find(|name| format.contains(name));
-    disk.skip_attributes(&["populatedSize", "uuid"]);
+    let known = match disk.attribute("volume-format") {
+        Some("COW") => Some("qcow2"),
+        Some("RAW") => Some("raw"),
+        _ => known,
+    };
+    let bus = disk.attribute("disk-interface").and_then(|word| match word {
+        "VirtIO" => Some(Bus::Virtio),
+        "IDE" => Some(Bus::Ide),
+        "SATA" => Some(Bus::Sata),
+        "VirtIO_SCSI" | "SPAPR_VSCSI" => Some(Bus::Scsi),
+        _ => None,
+    });
+    let is_boot = disk.attribute("boot").is_some_and(|word| word.eq_ignore_ascii_case("true"));
+    disk.skip_attributes(&[
+        "actual_size",
+        "disk-alias",
+        "disk-description",
+        "disk-type",
+        "populatedSize",
+        "size",
+        "uuid",
+        "vm_snapshot_id",
+        "volume-type",
+    ]);
     Ok(Image {
         id,
         compressed: reference.is_some_and(|name| compressed.contains(&name)),
         file,
         format: known.map(str::to_owned),
         capacity: capacity.map(|count| count.saturating_mul(unit)),
-        parent: disk.string("parentRef"),
+        parent: disk.string("parentRef").filter(|parent| !parent.is_empty()),
+        bus,
+        is_boot,
     })
 }
 
