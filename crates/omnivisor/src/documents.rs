@@ -1,6 +1,5 @@
 //! What is made from the command line's definition: schema, completions, manual pages.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,20 +7,23 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
+use crate::disk::print;
 use crate::failure::{FAILED, Failure};
 
 /// Prints the JSON Schema of a VM's description.
 pub fn schema() -> Result<ExitCode, Failure> {
     let text = serde_json::to_string_pretty(&spec::schema())
         .map_err(|error| Failure::from_error(FAILED, error))?;
-    print(format!("{text}\n").as_bytes())
+    print(&format!("{text}\n"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a completion script.
 pub fn completions(shell: Shell) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "omnivisor", &mut script);
-    print(&script)
+    print(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a manual page for the program and each verb.
@@ -37,15 +39,4 @@ pub fn man(folder: &Path) -> Result<ExitCode, Failure> {
             )
         })?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn print(bytes: &[u8]) -> Result<ExitCode, Failure> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        // Whoever closed the pipe has read enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::from_error(FAILED, error))
-        }
-        _ => Ok(ExitCode::SUCCESS),
-    }
 }

@@ -1,6 +1,8 @@
 //! The `omnivisor` program: the command line. What its verbs do is in the crates below.
 
 #![forbid(unsafe_code)]
+// They panic when whoever reads has read enough: `disk::print` does not.
+#![deny(clippy::print_stdout)]
 
 mod cli;
 mod consent;

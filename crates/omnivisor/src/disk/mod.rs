@@ -155,10 +155,11 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// Prints a line on standard output; whoever closed the pipe has read enough.
-pub fn print(text: &str) -> Result<(), Failure> {
+/// Prints on standard output; whoever closed the pipe has read enough.
+pub fn print(bytes: &(impl AsRef<[u8]> + ?Sized)) -> Result<(), Failure> {
     use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes.as_ref()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::new(FAILED, format!("Cannot print: {error}")))
         }

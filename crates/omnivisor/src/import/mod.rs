@@ -20,7 +20,7 @@ use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 
 use crate::cli::EngineChoice;
 use crate::description;
-use crate::disk::{failed, human};
+use crate::disk::{failed, human, print};
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
@@ -129,7 +129,7 @@ struct Preflight {
 pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let preflight = look(args)?;
     if args.dry_run {
-        print!("{}", preflight.page(args));
+        print(&preflight.page(args))?;
         return Ok(ExitCode::SUCCESS);
     }
     eprint!("{}", preflight.page(args));

@@ -1,13 +1,13 @@
 //! `omnivisor console-log`: what a guest wrote to its console, where the platform keeps it.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 use platform::VmName;
 
 use super::{ReachArgs, failed, split};
-use crate::failure::{FAILED, Failure};
+use crate::disk::print;
+use crate::failure::Failure;
 
 /// Options of `omnivisor console-log`.
 #[derive(Debug, Clone, Args)]
@@ -29,12 +29,8 @@ pub fn run(args: &ConsoleLogArgs) -> Result<ExitCode, Failure> {
     let (uri, name) = split(&args.vm);
     let limit = usize::try_from(args.bytes.0).unwrap_or(usize::MAX).min(MOST);
     let log = args.reach.connect(&uri)?.console_log(name, limit).map_err(failed)?;
-    match std::io::stdout().write_all(&log) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(FAILED, format!("Cannot print: {error}")))
-        }
-        _ => super::DONE,
-    }
+    print(&log)?;
+    super::DONE
 }
 
 /// So much is held in memory at most.

@@ -7,7 +7,7 @@ use clap::Args;
 use platform::{PullOptions, VmName};
 
 use super::{DONE, ReachArgs, failed, plain, say, split};
-use crate::disk::{Progress, human};
+use crate::disk::{Progress, human, print};
 use crate::failure::Failure;
 
 /// Options of `omnivisor pull`.
@@ -67,9 +67,10 @@ pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
     let progress = Progress::new(ready.total());
     let report = ready.pull(&folder, &options, &mut |at| progress.show(at.done)).map_err(failed)?;
     drop(progress);
-    for file in &report.files {
-        println!("{}  {}", file.sha256, plain(&file.path.display().to_string()));
-    }
+    let line = |file: &platform::PulledFile| {
+        format!("{}  {}\n", file.sha256, plain(&file.path.display().to_string()))
+    };
+    print(&report.files.iter().map(line).collect::<String>())?;
     eprintln!(
         "{}: {} copied, {} were here; each file has the hash that was sent.",
         folder.display(),

@@ -13,6 +13,7 @@ use machine::memory::MemoryConfig;
 use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
 
 use crate::cli::RunArgs;
+use crate::disk::print;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
 use crate::run::description::{describe, passt_is_installed, write_in_place};
 use crate::run::guest::{self, Prepared};
@@ -182,12 +183,17 @@ impl Plan {
                 Some(remote) => remote.open(&spec)?,
                 None => disks::open(&spec)?,
             };
+            let mut lines = Vec::new();
             if let Some(prepared) = self.look_into(&disks)? {
-                println!("# from its disks: {}", prepared.title);
-                println!("# command line: {}", prepared.boot.cmdline);
-                prepared.notes.iter().for_each(|note| println!("# {note}"));
+                lines.push(format!("from its disks: {}", prepared.title));
+                lines.push(format!("command line: {}", prepared.boot.cmdline));
+                lines.extend(prepared.notes.iter().cloned());
             }
-            print!("{}", self.spec.to_toml()?);
+            let comments: String = lines
+                .iter()
+                .map(|line| format!("# {}\n", line.replace(char::is_control, " ")))
+                .collect();
+            print(&(comments + &self.spec.to_toml()?))?;
             return Ok(ExitCode::SUCCESS);
         }
         let BootPlan { kernel, initrd, cmdline, .. } = &self.config.boot;
@@ -196,7 +202,7 @@ impl Plan {
         spec.boot.kernel = Some(kernel.clone());
         spec.boot.initrd.clone_from(initrd);
         spec.boot.cmdline = Some(cmdline.clone());
-        println!("{}", spec.to_toml()?.trim_end());
+        print(&format!("{}\n", spec.to_toml()?.trim_end()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
