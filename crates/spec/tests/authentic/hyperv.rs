@@ -26,6 +26,11 @@ fn what_hyper_v_wrote_is_read() {
     );
     assert_eq!((vm.nics.len(), vm.nics[0].connected), (1, false));
     assert_eq!(vm.boot.order, ["Optical", "HardDrive", "Network", "Floppy"]);
+    // Of what is not understood, nothing is the host's business.
+    let unread: Vec<_> = vm.unread.iter().map(|one| one.key.as_str()).collect();
+    assert!(!unread.is_empty() && unread.len() < 40, "{unread:#?}");
+    let mut of_host = unread.iter().filter(|key| key.starts_with("global_settings/"));
+    assert_eq!(of_host.next(), None);
     // The state of a running VM is no description, and is told apart from one.
     let state = folder.join("test.VMRS");
     assert!(is_description(&state));

@@ -23,6 +23,17 @@ use tree::{Node, Value};
 
 /// Folders of a VM beside each other.
 const FOLDERS: [&str; 3] = ["Virtual Hard Disks", "Virtual Machines", "Snapshots"];
+/// Properties about when it ran last, and for clusters.
+const BOOKKEEPING: [&str; 5] = [
+    "highly_available",
+    "last_powered_off_time",
+    "last_powered_on_time",
+    "last_state_change_time",
+    "type_id",
+];
+/// Shares of the host's processors.
+const SCHEDULING: [&str; 6] =
+    ["cpu_group_guid", "cpu_group_id", "limit", "reservation", "vnuma", "weight"];
 /// The files of so many checkpoints are read.
 const MOST_CHECKPOINTS: usize = 200;
 
@@ -103,9 +114,12 @@ fn interpret(root: &Node, form: &str, path: &Path, folder: &Folder) -> Result<De
         let file = state.text("memlocation").or_else(|| state.text("vsvlocation"));
         vm.saved_state = file.map(|file| folder.locate(&file, &FOLDERS)).filter(FileRef::is_usable);
     }
-    for name in ["manifest", "metrics"] {
+    // What the host does with the VM, and how much it lets it have.
+    for name in ["global_settings", "manifest", "metrics"] {
         root.child(name).inspect(|one| one.skip());
     }
+    properties.inspect(|one| one.skip_children(&BOOKKEEPING));
+    settings.skip_children(&["global", "guest_controlled_cache_types", "topology", "vnuma"]);
     vm.unread = root.unread();
     vm.checked()
 }
@@ -117,6 +131,7 @@ fn processors_and_memory(settings: &Node, vm: &mut Description) {
         vm.cpus.threads = threads.filter(|count| *count > 0);
         vm.cpus.nested =
             processors.child("nested_virtualization").and_then(|one| one.flag("enabled"));
+        processors.skip_children(&SCHEDULING);
     }
     if let Some(bank) = settings.child("memory").and_then(|memory| memory.child("bank")) {
         let mebibytes = |key: &str| {
@@ -126,6 +141,7 @@ fn processors_and_memory(settings: &Node, vm: &mut Description) {
         };
         let (size, least, most) = (mebibytes("size"), mebibytes("reservation"), mebibytes("limit"));
         vm.memory.size = size;
+        bank.skip_children(&["backing_type", "priority", "target_memory_buffer"]);
         // Without dynamic memory these mean nothing.
         if bank.flag("dynamic_memory_enabled") == Some(true) {
             (vm.memory.minimum, vm.memory.maximum) = (least, most);
@@ -235,6 +251,9 @@ fn drives(device: &Node, bus: Bus, folder: &Folder, vm: &mut Description) {
                 "qos_policy_id",
                 "pool_id",
                 "caching_mode",
+                "ignore_flushes",
+                "persistent_reservations_supported",
+                "write_hardening_method",
             ]);
             vm.drives.push(drive);
         }
@@ -267,7 +286,15 @@ fn network_card(device: &Node, emulated: bool, vm: &mut Description) {
     });
     device.flag("MacAddressIsStatic");
     device.text("FriendlyName");
-    device.skip_children(&["PortName", "MediaType", "ClusterMonitored"]);
+    device.skip_children(&[
+        "AllowPacketDirect",
+        "ClusterMonitored",
+        "DeviceNamingEnabled",
+        "InterruptModerationDisabled",
+        "MediaType",
+        "NumaAwarePlacement",
+        "PortName",
+    ]);
 }
 
 /// A FILETIME: tenths of microseconds since 1601.
