@@ -1,6 +1,6 @@
 //! The `.vmx` files of libvirt's tests, many of them "in the wild", beside libvirt's own reading of them.
 
-use spec::foreign::{Bus, Description, DriveKind, ReadOptions, read};
+use spec::foreign::{Bus, Description, Drive, DriveKind, Form, ReadOptions, export, read};
 
 use crate::data;
 
@@ -24,6 +24,40 @@ fn every_vmx_of_libvirt_is_read_as_libvirt_reads_it() {
         );
     }
     assert!(different.is_empty(), "{different:#?}");
+}
+
+#[test]
+fn every_vmx_of_libvirt_is_the_same_after_an_export() {
+    let Some(folder) = folder() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    for path in data::files(&folder, ".vmx") {
+        let vm = read(&path, &ReadOptions::default()).unwrap().remove(0);
+        for (form, name) in [(Form::Libvirt, "x.xml"), (Form::Xl, "x.cfg"), (Form::Vmx, "x.vmx")] {
+            let file = temporary.path().join(name);
+            let text = export(&vm, form).unwrap().text;
+            std::fs::write(&file, &text).unwrap();
+            let again = read(&file, &ReadOptions::default())
+                .unwrap_or_else(|error| panic!("{}: {error}\n{text}", path.display()))
+                .remove(0);
+            assert_eq!(essence(&again), essence(&vm), "{}: {text}", path.display());
+            assert!(again.unread.is_empty(), "{:?}", again.unread);
+            let mut places: Vec<_> = again.drives.iter().map(Drive::address).collect();
+            places.sort();
+            places.dedup();
+            assert_eq!(places.len(), again.drives.len(), "{}: {text}", path.display());
+        }
+    }
+}
+
+/// Processors, memory in units of 4 MiB, the names of disks, and the addresses of cards.
+fn essence(vm: &Description) -> String {
+    let is_disk = |drive: &&Drive| drive.kind == DriveKind::Disk;
+    let files = vm.drives.iter().filter(is_disk).filter_map(|drive| drive.file.as_ref());
+    let mut names: Vec<_> = files.map(|file| file.written.rsplit('/').next()).collect();
+    names.sort();
+    let memory = vm.memory.size.unwrap_or(512 << 20).div_ceil(4 << 20);
+    let macs: Vec<_> = vm.nics.iter().map(|nic| nic.mac).collect();
+    format!("{:?} {memory} {names:?} {macs:?}", vm.cpus.count)
 }
 
 #[test]
