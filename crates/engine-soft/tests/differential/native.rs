@@ -6,8 +6,9 @@ use std::ptr::null_mut;
 use engine::state::Registers;
 
 use crate::case::{
-    AREA, CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, INT3, Outcome, WRITABLE,
+    AREA, CODE, CODE_SIZE, Case, DATA, DATA_SIZE, End, Executor, INT3, Outcome, WRITABLE, XSTATE_BV,
 };
+use crate::values::wide;
 
 /// Linux's selectors for ring 3.
 const CODE_64: u64 = 0x33;
@@ -145,13 +146,26 @@ impl Native {
             data.copy_from_nonoverlapping(case.data.as_ptr(), DATA_SIZE);
             let set = libc::ptrace(libc::PTRACE_SETREGS, self.child, 0, &raw const registers);
             assert_eq!(set, 0, "registers: {}", std::io::Error::last_os_error());
-            self.extended[..AREA].copy_from_slice(&case.fpu);
-            // What Linux says in the bytes that belong to software is only for reading.
-            let mut area = self.area();
-            let set =
-                libc::ptrace(libc::PTRACE_SETREGSET, self.child, NT_X86_XSTATE, &raw mut area);
-            assert_eq!(set, 0, "vectors: {}", std::io::Error::last_os_error());
         }
+        self.extended[..AREA].copy_from_slice(&case.fpu);
+        // Upper halves that are not in use stay in the kernel's memory as a former case had them, and an EPYC (family 25,
+        // model 17) whose VEX instruction faults takes them for those in use: they are zeroes there first.
+        if wide() && case.fpu[XSTATE_BV] & 4 == 0 {
+            self.extended[XSTATE_BV] |= 4;
+            self.load_vectors();
+            self.extended[XSTATE_BV] = case.fpu[XSTATE_BV];
+        }
+        self.load_vectors();
+    }
+
+    fn load_vectors(&mut self) {
+        // What Linux says in the bytes that belong to software is only for reading.
+        let mut area = self.area();
+        // SAFETY: the child is stopped, and `area` leads to `extended`.
+        let set = unsafe {
+            libc::ptrace(libc::PTRACE_SETREGSET, self.child, NT_X86_XSTATE, &raw mut area)
+        };
+        assert_eq!(set, 0, "vectors: {}", std::io::Error::last_os_error());
     }
 
     fn run(&self) -> End {
