@@ -136,7 +136,9 @@ fn a_server_that_is_killed_in_the_middle_is_said_to_be_gone() {
             simulator.kill();
         }
     };
-    let error = vm.pull(folder.path(), &options(1), &mut tell).unwrap_err();
+    // Slowly: or all of it has left the server before it is killed.
+    let slow = PullOptions { rate: Some(16 << 20), ..options(1) };
+    let error = vm.pull(folder.path(), &slow, &mut tell).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(matches!(host.list(), Err(Error::Unreachable { .. })));
 }
