@@ -27,8 +27,7 @@ impl ConsentArgs {
         if !std::io::stdin().is_terminal() {
             return Err(Failure::new(USAGE, loss).help("if that is what you want, say --yes"));
         }
-        eprint!("{} Go on? [y/N] ", plain(loss));
-        let _ = std::io::stderr().flush();
+        let _ = write!(std::io::stderr(), "{} Go on? [y/N] ", plain(loss));
         let mut answer = String::new();
         let read = std::io::stdin().lock().read_line(&mut answer);
         match read {

@@ -99,7 +99,7 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
 fn tell(target: &Path, report: &Report) {
     if report.resumed != 0 {
         let (target, done) = (target.display(), human(report.resumed));
-        eprintln!("{target}: went on with the {done} that an earlier conversion had done");
+        tell!("{target}: went on with the {done} that an earlier conversion had done");
     }
     let kinds = [
         ("copied", report.data - report.compressed - report.shared),
@@ -114,7 +114,7 @@ fn tell(target: &Path, report: &Report) {
         .map(|(kind, bytes)| format!("{} {kind}", human(*bytes)))
         .collect();
     let file = human(report.file_length);
-    eprintln!("{}: {file} of file; {}", target.display(), kinds.join(", "));
+    tell!("{}: {file} of file; {}", target.display(), kinds.join(", "));
 }
 
 fn verify(source: &dyn Disk, target: &Path, format: Format) -> Result<(), Failure> {
@@ -126,7 +126,7 @@ fn verify(source: &dyn Disk, target: &Path, format: Format) -> Result<(), Failur
     // What a device has behind the disk's end is not the disk's.
     match compared.difference.filter(|&offset| offset < source.len()) {
         None => {
-            eprintln!("{}: verified, {} compared", target.display(), human(compared.read));
+            tell!("{}: verified, {} compared", target.display(), human(compared.read));
             Ok(())
         }
         Some(offset) => {

@@ -47,7 +47,7 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
     let export =
         spec::foreign::export(&vm, args.to).map_err(|error| Failure::from_error(FAILED, error))?;
     for sentence in &export.lost {
-        eprintln!("{sentence}");
+        tell!("{sentence}");
     }
     print(&export.text)?;
     Ok(ExitCode::SUCCESS)

@@ -64,8 +64,8 @@ impl Failure {
             GraphicalTheme::none()
         };
         match GraphicalReportHandler::new_themed(theme).render_report(&mut text, &self) {
-            Ok(()) => eprint!("{}", text.trim_start_matches('\n')),
-            Err(_) => eprintln!("Error: {self}"),
+            Ok(()) => tell!("{}", text.trim_matches('\n')),
+            Err(_) => tell!("Error: {self}"),
         }
         ExitCode::from(self.code)
     }

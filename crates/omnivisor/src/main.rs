@@ -1,8 +1,11 @@
 //! The `omnivisor` program: the command line. What its verbs do is in the crates below.
 
 #![forbid(unsafe_code)]
-// They panic when whoever reads has read enough: `disk::print` does not.
-#![deny(clippy::print_stdout)]
+// They panic when nobody reads any more; `disk::print` and `tell!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod tell;
 
 mod cli;
 mod consent;
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .without_time()
+        .log_internal_errors(false)
         .init();
     let result = match cli.verb {
         Verb::Run(args) => run::run(*args, cli.verbose > 0),

@@ -43,13 +43,13 @@ pub fn run(args: &ProbeArgs, proof: &dyn Fn() -> ProofResult) -> ExitCode {
     if let Some(path) = &args.capture
         && let Err(error) = write_capture(path)
     {
-        eprintln!("Cannot write {}: {error}", path.display());
+        tell!("Cannot write {}: {error}", path.display());
         return ExitCode::from(FAILED);
     }
     match print(&report, args.format) {
         // Whoever closed the pipe has read enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("Cannot print the report: {error}");
+            tell!("Cannot print the report: {error}");
             ExitCode::from(FAILED)
         }
         _ if report.usable_engine().is_some() => ExitCode::SUCCESS,

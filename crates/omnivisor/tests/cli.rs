@@ -29,6 +29,25 @@ fn the_schema_describes_what_a_file_may_say() {
 }
 
 #[test]
+fn what_nobody_reads_any_more_is_no_failure() {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(1 << 20).unwrap();
+    let disk = disk.path().to_str().unwrap();
+    for (arguments, code) in [
+        (&["schema"][..], 0),
+        (&["import", disk, "/nowhere", "--dry-run"], 0),
+        (&["run", "nothing.vmx"], 127),
+        (&["run", "--config", "nothing.toml", "--dry-run"], 127),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_omnivisor"));
+        command.args(arguments).stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert_eq!(command.status().unwrap().code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
 fn completions_know_the_verbs_and_options() {
     for shell in ["bash", "zsh", "fish", "elvish"] {
         let output = omnivisor(&["completions", shell]);

@@ -23,7 +23,7 @@ pub fn run(args: &CommitArgs) -> Result<ExitCode, Failure> {
     let path = &args.image.path;
     let done = disk::commit(path, &args.image.how.options(path)?).map_err(failed)?;
     let (data, zeroes) = (human(done.data), human(done.zeroes));
-    eprintln!("{}: {data} of data and {zeroes} of zeroes written", done.parent.display());
+    tell!("{}: {data} of data and {zeroes} of zeroes written", done.parent.display());
     if !args.keep {
         std::fs::remove_file(path).map_err(|error| {
             Failure::new(FAILED, format!("Cannot remove {}: {error}", path.display()))

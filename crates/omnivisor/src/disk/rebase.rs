@@ -52,6 +52,6 @@ pub fn run(args: &RebaseArgs) -> Result<ExitCode, Failure> {
     };
     let done = disk::rebase(path, parent.as_ref(), &options, args.only_name).map_err(failed)?;
     let (data, zeroes) = (human(done.data), human(done.zeroes));
-    eprintln!("{}: {data} of data and {zeroes} of zeroes kept", path.display());
+    tell!("{}: {data} of data and {zeroes} of zeroes kept", path.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -64,7 +64,7 @@ impl Journal {
         let done = found["content"]["done"].as_array().ok_or_else(damaged)?;
         journal.done = done.iter().filter_map(|step| Some(step.as_str()?.to_owned())).collect();
         if !journal.done.is_empty() {
-            eprintln!("Going on: {} is done.", journal.done.join(", "));
+            tell!("Going on: {} is done.", journal.done.join(", "));
         }
         Ok(journal)
     }

@@ -132,7 +132,7 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
         print(&preflight.page(args))?;
         return Ok(ExitCode::SUCCESS);
     }
-    eprint!("{}", preflight.page(args));
+    tell!("{}", preflight.page(args).trim_end());
     // Before hours of copying, not after them.
     let engine = if preflight.boot.is_ok() && !(args.no_verify && preflight.changes.is_empty()) {
         Some(engine::choose(args.engine)?)
@@ -156,13 +156,13 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let Some(engine) = engine else {
         return match &preflight.boot {
             Ok(()) => {
-                eprintln!(
+                tell!(
                     "Imported into {dir}; whether it boots was not tried. Start it with `omnivisor run {dir}`."
                 );
                 Ok(ExitCode::SUCCESS)
             }
             Err(why) => {
-                eprintln!(
+                tell!(
                     "Its disks and its description are in {dir}. It cannot be started here yet: {why}."
                 );
                 Ok(ExitCode::SUCCESS)
@@ -176,9 +176,9 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     if !args.no_verify && !journal.is_done("verified") {
         let (how, took) = steps::verify(&*engine, &spec, limit)?;
         journal.done("verified")?;
-        eprintln!("It boots on {}: {how} after {:.1} s.", engine.name(), took.as_secs_f64());
+        tell!("It boots on {}: {how} after {:.1} s.", engine.name(), took.as_secs_f64());
     }
-    eprintln!("Imported into {dir}. Start it with `omnivisor run {dir}`.");
+    tell!("Imported into {dir}. Start it with `omnivisor run {dir}`.");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -58,7 +58,7 @@ pub fn change(spec: &VmSpec, changes: &[RegistryChange]) -> Result<(), Failure> 
     if left.is_none_or(|plan| !plan.changes.is_empty()) {
         return Err(Failure::new(FAILED, "Windows' registry is not as it was made"));
     }
-    eprintln!("The registry is changed: {} values.", changes.len());
+    tell!("The registry is changed: {} values.", changes.len());
     Ok(())
 }
 

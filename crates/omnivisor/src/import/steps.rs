@@ -37,9 +37,9 @@ pub fn convert(original: &Original, target: &Path, to: &CreateOptions) -> Result
     drop(progress);
     if report.resumed != 0 {
         let done = human(report.resumed);
-        eprintln!("{}: went on behind the {done} that were done.", original.name);
+        tell!("{}: went on behind the {done} that were done.", original.name);
     }
-    eprintln!("{}: {} written.", original.name, human(report.data));
+    tell!("{}: {} written.", original.name, human(report.data));
     Ok(())
 }
 
@@ -97,11 +97,11 @@ pub fn change(
     let words = format!("{} quiet panic=-1 init=/bin/sh -- /dev/vd{letter}", words());
     // The script's disk is not the guest's.
     let prepared = guest::prepare(&spec, &disks[..count], None, "ttyS0", &words)?;
-    eprintln!("The guest changes itself.");
+    tell!("The guest changes itself.");
     // It switches itself off.
     let watched = watch(engine, &spec, &disks, prepared.boot, limit, |_| None::<()>)?;
     for line in watched.console.lines().filter_map(|line| line.trim().strip_prefix(adapt::SAYS)) {
-        eprintln!("  {}", line.replace(char::is_control, ""));
+        tell!("  {}", line.replace(char::is_control, ""));
     }
     let failures = watched
         .console
@@ -136,7 +136,7 @@ pub fn verify(
     let disks =
         open_disks(&spec.disks, &state).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
     let prepared = guest::prepare(&spec, &disks, None, "ttyS0", words())?;
-    eprintln!("The guest is started: {}.", prepared.title.replace(char::is_control, " "));
+    tell!("The guest is started: {}.", prepared.title.replace(char::is_control, " "));
     let watched = watch(engine, &spec, &disks, prepared.boot, limit, sign)?;
     let lines = watched.last_lines(LINES);
     match watched.decision {

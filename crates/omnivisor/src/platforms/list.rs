@@ -43,7 +43,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
         OutputFormat::Json => print_json(&json(&uris, &answers))?,
         OutputFormat::Table if answers.iter().flatten().all(Vec::is_empty) => {
             if answers.iter().any(Result::is_ok) {
-                eprintln!("There are no VMs.");
+                tell!("There are no VMs.");
             }
         }
         OutputFormat::Table => print(&table(&uris, &answers))?,
@@ -51,7 +51,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
     let mut code = ExitCode::SUCCESS;
     for (uri, answer) in uris.iter().zip(answers) {
         if let Err(error) = answer {
-            eprintln!("{uri}:");
+            tell!("{uri}:");
             failed(error).report();
             code = ExitCode::from(FAILED);
         }

@@ -98,7 +98,7 @@ pub fn plain(text: &str) -> String {
 
 /// Says what is done to a VM.
 pub fn say(sentence: String) {
-    eprintln!("{}.", plain(&sentence));
+    tell!("{}.", plain(&sentence));
 }
 
 /// Success with nothing to say.

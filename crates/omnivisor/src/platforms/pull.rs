@@ -71,7 +71,7 @@ pub fn run(args: &PullArgs) -> Result<ExitCode, Failure> {
         format!("{}  {}\n", file.sha256, plain(&file.path.display().to_string()))
     };
     print(&report.files.iter().map(line).collect::<String>())?;
-    eprintln!(
+    tell!(
         "{}: {} copied, {} were here; each file has the hash that was sent.",
         folder.display(),
         human(report.copied),

@@ -150,7 +150,7 @@ fn serve(
     };
     if let Some(announcement) = announcement {
         let kernel = &client.hello().kernel;
-        eprintln!(
+        tell!(
             "Linux {kernel} is up after {:.1?}: {announcement}; its shell reads standard input.",
             begun.elapsed()
         );

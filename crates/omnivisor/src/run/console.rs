@@ -122,7 +122,7 @@ impl Attachment {
             return Ok(());
         }
         if self.interactive {
-            eprintln!("Console of the guest; leave with Ctrl-] or Ctrl-a x.");
+            tell!("Console of the guest; leave with Ctrl-] or Ctrl-a x.");
             state.terminal = RawTerminal::enter().map_err(cannot)?;
             let timer = hint_timer().map_err(cannot)?;
             state
@@ -165,7 +165,7 @@ impl Attachment {
         }
         if fell_silent {
             // The guest's last line may have no end.
-            eprintln!();
+            tell!();
         }
     }
 
@@ -265,7 +265,7 @@ impl Attachment {
         state.watches.truncate(1);
         drop(state);
         if !self.tail.any.load(Ordering::Acquire) {
-            eprint!("The guest has been silent for 5 seconds; leave with Ctrl-] or Ctrl-a x.\r\n");
+            tell!("The guest has been silent for 5 seconds; leave with Ctrl-] or Ctrl-a x.\r");
         }
     }
 

@@ -103,7 +103,7 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
     let spec = description::to_spec(&vm)?;
     for note in vm.differences() {
-        eprintln!("{}.", note.message);
+        tell!("{}.", note.message);
     }
     Ok(Some(without_cards(spec)))
 }
@@ -111,7 +111,7 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
 /// Without network cards where nothing connects them.
 fn without_cards(mut spec: VmSpec) -> VmSpec {
     if !passt_is_installed() && spec.nics.as_ref().is_some_and(|nics| !nics.is_empty()) {
-        eprintln!("Its network cards are left out: passt, which connects them, is not installed.");
+        tell!("Its network cards are left out: passt, which connects them, is not installed.");
         spec.nics = Some(Vec::new());
     }
     spec

@@ -26,12 +26,12 @@ fn tell(disk: &OpenDisk) {
     let image = disk.spec.path.display();
     match &disk.writes {
         Writes::Overlay { path, is_new: true } => {
-            eprintln!("Writes to {image} go to {}; the next run goes on with it.", path.display());
+            tell!("Writes to {image} go to {}; the next run goes on with it.", path.display());
         }
         Writes::Overlay { path, is_new: false } => {
-            eprintln!("Going on with {}, which holds the writes to {image}.", path.display());
+            tell!("Going on with {}, which holds the writes to {image}.", path.display());
         }
-        Writes::Discarded { kept: Some(path) } => eprintln!(
+        Writes::Discarded { kept: Some(path) } => tell!(
             "This run does not see what earlier ones wrote to {image}. It stays in {}; remove that file to start anew.",
             path.display()
         ),

@@ -15,7 +15,7 @@ use crate::probe;
 pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
     match choice {
         EngineChoice::Auto => kvm().or_else(|refusal| {
-            eprintln!("The software processor runs this guest, slowly. {refusal}.");
+            tell!("The software processor runs this guest, slowly. {refusal}.");
             choose(EngineChoice::Soft)
         }),
         EngineChoice::Kvm => kvm(),

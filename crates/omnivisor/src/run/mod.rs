@@ -116,6 +116,6 @@ fn end(outcome: Outcome) -> Result<ExitCode, Failure> {
 
 fn print_statistics(finished: &Finished) {
     if let Ok(text) = serde_json::to_string(&finished.statistics) {
-        eprintln!("{text}");
+        tell!("{text}");
     }
 }

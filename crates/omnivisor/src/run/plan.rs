@@ -109,7 +109,7 @@ impl Plan {
                 let kernel = Kernel::of_file(&file, &kept.0)?;
                 if kernel.modules.as_os_str().is_empty() {
                     let release = &kernel.release;
-                    eprintln!("No modules of {release} are here: it needs virtio-vsock built in.");
+                    tell!("No modules of {release} are here: it needs virtio-vsock built in.");
                 }
                 let own = spec.boot.initrd.clone();
                 let features = features(&spec);
@@ -336,7 +336,7 @@ fn console_device(spec: &VmSpec) -> &'static str {
 /// What takes time is told on a terminal.
 fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{text}");
+        tell!("{text}");
     }
 }
 

@@ -69,7 +69,7 @@ fn let_go(args: &RunArgs, name: &VmName) {
     });
     if let Err(failure) = done {
         failure.report();
-        eprintln!(
+        tell!(
             "{name} may still have a snapshot that held it still; omnivisor snapshot list {name} tells, and \
              omnivisor snapshot delete removes it."
         );
@@ -102,8 +102,8 @@ impl Remote {
             (here, total) = (here + mirror.here(), total + mirror.len());
         }
         match here == total {
-            true => eprintln!("All of {} is here: the next run does not need it.", self.name),
-            false => eprintln!(
+            true => tell!("All of {} is here: the next run does not need it.", self.name),
+            false => tell!(
                 "{} of {} are here; the next run goes on with the rest.",
                 human(here),
                 human(total)
@@ -191,7 +191,7 @@ fn here(path: PathBuf) -> FileRef {
 fn spec_of(description: &Description) -> Result<VmSpec, Failure> {
     let spec = description.to_spec()?;
     for note in description.differences() {
-        eprintln!("{}.", platforms::plain(&note.message));
+        tell!("{}.", platforms::plain(&note.message));
     }
     Ok(spec)
 }

@@ -20,10 +20,7 @@ pub fn root_disk(name: &str, base: &Path, size: Size) -> Result<PathBuf, Failure
     let disk = folder.join("root.raw");
     if !disk.exists() {
         image::copy_disk(base, &disk, size.0)?;
-        eprintln!(
-            "The guest's disk is {}; the next run of {name:?} goes on with it.",
-            disk.display()
-        );
+        tell!("The guest's disk is {}; the next run of {name:?} goes on with it.", disk.display());
     }
     Ok(disk)
 }
