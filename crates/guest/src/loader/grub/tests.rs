@@ -169,9 +169,9 @@ fn what_takes_long_uses_up_the_steps() {
         &format!("set a={value}\nwhile true; do test $a = b; done"),
         &format!("set a={value}\nfor b in {}; do set v$b=$a; done\n{entries}", names.join(" ")),
     ] {
-        let start = std::time::Instant::now();
-        menu(&[("/boot/grub/grub.cfg", text), ("/big", &big), ("/small", &big[..65_000])]);
-        assert!(start.elapsed().as_secs() < 20, "{}", &text[..40]);
+        // Without a bound this does not end for hours.
+        let found = menu(&[("/boot/grub/grub.cfg", text), ("/big", &big), ("/small", &big[..65_000])]);
+        assert!(found.entries.len() <= 900, "{}", &text[..40]);
     }
 }
 
