@@ -50,6 +50,42 @@ pub struct Report {
     pub boot: Option<Menu>,
 }
 
+impl Report {
+    /// The volume that a name by a controller means: `/dev/sda1` is `vda1`.
+    pub fn volume_of(&self, device: &str) -> Option<&VolumeReport> {
+        let name = names::on_virtio(device)?;
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    /// The volume that the root is on.
+    pub fn root_volume(&self) -> Option<&VolumeReport> {
+        let root = self.root.as_deref()?;
+        self.volumes.iter().find(|volume| volume.name == root)
+    }
+
+    /// The devices that the guest's fstab names by their controller, and the volumes that they are here.
+    ///
+    /// Xen gives a guest partitions as disks of their own, `xvda2` without an `xvda`. Of those the root is known, and
+    /// the swap space, if there is one only.
+    pub fn named_by_controller(&self) -> impl Iterator<Item = (&str, &VolumeReport)> {
+        self.os.iter().flat_map(|os| &os.fstab).filter_map(|line| {
+            names::on_virtio(&line.spec)?;
+            let alone = || match (line.path.as_str(), line.kind.as_str()) {
+                ("/", _) => self.root_volume(),
+                (_, "swap") => self.only_swap(),
+                _ => None,
+            };
+            Some((line.spec.as_str(), self.volume_of(&line.spec).or_else(alone)?))
+        })
+    }
+
+    fn only_swap(&self) -> Option<&VolumeReport> {
+        let is_swap = |volume: &&VolumeReport| volume.content.as_deref() == Some("swap");
+        let mut found = self.volumes.iter().filter(is_swap);
+        found.next().filter(|_| found.next().is_none())
+    }
+}
+
 impl Guest {
     /// Looks into `disks`, the one that is started from first.
     pub fn open(disks: &[Arc<dyn Disk>]) -> Self {

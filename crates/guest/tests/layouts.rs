@@ -197,3 +197,38 @@ fn what_is_encrypted_is_said_to_be() {
         assert!(reason.ends_with("vda is encrypted"), "{reason}");
     }
 }
+
+/// As xen-tools lays a guest out: `xvda2` is the root and `xvda1` the swap space, and there is no `xvda`.
+#[test]
+fn partitions_that_are_disks_are_found_by_what_the_fstab_says_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("tree/etc")).unwrap();
+    std::fs::write(path("tree/etc/os-release"), "ID=debian\n").unwrap();
+    let fstab = "/dev/xvda2 / ext4 noatime 0 1\n/dev/xvda1 none swap sw 0 0\n/dev/xvda3 /srv ext4 defaults 0 2\n";
+    std::fs::write(path("tree/etc/fstab"), fstab).unwrap();
+    for name in ["root", "swap", "more"] {
+        File::create(path(name)).unwrap().set_len(8 << 20).unwrap();
+    }
+    let tree = path("tree");
+    let made = [
+        ("/sbin/mkfs.ext4", vec!["-q", "-d", tree.to_str().unwrap()], "root"),
+        ("/sbin/mkswap", vec!["-q"], "swap"),
+        ("/sbin/mkswap", vec!["-q"], "more"),
+    ];
+    for (program, arguments, name) in made {
+        let status = Command::new(program).args(arguments).arg(path(name)).status();
+        let Ok(status) = status else { return eprintln!("skipped: {program} does not run here") };
+        assert!(status.success(), "{program}");
+    }
+    let named = |disks: &[&str]| {
+        let disks: Vec<_> = disks.iter().map(|name| open(&path(name))).collect();
+        let report = Guest::open(&disks).report();
+        let named = report.named_by_controller();
+        named.map(|(name, volume)| format!("{name} is {}", volume.name)).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&["root", "swap"]), ["/dev/xvda2 is vda", "/dev/xvda1 is vdb"]);
+    assert_eq!(named(&["swap", "root"]), ["/dev/xvda2 is vdb", "/dev/xvda1 is vda"]);
+    // Of two swap spaces nobody knows which.
+    assert_eq!(named(&["root", "swap", "more"]), ["/dev/xvda2 is vda"]);
+}

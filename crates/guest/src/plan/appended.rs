@@ -7,7 +7,7 @@ use super::{LinuxBoot, NicName};
 use crate::guest::Guest;
 use crate::initrd::{Contents, module_name};
 use crate::modules::Modules;
-use crate::{Error, Result, names};
+use crate::{Error, Result, VolumeReport};
 
 /// What a guest needs to reach its root on a virtio disk.
 const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_blk"];
@@ -34,7 +34,15 @@ impl Guest {
             is_needed = true;
             add_names(nics, &mut archive)?;
         }
-        let links = self.renamed_devices();
+        let report = self.report();
+        let strip = |(device, volume): (&str, &VolumeReport)| {
+            Some((device.strip_prefix("/dev/")?.to_owned(), volume.name.clone()))
+        };
+        let links: Vec<_> = report
+            .named_by_controller()
+            .filter_map(strip)
+            .filter(|(former, here)| former != here)
+            .collect();
         if !links.is_empty() {
             is_needed = true;
             add_links(&links, boot, &mut archive)?;
@@ -104,18 +112,6 @@ impl Guest {
         ));
         boot.added_modules = names;
         Ok(true)
-    }
-
-    /// The devices that the guest's fstab names by their controller, and what they are called here.
-    fn renamed_devices(&self) -> Vec<(String, String)> {
-        let lines = self.os.iter().flat_map(|os| &os.fstab);
-        let renamed = lines.filter_map(|line| {
-            let here = names::on_virtio(&line.spec)?;
-            let former = line.spec.strip_prefix("/dev/")?.to_owned();
-            let is_there = self.storage.volumes.iter().any(|found| found.report.name == here);
-            (is_there && former != here).then_some((former, here))
-        });
-        renamed.collect()
     }
 }
 

@@ -52,18 +52,21 @@ impl Changes {
 
     /// Devices that are named by their controller become UUIDs.
     fn devices(&mut self, report: &Report) {
-        let os = report.os.iter();
-        let fstab = os.flat_map(|os| &os.fstab).map(|line| line.spec.as_str());
         let entries = report.boot.iter().flat_map(|menu| &menu.entries);
         let words = entries.flat_map(|entry| entry.cmdline.split_whitespace());
-        let named = words.filter_map(|word| word.split_once('=')).map(|(_, value)| value);
-        let mut names: Vec<&str> = fstab.chain(named).collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let Some(here) = guest::on_virtio(name) else { continue };
-            let volume = report.volumes.iter().find(|volume| volume.name == here);
-            let Some(uuid) = volume.and_then(|volume| volume.uuid.as_deref()) else { continue };
+        let words = words.filter_map(|word| word.split_once('='));
+        let in_menu = words.filter_map(|(key, value)| {
+            // What Xen gave as a partition without a disk has no such name here.
+            let root = || {
+                report.root_volume().filter(|_| key == "root" && guest::on_virtio(value).is_some())
+            };
+            Some((value, report.volume_of(value).or_else(root)?))
+        });
+        let mut names: Vec<_> = report.named_by_controller().chain(in_menu).collect();
+        names.sort_unstable_by_key(|(name, _)| *name);
+        names.dedup_by_key(|(name, _)| *name);
+        for (name, volume) in names {
+            let Some(uuid) = volume.uuid.as_deref() else { continue };
             let is_plain =
                 |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "/-_".contains(c));
             if !is_plain(name) || !is_plain(uuid) {

@@ -170,7 +170,8 @@ fn what_takes_long_uses_up_the_steps() {
         &format!("set a={value}\nfor b in {}; do set v$b=$a; done\n{entries}", names.join(" ")),
     ] {
         // Without a bound this does not end for hours.
-        let found = menu(&[("/boot/grub/grub.cfg", text), ("/big", &big), ("/small", &big[..65_000])]);
+        let found =
+            menu(&[("/boot/grub/grub.cfg", text), ("/big", &big), ("/small", &big[..65_000])]);
         assert!(found.entries.len() <= 900, "{}", &text[..40]);
     }
 }
