@@ -105,14 +105,7 @@ mod tests {
     fn the_entry_of_the_default_number_is_chosen() {
         let text = "default 1\ntimeout=3\ntitle One\nroot (hd0,1)\nkernel /vmlinuz-1 root=/dev/sda1\n\n\
                     title Two\nroot (hd0,0)\nkernel --no-mem-option (hd0,0)/vmlinuz-2 root=/dev/hda1 ro\ninitrd /initrd-2\n";
-        let device = |name: &str, files| Device {
-            name: name.into(),
-            tree: Files::tree(files),
-            uuid: None,
-            label: None,
-            part_uuid: None,
-            is_esp: false,
-        };
+        let device = |name: &str, files| Device::of(name, Files::tree(files));
         let devices = [
             device("hd0,msdos2", &[("/boot/grub/menu.lst", text)]),
             device("hd0,msdos1", &[("/vmlinuz-2", "")]),

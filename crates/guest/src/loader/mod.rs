@@ -34,6 +34,12 @@ pub struct Device {
 }
 
 impl Device {
+    /// It has these files, and no name but GRUB's.
+    #[cfg(test)]
+    fn of(name: &str, tree: Tree) -> Self {
+        Self { name: name.into(), tree, uuid: None, label: None, part_uuid: None, is_esp: false }
+    }
+
     /// It is the one that GRUB means by this name; GRUB legacy and older versions of GRUB 2 leave out the kind of table.
     fn is_named(&self, name: &str) -> bool {
         let plain = |name: &str| name.replace("gpt", "").replace("msdos", "");

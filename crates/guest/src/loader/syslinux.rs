@@ -179,14 +179,7 @@ mod tests {
                  label mem\n kernel memdisk.c32\n",
             ),
         ]);
-        let devices = [Device {
-            name: "hd0".into(),
-            tree,
-            uuid: None,
-            label: None,
-            part_uuid: None,
-            is_esp: false,
-        }];
+        let devices = [Device::of("hd0", tree)];
         let menu = menu(&devices).unwrap();
         assert_eq!((menu.entries.len(), menu.default), (2, Some(0)));
         let entry = &menu.entries[0];
@@ -203,14 +196,7 @@ mod tests {
                 "{head}\nLABEL lts\n LINUX vmlinuz-lts\n INITRD initramfs-lts\nLABEL virt\n MENU DEFAULT\n \
                  MENU LABEL Linux virt\n LINUX vmlinuz-virt\n INITRD initramfs-virt\n APPEND root=UUID=1 quiet\n"
             );
-            let device = Device {
-                name: "hd0,msdos1".into(),
-                tree: Files::tree(&[("/boot/extlinux.conf", &text)]),
-                uuid: None,
-                label: None,
-                part_uuid: None,
-                is_esp: false,
-            };
+            let device = Device::of("hd0,msdos1", Files::tree(&[("/boot/extlinux.conf", &text)]));
             let found = menu(&[device]).unwrap();
             found.entries[found.default.unwrap()].kernel.clone().unwrap().path
         };

@@ -167,14 +167,7 @@ mod tests {
             ("/l-6.1.0-13", "kernel"),
         ];
         let devices = |files: &[(&str, &str)]| {
-            [Device {
-                name: "hd0,gpt1".into(),
-                tree: Files::tree(files),
-                uuid: None,
-                label: None,
-                part_uuid: None,
-                is_esp: true,
-            }]
+            [Device { is_esp: true, ..Device::of("hd0,gpt1", Files::tree(files)) }]
         };
         let menu = |files: &[(&str, &str)]| menu(&devices(files)).unwrap();
         let found = menu(&files);
@@ -193,14 +186,7 @@ mod tests {
 
     #[test]
     fn what_is_on_another_disk_does_not_come_first() {
-        let device = |name: &str, files: &[(&str, &str)]| Device {
-            name: name.into(),
-            tree: Files::tree(files),
-            uuid: None,
-            label: None,
-            part_uuid: None,
-            is_esp: false,
-        };
+        let device = |name: &str, files: &[(&str, &str)]| Device::of(name, Files::tree(files));
         let grub = [("/boot/grub/grub.cfg", "menuentry A { linux /a }")];
         let systemd = [
             ("/EFI/systemd/systemd-bootx64.efi", ""),
@@ -236,12 +222,8 @@ mod tests {
             ("/k", b"kernel"),
         ]);
         let device = Device {
-            name: "hd0,gpt1".into(),
-            tree: crate::Tree::new(std::rc::Rc::new(files), "/"),
-            uuid: None,
-            label: None,
-            part_uuid: None,
             is_esp: true,
+            ..Device::of("hd0,gpt1", crate::Tree::new(std::rc::Rc::new(files), "/"))
         };
         let found = menu(&[device]).unwrap();
         let ids: Vec<_> = found.entries.iter().map(id_of).collect();

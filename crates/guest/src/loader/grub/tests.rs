@@ -2,14 +2,8 @@ use crate::files::Files;
 use crate::loader::{Device, FileRef, Menu};
 
 fn device(name: &str, files: &[(&str, &str)]) -> Device {
-    Device {
-        name: name.into(),
-        tree: Files::tree(files),
-        uuid: Some("0123-4567".into()),
-        label: Some(name.replace(',', "-")),
-        part_uuid: None,
-        is_esp: false,
-    }
+    let (uuid, label) = (Some("0123-4567".into()), Some(name.replace(',', "-")));
+    Device { uuid, label, ..Device::of(name, Files::tree(files)) }
 }
 
 fn menu(files: &[(&str, &str)]) -> Menu {
