@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::archive;
 use crate::layer::{Image, Place};
-use crate::open::open_image;
+use crate::open::{bundle_descriptor, open_image};
 use crate::source::{FileSource, is_url};
 use crate::{Error, Format, ImageOptions, Result, open_chain, qcow2};
 
@@ -61,8 +61,8 @@ impl Checkup {
 /// anew and its marks are cleared (qcow2), or what its log holds is carried out and it is closed in order (other formats).
 pub fn check(path: impl AsRef<Path>, options: &ImageOptions, repair: bool) -> Result<Checkup> {
     let path = path.as_ref();
-    let descriptor = path.join("DiskDescriptor.xml");
-    let path = if descriptor.is_file() { &descriptor } else { path };
+    let bundle = bundle_descriptor(path);
+    let path = bundle.as_deref().unwrap_or(path);
     // What is not a file of its own has no structures that could be changed.
     if is_url(path)
         || archive::split(path).is_some()

@@ -72,8 +72,8 @@ pub use extent::{Content, Extent, Extents, Location};
 pub use format::{Format, UnknownFormat};
 pub use fuzz::fuzz;
 pub use open::{
-    FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, open, open_chain, open_over,
-    open_remote, open_url, overlay,
+    FilePolicy, ImageInfo, ImageOptions, MAX_LENGTH, Snapshot, bundle_descriptor, open, open_chain,
+    open_over, open_remote, open_url, overlay,
 };
 pub use qcow2::{Qcow2Options, create_qcow2};
 pub use raw::{OpenOptions, RawDisk};

@@ -101,6 +101,12 @@ pub fn open(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Arc<dyn Di
     Ok(disk)
 }
 
+/// The file that says what a bundle of Parallels' consists of, if `path` is one: a folder.
+pub fn bundle_descriptor(path: &Path) -> Option<PathBuf> {
+    let descriptor = path.join("DiskDescriptor.xml");
+    descriptor.is_file().then_some(descriptor)
+}
+
 /// Opens an image and tells of every image of its chain, itself first.
 pub fn open_chain(
     path: impl AsRef<Path>,
@@ -110,9 +116,8 @@ pub fn open_chain(
     if let Some(url) = path.to_str().filter(|_| is_url(path)) {
         return open_url(url, &HttpOptions::default(), options);
     }
-    // Parallels' bundles are folders.
-    let descriptor = path.join("DiskDescriptor.xml");
-    let path = if path.is_dir() && descriptor.is_file() { &descriptor } else { path };
+    let bundle = bundle_descriptor(path);
+    let path = bundle.as_deref().unwrap_or(path);
     let inside = match archive::split(path) {
         Some((archive, name)) => {
             let source = Arc::new(FileSource::open(archive, true)?);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::archive;
 use crate::create::writable;
-use crate::open::with_neighbours;
+use crate::open::{bundle_descriptor, with_neighbours};
 use crate::source::{FileSource, Source, WritableSource, is_url, read_padded};
 use crate::{
     Error, Format, ImageOptions, MAX_LENGTH, Result, open_chain, parallels, qcow2, vdi, vhd, vhdx,
@@ -22,8 +22,8 @@ const PIECE: u64 = 1 << 20;
 /// length, which would cut off what is there. Children of the image go on to hold what they hold.
 pub fn resize(path: impl AsRef<Path>, length: u64, options: &ImageOptions) -> Result<()> {
     let path = path.as_ref();
-    let descriptor = path.join("DiskDescriptor.xml");
-    let path = if descriptor.is_file() { &descriptor } else { path };
+    let bundle = bundle_descriptor(path);
+    let path = bundle.as_deref().unwrap_or(path);
     let read_only = ImageOptions { read_only: true, ..options.clone() };
     let (_, chain) = open_chain(path, &read_only)?;
     let parent = chain.get(1).map_or(0, |parent| parent.length);

@@ -79,7 +79,7 @@ pub fn choose(vms: Vec<Description>, name: Option<&str>) -> Result<Description, 
 /// It is called as the file is; addresses may hold secrets, and name nothing.
 pub fn of_disk(path: &Path, anywhere: bool) -> Option<VmSpec> {
     let is_url = disk::is_url(path);
-    let is_other_folder = path.is_dir() && !path.join("DiskDescriptor.xml").is_file();
+    let is_other_folder = path.is_dir() && disk::bundle_descriptor(path).is_none();
     if !is_url && (!path.exists() || is_other_folder) {
         return None;
     }

@@ -152,9 +152,7 @@ impl Sparse {
         };
         Ok(Run { end: start + end.min(sectors) * SECTOR_SIZE, place })
     }
-}
 
-impl Sparse {
     /// By its block allocation table, for what is last in the file is its footer.
     fn cut(&self) -> Result<Option<Cut>> {
         let source = &*self.sources[0];
