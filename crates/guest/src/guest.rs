@@ -52,13 +52,21 @@ pub struct Report {
 
 impl Report {
     /// The volume that a name by a controller means: `/dev/sda1` is `vda1`.
-    pub fn volume_of(&self, device: &str) -> Option<&VolumeReport> {
+    fn volume_of(&self, device: &str) -> Option<&VolumeReport> {
         let name = names::on_virtio(device)?;
         self.volumes.iter().find(|volume| volume.name == name)
     }
 
+    /// The volume that a word of the kernel's command line means by a name by a controller, such as `root=/dev/sda2`. A
+    /// root of a name that is not here, after another order of the disks, is the one that was found.
+    pub fn volume_of_word(&self, key: &str, device: &str) -> Option<&VolumeReport> {
+        names::on_virtio(device)?;
+        let root = || self.root_volume().filter(|_| matches!(key, "root" | "real_root"));
+        self.volume_of(device).or_else(root)
+    }
+
     /// The volume that the root is on.
-    pub fn root_volume(&self) -> Option<&VolumeReport> {
+    fn root_volume(&self) -> Option<&VolumeReport> {
         let root = self.root.as_deref()?;
         self.volumes.iter().find(|volume| volume.name == root)
     }

@@ -46,21 +46,15 @@ impl Guest {
 
     /// Devices that are named by their controller have other names on virtio.
     fn rewrite_root(&self, boot: &mut LinuxBoot) {
-        let root =
-            self.root.as_ref().map(|root| self.storage.volumes[root.volume].report.name.clone());
+        let report = self.report();
         let words = boot.cmdline.split_whitespace().map(|word| {
             let Some((key, value)) = word.split_once('=') else { return word.to_owned() };
             if !matches!(key, "root" | "resume" | "rd.luks.name" | "real_root") {
                 return word.to_owned();
             }
             let Some(name) = names::on_virtio(value) else { return word.to_owned() };
-            let is_there = self.storage.volumes.iter().any(|found| found.report.name == name);
-            let name = match (&root, is_there, key) {
-                (_, true, _) => name,
-                // Another order of the disks, or a name that never was.
-                (Some(root), false, "root" | "real_root") => root.clone(),
-                _ => name,
-            };
+            let volume = report.volume_of_word(key, value);
+            let name = volume.map_or(name, |volume| volume.name.clone());
             let new = format!("{key}=/dev/{name}");
             if new != word {
                 boot.notes.push(format!("{word} of the command line becomes {new}."));

@@ -55,15 +55,11 @@ impl Changes {
         let entries = report.boot.iter().flat_map(|menu| &menu.entries);
         let words = entries.flat_map(|entry| entry.cmdline.split_whitespace());
         let words = words.filter_map(|word| word.split_once('='));
-        let in_menu = words.filter_map(|(key, value)| {
-            // What Xen gave as a partition without a disk has no such name here.
-            let root = || {
-                report.root_volume().filter(|_| key == "root" && guest::on_virtio(value).is_some())
-            };
-            Some((value, report.volume_of(value).or_else(root)?))
-        });
+        let in_menu =
+            words.filter_map(|(key, value)| Some((value, report.volume_of_word(key, value)?)));
         let mut names: Vec<_> = report.named_by_controller().chain(in_menu).collect();
-        names.sort_unstable_by_key(|(name, _)| *name);
+        // What the fstab says of a name comes first.
+        names.sort_by_key(|(name, _)| *name);
         names.dedup_by_key(|(name, _)| *name);
         for (name, volume) in names {
             let Some(uuid) = volume.uuid.as_deref() else { continue };
