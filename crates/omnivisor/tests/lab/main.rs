@@ -158,17 +158,20 @@ fn the_kvm_engine_passes_the_conformance_tests() {
         Path::new(env!("CARGO_BIN_EXE_omnivisor")).with_file_name("examples").join("conformance");
     assert!(program.exists(), "cargo build -p omnivisor-engine-kvm --example conformance");
     let program = program.to_str().unwrap();
-    // The processor that QEMU emulates goes on with code that it has translated already, looks for another kind
-    // of TSS when a ring changes in 32-bit code than it loads with a guest, and lets XSETBV pass KVM by.
+    // The processor that QEMU emulates goes on with code that it has translated already, forgets a translation before
+    // the write to its code and makes it again of the old code if another processor is quick enough, looks for another
+    // kind of TSS when a ring changes in 32-bit code than it loads with a guest, and lets XSETBV pass KVM by.
     Scenarios::default()
         .scenario(
             "every test passes that QEMU's processor can",
-            r#""$CONFORMANCE" --but 'changed right before' 'copies operands' 'XCR0 takes what there is' >output 2>&1 || fail "$(cat output)"
+            r#""$CONFORMANCE" --but 'changed right before' 'left for the new' 'copies operands' 'XCR0 takes what there is' >output 2>&1 ||
+                   fail "$(grep -v '^ok' output; tail -n 1 output)"
                tail -n 1 output"#,
         )
         .scenario(
             "guests move between KVM and the software processor",
-            r#""$CONFORMANCE" --both move survive 'keep their' >output 2>&1 || fail "$(cat output)"
+            r#""$CONFORMANCE" --both move survive 'keep their' >output 2>&1 ||
+                   fail "$(grep -v '^ok' output; tail -n 1 output)"
                tail -n 1 output"#,
         )
         .run(&Lab { cpus: 2, variable: Some(("CONFORMANCE", program.to_owned())), ..lab(700) });
