@@ -40,6 +40,23 @@ fn guests_with_systemd_boot_as_they_are() {
     boot(kinds.into_iter().filter_map(|kind| disk(kind, "12 login: ")));
 }
 
+#[test]
+fn a_guest_is_brought_home_and_verified_on_kvm() {
+    const IMPORT: &str = r#"
+        omnivisor import 'IMAGE' ours --engine "$ENGINE" </dev/null >talk 2>&1 || fail "$(cat talk)"
+        for part in 'changed /etc/fstab' 'changed /boot/grub/menu.lst' 'it asks for a login after'; do
+            says "$part" talk
+        done
+        grep 'asks for a login' talk"#;
+    let Some(workshop) = Workshop::new("small-ext4-legacy") else { return };
+    let image = workshop.convert("web.vmdk", "vmdk");
+    let before = sums(&workshop.vm());
+    Scenarios::default()
+        .scenario("a VM is imported", IMPORT.replace("IMAGE", path(&image)))
+        .run(&crate::Lab { writable: vec![workshop.vm()], ..crate::lab(1300) });
+    assert_eq!(sums(&workshop.vm()), before, "the original was changed");
+}
+
 /// A VM that lies in a workshop.
 struct Vm {
     name: &'static str,
