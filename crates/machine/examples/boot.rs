@@ -3,6 +3,7 @@
 use machine::boot::BootPlan;
 use machine::memory::MemoryConfig;
 use machine::{Config, Machine};
+use spec::Smbios;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -13,6 +14,7 @@ fn main() {
     let config = Config {
         cpus: std::env::var("CPUS").ok().and_then(|v| v.parse().ok()).unwrap_or(1),
         memory: MemoryConfig { size: 128 << 20, hugepages: false, prealloc: false, shared: false },
+        smbios: Smbios::default(),
         boot: BootPlan { kernel, kernel_is_immutable: false, initrd, cmdline },
         offered: None,
     };

@@ -77,7 +77,8 @@ fn main() {
         cmdline: cmdline.clone(),
     };
     let cpus = cpus.parse().expect("a number of processors");
-    let config = Config { cpus, memory, boot, offered: Some(offered) };
+    let config =
+        Config { cpus, memory, smbios: spec::Smbios::default(), boot, offered: Some(offered) };
 
     let disk = folder.join("disk");
     let last = LINES * engines.len();

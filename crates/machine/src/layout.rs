@@ -20,7 +20,11 @@ pub const LOW_MEMORY_END: u64 = 0xa_0000;
 /// ACPI tables, the RSDP first; within the range that ACPI 6.5 section 5.2.5.1 has searched.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the range for ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = SMBIOS;
+/// SMBIOS tables, the entry point first: where the range begins that DSP0134 section 5.2 has searched.
+pub const SMBIOS: u64 = 0xf_0000;
+/// End of the range for SMBIOS tables.
+pub const SMBIOS_END: u64 = 0x10_0000;
 /// Extended memory starts here; no kernel may be loaded below.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

@@ -15,6 +15,7 @@ mod machine;
 pub mod memory;
 mod plug;
 mod saved;
+mod smbios;
 
 pub use board::Board;
 pub use error::{Error, Result, chain};

@@ -11,6 +11,7 @@ use engine::cpuid::CpuidTable;
 use engine::{
     Capabilities, Engine, Exit, GuestMemory, Kicker, Statistics, Vcpu, VcpuConfig, Vm, VmConfig,
 };
+use spec::Smbios;
 
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, POWER_PORTS, SCI};
@@ -18,7 +19,7 @@ use crate::boot::{self, BootPlan};
 use crate::bus::AddressSpaces;
 use crate::memory::{self, MemoryConfig};
 use crate::saved::Saved;
-use crate::{Error, Result, chain, cpu};
+use crate::{Error, Result, chain, cpu, smbios};
 
 /// Most processors: 8-bit APIC IDs with room to spare.
 pub const MAX_CPUS: u32 = 64;
@@ -30,6 +31,8 @@ pub struct Config {
     pub cpus: u32,
     /// Memory.
     pub memory: MemoryConfig,
+    /// What it tells the guest about itself.
+    pub smbios: Smbios,
     /// What it boots.
     pub boot: BootPlan,
     /// What its processors may be, where not everything that the engine has is to be offered: a guest that will move
@@ -107,6 +110,7 @@ impl Machine {
         let memory = memory::allocate(&config.memory)?;
         let acpi = AcpiConfig { cpus: config.cpus, power_ports: POWER_PORTS, sci: SCI };
         let rsdp = acpi::write(&memory, &acpi)?;
+        smbios::write(&memory, &config.smbios)?;
         let entry = boot::load(&memory, &config.boot, rsdp)?;
         let cpuid = (0..config.cpus).map(|n| cpu::cpuid(capabilities, n, config.cpus)).collect();
         let mut machine = Self::build(engine, memory, cpuid, plug)?;

@@ -79,6 +79,6 @@ fn machine(code: &[u8]) -> (tempfile::NamedTempFile, Machine) {
         cmdline: String::new(),
     };
     let memory = MemoryConfig { size: 32 << 20, hugepages: false, prealloc: false, shared: false };
-    let config = Config { cpus: 1, memory, boot, offered: None };
+    let config = Config { cpus: 1, memory, smbios: spec::Smbios::default(), boot, offered: None };
     (kernel, Machine::new(&SoftEngine::new(), &config, |_| Ok(())).unwrap())
 }

@@ -162,6 +162,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<spec::Vsock>,
 
+    /// What the guest reads about its computer: its UUID, then ,serial=TEXT ,oem-strings=TEXT (repeatable)
+    #[arg(long, value_name = "UUID[,OPTION]...")]
+    pub smbios: Option<spec::Smbios>,
+
     /// Where the guest's console is [default: serial]
     #[arg(long, value_enum)]
     pub console: Option<ConsoleChoice>,

@@ -141,6 +141,13 @@ pub fn page(vm: &Vm) -> String {
     let guest = description.guest_os.as_deref().unwrap_or("not said");
     page.line("guest", format!("{guest}, {}", description.architecture.name()));
     page.line("machine", hardware(description));
+    let identity = &description.smbios;
+    let uuid = identity.uuid.map(|uuid| format!("UUID {uuid}"));
+    let serial = identity.serial.as_ref().map(|serial| format!("serial {serial}"));
+    let words: Vec<_> = uuid.into_iter().chain(serial).collect();
+    if !words.is_empty() {
+        page.line("identity", words.join(", "));
+    }
     boot(description, &mut page);
     for (drive, found) in description.drives.iter().zip(&vm.disks) {
         add_drive(description, drive, found.as_ref(), &mut page);

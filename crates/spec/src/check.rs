@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
-use crate::{Disk, Error, MAX_CPUS, MacAddress, Nic, NicKind, Rate, Result, Share, Size, VmSpec};
+use crate::{
+    Disk, Error, MAX_CPUS, MacAddress, Nic, NicKind, Rate, Result, Share, Size, Smbios, VmSpec,
+};
 
 /// Something in a description that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,7 @@ impl VmSpec {
             check.name(name);
         }
         check.processors_and_memory(self);
+        check.smbios(&self.smbios);
         check.boot(self);
         check.disks(&self.disks);
         check.nics(self.nics.as_deref().unwrap_or_default());
@@ -65,6 +68,8 @@ const LONGEST_SERIAL: usize = 20;
 const LONGEST_TAG: usize = 36;
 /// Linux's IFNAMSIZ, without the byte that ends it.
 const LONGEST_INTERFACE: usize = 15;
+/// Both together fit into 64 KiB (DSP0134 section 5.2).
+const LONGEST_SMBIOS: usize = 60 << 10;
 const MOST_QUEUES: u16 = 64;
 /// Virtio 1.2, section 5.1.4.1.
 const LEAST_MTU: u16 = 68;
@@ -95,6 +100,22 @@ impl Check {
             "name",
             || "A VM's name is like a file's, without slashes and control characters",
         );
+    }
+
+    fn smbios(&mut self, smbios: &Smbios) {
+        let strings = smbios.oem_strings.iter().enumerate();
+        let strings = strings.map(|(number, text)| (format!("smbios.oem_strings[{number}]"), text));
+        let serial = smbios.serial.iter().map(|text| ("smbios.serial".to_owned(), text));
+        let mut length = 0;
+        for (key, text) in serial.chain(strings) {
+            // An empty text would end the table of texts.
+            let legal = !text.is_empty() && !text.contains(char::is_control);
+            self.require(legal, &key, || "It is a text of one line");
+            length += text.len() + 8;
+        }
+        self.require(length <= LONGEST_SMBIOS, "smbios", || {
+            format!("All texts together have up to {} KiB", LONGEST_SMBIOS >> 10)
+        });
     }
 
     fn processors_and_memory(&mut self, spec: &VmSpec) {

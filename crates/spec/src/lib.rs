@@ -18,6 +18,7 @@ pub mod foreign;
 mod network;
 mod shorthand;
 mod size;
+mod smbios;
 mod suggest;
 mod vm;
 
@@ -28,6 +29,7 @@ pub use devices::{Disk, Nic, NicKind, Rate, Share, Vsock};
 pub use error::{Error, Place, Result};
 pub use network::{Forward, ForwardError, MacAddress, MacAddressError, Protocol};
 pub use size::{Size, SizeError};
+pub use smbios::{Smbios, Uuid, UuidError};
 pub use vm::{Boot, Console, Cpus, HOST_KERNEL, MAX_CPUS, Memory, VmSpec};
 
 /// The JSON Schema of [`VmSpec`].

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Disk, Error, Nic, Result, Share, Size, Vsock, option, shorthand};
+use crate::{Disk, Error, Nic, Result, Share, Size, Smbios, Vsock, option, shorthand};
 
 /// The neutral description of one VM.
 ///
@@ -38,6 +38,10 @@ pub struct VmSpec {
     #[serde(deserialize_with = "shorthand::one", skip_serializing_if = "is_default")]
     #[schemars(schema_with = "shorthand::one_schema::<Memory>")]
     pub memory: Memory,
+    /// What it tells the guest about itself.
+    #[serde(deserialize_with = "shorthand::one", skip_serializing_if = "is_default")]
+    #[schemars(schema_with = "shorthand::one_schema::<Smbios>")]
+    pub smbios: Smbios,
     /// What it starts with, if not with what is on its disks.
     #[serde(skip_serializing_if = "is_default")]
     pub boot: Boot,
@@ -132,6 +136,7 @@ impl VmSpec {
             rng,
             cpus,
             memory,
+            smbios,
             boot,
             vsock,
             disks,
@@ -146,6 +151,7 @@ impl VmSpec {
             rng: rng.or(self.rng),
             cpus: self.cpus.merge(cpus),
             memory: self.memory.merge(memory),
+            smbios: self.smbios.merge(smbios),
             boot: self.boot.merge(boot),
             vsock: vsock.or(self.vsock),
             disks: if disks.is_empty() { self.disks } else { disks },

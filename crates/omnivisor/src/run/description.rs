@@ -23,6 +23,7 @@ pub fn describe(args: &RunArgs) -> Result<(VmSpec, Option<Remote>), Failure> {
         }),
         cpus: args.cpus.clone().unwrap_or_default(),
         memory: args.memory.clone().unwrap_or_default(),
+        smbios: args.smbios.clone().unwrap_or_default(),
         vsock: args.vsock.clone(),
         disks: args.disk.clone(),
         shares: args.share.clone(),

@@ -136,7 +136,13 @@ impl Plan {
             prealloc: spec.memory.prealloc(),
             shared: spec.memory.shared(),
         };
-        let config = Config { cpus: spec.cpus.count(), memory, boot, offered: None };
+        let config = Config {
+            cpus: spec.cpus.count(),
+            memory,
+            smbios: spec.smbios.clone(),
+            boot,
+            offered: None,
+        };
         Ok(Self {
             spec,
             config,

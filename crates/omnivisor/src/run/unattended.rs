@@ -58,7 +58,13 @@ pub fn watch<T: Send + 'static>(
         prealloc: spec.memory.prealloc(),
         shared: spec.memory.shared(),
     };
-    let config = Config { cpus: spec.cpus.count(), memory, boot, offered: None };
+    let config = Config {
+        cpus: spec.cpus.count(),
+        memory,
+        smbios: spec.smbios.clone(),
+        boot,
+        offered: None,
+    };
     let (sender, printed) = channel();
     let started = Instant::now();
     let machine = Machine::new(engine, &config, |board| {

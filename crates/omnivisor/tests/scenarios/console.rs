@@ -38,9 +38,14 @@ pub fn kernels() -> Scenarios {
         .prepare(&["--net", "none", "debian:6.12", "--", "true"])
         .prepare(&["--net", "none", "debian:6.12"])
         .scenario(
-            "6.1 on two processors",
-            r#"code 0 run --cpus 2 --memory 256M debian -- sh -c 'uname -r; nproc' >output
-               grep -q '^6\.1\.' output; same "$(tail -n 1 output)" 2"#,
+            "6.1 on two processors, which reads who it is",
+            r#"uuid=123e4567-e89b-12d3-a456-426614174000
+               code 0 run --cpus 2 --memory 256M --smbios "$uuid,serial=A-1" debian -- \
+                   sh -c 'uname -r; nproc; cat /sys/class/dmi/id/product_uuid /sys/class/dmi/id/product_serial' >output
+               grep -q '^6\.1\.' output; same "$(tail -n 3 output)" "2
+$uuid
+A-1"
+               code 2 run --smbios web debian; says 'is not a UUID' err"#,
         )
         .scenario(
             "6.12 on two processors",

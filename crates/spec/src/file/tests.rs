@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Boot, Console, Cpus, Disk, MacAddress, Memory, Nic, NicKind, Rate, Share, Size, Vsock, schema,
+    Boot, Console, Cpus, Disk, MacAddress, Memory, Nic, NicKind, Rate, Share, Size, Smbios, Uuid,
+    Vsock, schema,
 };
 
 fn error(text: &str) -> String {
@@ -24,6 +25,10 @@ fn a_file_with_everything() {
         [memory]
         size = "2G"
         hugepages = true
+
+        [smbios]
+        serial = "A-1"
+        oem_strings = ["a=b"]
 
         [boot]
         kernel = "vmlinuz"
@@ -63,6 +68,11 @@ fn a_file_with_everything() {
         rng: Some(true),
         cpus: Cpus { count: Some(2) },
         memory: Memory { size: Some(Size(2 << 30)), hugepages: Some(true), ..Memory::default() },
+        smbios: Smbios {
+            serial: Some("A-1".into()),
+            oem_strings: vec!["a=b".into()],
+            ..Smbios::default()
+        },
         boot: Boot {
             kernel: Some("vmlinuz".into()),
             initrd: Some("initrd.img".into()),
@@ -159,7 +169,7 @@ fn the_schema_knows_every_key_and_refuses_others() {
     let keys: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
     let expected = [
         "balloon", "boot", "console", "cpus", "disks", "image", "memory", "name", "nics", "rng",
-        "shares", "vsock",
+        "shares", "smbios", "vsock",
     ];
     assert_eq!(keys, expected);
     for (name, key) in
@@ -226,6 +236,7 @@ prop_compose! {
         count: Option<u32>,
         (size, hugepages, prealloc, shared) in any::<(Option<u64>, Option<bool>, Option<bool>, Option<bool>)>(),
         (kernel, initrd, cmdline) in (prop::option::of(text()), prop::option::of(text()), prop::option::of(text())),
+        (uuid, serial, oem_strings) in (any::<Option<u128>>(), prop::option::of(text()), prop::collection::vec(text(), 0..3)),
         vsock in prop::option::of((text(), any::<Option<u32>>())),
         disks in prop::collection::vec(disk(), 0..3),
         nics in prop::option::of(prop::collection::vec(nic(), 0..3)),
@@ -235,6 +246,7 @@ prop_compose! {
             name, image, console, balloon, rng,
             cpus: Cpus { count },
             memory: Memory { size: size.map(Size), hugepages, prealloc, shared },
+            smbios: Smbios { uuid: uuid.map(|number| Uuid(number.to_be_bytes())), serial, oem_strings },
             boot: Boot { kernel: kernel.map(Into::into), initrd: initrd.map(Into::into), cmdline },
             vsock: vsock.map(|(path, cid)| Vsock { path: path.into(), cid }),
             disks, nics, shares,

@@ -18,6 +18,8 @@ impl Description {
         let file = |path: &Path| folder.trusted(path);
         vm.name = spec.name;
         vm.cpus.count = spec.cpus.count;
+        vm.uuid = spec.smbios.uuid.map(String::from);
+        vm.smbios = spec.smbios;
         vm.memory.size = spec.memory.size.map(|size| size.0);
         vm.memory.hugepages = spec.memory.hugepages.unwrap_or(false);
         vm.boot.kernel = spec.boot.kernel.as_deref().map(file);
@@ -77,6 +79,7 @@ impl Description {
                 hugepages: self.memory.hugepages.then_some(true),
                 ..Memory::default()
             },
+            smbios: self.smbios.clone(),
             ..VmSpec::default()
         };
         if let Some(kernel) = &self.boot.kernel {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Place, Result};
+use crate::{Error, Place, Result, Smbios};
 
 pub use devices::{
     Bus, Controller, Drive, DriveKind, FileRef, FileState, NetworkCard, OtherDevice, SerialPort,
@@ -43,6 +43,8 @@ pub struct Description {
     pub name: Option<String>,
     /// Its identity, in the form of a UUID.
     pub uuid: Option<String>,
+    /// What it told its guest about itself, as Linux showed it.
+    pub smbios: Smbios,
     /// What its owner wrote about it.
     pub annotation: Option<String>,
     /// The guest's operating system in the platform's words.
@@ -204,6 +206,12 @@ impl Description {
     /// A description with nothing in it.
     pub(crate) fn new(platform: Platform, format: &str, file: impl Into<PathBuf>) -> Self {
         Self { platform, format: format.into(), file: file.into(), ..Self::default() }
+    }
+
+    /// What its firmware tells the guest where that is the VM's own UUID in the order of its text.
+    pub(crate) fn smbios_of_uuid(&self) -> Smbios {
+        let uuid = self.uuid.as_ref().and_then(|uuid| uuid.parse().ok());
+        Smbios { uuid, ..Smbios::default() }
     }
 
     /// Adds a note.

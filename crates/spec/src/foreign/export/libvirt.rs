@@ -8,7 +8,8 @@ use super::super::description::{
     Virtualization,
 };
 use super::places::{Place, Room, places};
-use super::{Export, boot_devices, has_boot_places, most_memory, name, nic_word, path, xml};
+use super::{Export, boot_devices, has_boot_places, most_memory, name, nic_word, path, uuid, xml};
+use crate::Smbios;
 
 /// More controllers than any platform has.
 const MOST_CONTROLLERS: u32 = 16;
@@ -19,7 +20,7 @@ pub(super) fn write(vm: &Description) -> Export {
     let mut line = |content: String| writeln!(text, "  {content}").unwrap_or(());
     // libvirt takes names as files'.
     line(format!("<name>{}</name>", xml(&name(vm).replace('/', "-"))));
-    if let Some(uuid) = vm.uuid.as_ref().filter(|uuid| is_uuid(uuid)) {
+    if let Some(uuid) = uuid(vm) {
         line(format!("<uuid>{uuid}</uuid>"));
     }
     if let Some(annotation) = &vm.annotation {
@@ -37,6 +38,7 @@ pub(super) fn write(vm: &Description) -> Export {
     }
     let chipset = Chipset::of(vm);
     os(vm, chipset, &mut line);
+    sysinfo(&vm.smbios, &mut line);
     line("<features><acpi/><apic/></features>".into());
     let threads = vm.cpus.threads.unwrap_or(1);
     // Whatever the host has, which is the only way to its virtualization whoever made its processor.
@@ -193,7 +195,30 @@ fn os(vm: &Description, chipset: Chipset, line: &mut impl FnMut(String)) {
     for device in boot_devices(vm).filter(|_| !has_boot_places(vm)).unwrap_or_default() {
         line(format!("  <boot dev='{device}'/>"));
     }
+    if has_sysinfo(&vm.smbios) {
+        line("  <smbios mode='sysinfo'/>".into());
+    }
     line("</os>".into());
+}
+
+/// Whether there is more to tell than the UUID, which libvirt tells anyway.
+fn has_sysinfo(smbios: &Smbios) -> bool {
+    smbios.serial.is_some() || !smbios.oem_strings.is_empty()
+}
+
+fn sysinfo(smbios: &Smbios, line: &mut impl FnMut(String)) {
+    if !has_sysinfo(smbios) {
+        return;
+    }
+    line("<sysinfo type='smbios'>".into());
+    if let Some(serial) = &smbios.serial {
+        line(format!("  <system><entry name='serial'>{}</entry></system>", xml(serial)));
+    }
+    if !smbios.oem_strings.is_empty() {
+        let entries = smbios.oem_strings.iter().map(|text| format!("<entry>{}</entry>", xml(text)));
+        line(format!("  <oemStrings>{}</oemStrings>", entries.collect::<String>()));
+    }
+    line("</sysinfo>".into());
 }
 
 /// The names of devices, which must differ.
@@ -342,9 +367,4 @@ pub(super) fn letters(index: usize) -> String {
         rest = (rest - 1) / 26;
     }
     letters.into_iter().rev().collect()
-}
-
-fn is_uuid(text: &str) -> bool {
-    let lengths: Vec<_> = text.split('-').map(str::len).collect();
-    lengths == [8, 4, 4, 4, 12] && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use super::description::{
     Description, Drive, FileRef, FileState, FirmwareKind, NetworkCard, Platform,
 };
-use crate::Result;
+use crate::{Result, Uuid};
 
 /// A form that descriptions are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,20 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
                 "The slots of network cards are left out: the guest may give them other names";
             export.lost.push(message.into());
         }
+        let serial = vm.smbios.serial.as_ref().filter(|serial| match form {
+            Form::Libvirt => false,
+            // They make it of the UUID.
+            Form::Xl => uuid(vm).is_none_or(|uuid| **serial != uuid.to_string()),
+            Form::Vmx => !serial.starts_with("VMware-"),
+            _ => true,
+        });
+        export.lost.extend(serial.map(|serial| format!("The serial number {serial} is left out")));
+        if form == Form::Ovf && vm.smbios.uuid.is_some() {
+            export.lost.push("The UUID is left out: who deploys the package makes another".into());
+        }
+        if form != Form::Libvirt && !vm.smbios.oem_strings.is_empty() {
+            export.lost.push("The OEM strings of SMBIOS are left out".into());
+        }
         if vm.saved_state.is_some() {
             export.lost.push("It is suspended: what its memory holds is left out".into());
         }
@@ -99,6 +113,11 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
     export.lost.sort();
     export.lost.dedup();
     Ok(export)
+}
+
+/// What the guest is to read as its UUID: what it read, or what its platform calls the VM.
+fn uuid(vm: &Description) -> Option<Uuid> {
+    vm.smbios.uuid.or_else(|| vm.uuid.as_ref()?.parse().ok())
 }
 
 impl Form {

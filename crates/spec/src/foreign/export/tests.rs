@@ -6,6 +6,7 @@ use super::super::description::{
     Bus, Controller, DriveKind, Firmware, FirmwareKind, NetworkCard, Platform, Virtualization,
 };
 use super::*;
+use crate::Smbios;
 
 fn sample(words: &str) -> Description {
     let disk = |bus, unit, name: &str, format: &str| Drive {
@@ -194,6 +195,28 @@ fn vmware_keeps_addresses_that_are_not_its_own() {
         assert_eq!((read.nics[0].mac, read.uuid), (vm.nics[0].mac, vm.uuid.clone()));
         assert!(read.unread.is_empty(), "{:?}", read.unread);
     }
+}
+
+#[test]
+fn a_guest_reads_the_same_uuid_and_what_else_it_reads_is_told() {
+    let mut vm = sample("");
+    let uuid: Uuid = "12345678-9abc-def0-1234-56789abcdef0".parse().unwrap();
+    vm.smbios = Smbios {
+        uuid: Some(uuid),
+        serial: Some("S & 1".into()),
+        oem_strings: vec!["a=<b>".into(), "c".into()],
+    };
+    for (form, name) in [(Form::Libvirt, "x.xml"), (Form::Xl, "x.cfg"), (Form::Vmx, "x.vmx")] {
+        let export = export(&vm, form).unwrap();
+        let read = again(&export, name);
+        assert_eq!(read.smbios.uuid, Some(uuid), "{form}");
+        assert!(read.unread.is_empty(), "{:?}", read.unread);
+        let told = export.lost.iter().any(|one| one == "The serial number S & 1 is left out");
+        assert_eq!(told, read.smbios != vm.smbios, "{form}: {:?}", export.lost);
+    }
+    let spec = vm.to_spec();
+    vm.drives.clear();
+    assert_eq!(spec.or_else(|_| vm.to_spec()).unwrap().smbios, vm.smbios);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! VMware's `.vmx`.
 
-use super::super::description::{Architecture, Bus, Description, Drive, DriveKind, FirmwareKind};
+use super::super::description::{
+    Architecture, Bus, Description, Drive, DriveKind, FirmwareKind, Platform,
+};
 use super::places::{Room, places};
-use super::{Export, boot_devices, name, nic_word, path};
+use super::{Export, boot_devices, name, nic_word, path, uuid};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
@@ -28,7 +30,7 @@ pub(super) fn write(vm: &Description) -> Export {
     let size = vm.memory.size.unwrap_or(crate::Memory::DEFAULT_SIZE.0);
     // VMware wants multiples of 4 MiB.
     set("memsize", &(size >> 20).max(4).next_multiple_of(4).to_string());
-    if let Some(uuid) = vm.uuid.as_deref().and_then(uuid) {
+    if let Some(uuid) = uuid_bios(vm) {
         set("uuid.bios", &uuid);
     }
     set("numvcpus", &vm.cpus.count.unwrap_or(1).to_string());
@@ -184,13 +186,13 @@ fn scsi_model(model: Option<&str>) -> &'static str {
     known.next().unwrap_or("pvscsi")
 }
 
-/// As VMware writes it: `56 4d 12 34 56 78 9a bc-de f0 12 34 56 78 9a bc`.
-fn uuid(text: &str) -> Option<String> {
-    let digits: Vec<char> = text.chars().filter(char::is_ascii_hexdigit).collect();
-    if digits.len() != 32 {
-        return None;
-    }
-    let bytes: Vec<String> = digits.chunks(2).map(|pair| pair.iter().collect()).collect();
+/// What makes hardware of version 13 tell the guest its UUID, in VMware's words.
+fn uuid_bios(vm: &Description) -> Option<String> {
+    // A name of VMware's, of which is not known how the guest read it, stays what it is.
+    let is_vmwares = vm.platform == Platform::Vmware && vm.smbios.uuid.is_none();
+    let uuid = uuid(vm)?;
+    let uuid = if is_vmwares { uuid } else { uuid.swapped() };
+    let bytes: Vec<String> = uuid.0.iter().map(|byte| format!("{byte:02x}")).collect();
     Some(format!("{}-{}", bytes[..8].join(" "), bytes[8..].join(" ")))
 }
 

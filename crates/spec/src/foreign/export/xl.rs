@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use super::super::description::{Bus, Description, DriveKind, FirmwareKind, Virtualization};
 use super::super::libvirt::letters_to_index;
 use super::libvirt::letters;
-use super::{Export, FileRef, boot_devices, most_memory, name, nic_model, path};
+use super::{Export, FileRef, boot_devices, most_memory, name, nic_model, path, uuid};
 
 pub(super) fn write(vm: &Description) -> Export {
     let mut lost = Vec::new();
     let mut text = String::new();
     let mut set = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
     set("name", quoted(name(vm)));
-    if let Some(uuid) = &vm.uuid {
-        set("uuid", quoted(uuid));
+    if let Some(uuid) = uuid(vm) {
+        set("uuid", quoted(&uuid.to_string()));
     }
     let kind = match vm.virtualization {
         Virtualization::Pv => "pv",

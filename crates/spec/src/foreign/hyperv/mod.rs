@@ -17,7 +17,7 @@ use super::description::{
 use super::folder::Folder;
 use super::text;
 use super::xml::Element;
-use crate::Result;
+use crate::{Result, Smbios, Uuid};
 pub(crate) use storage::{fuzz, is_storage};
 use tree::{Node, Value};
 
@@ -201,14 +201,16 @@ fn device(kinds: &HashMap<String, String>, device: &Node, folder: &Folder, vm: &
             template.filter(|id| id.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0'));
         let order = device.child("boot").into_iter().flat_map(Node::children);
         vm.boot.order = order.filter_map(Node::own_text).collect();
-        device.skip_children(&[
-            "base_board",
-            "chassis",
-            "num_lock",
-            "pause_after_boot_failure",
-            "bios_guid",
-            "bios_serial_number",
-        ]);
+        device.skip_children(&["base_board", "chassis", "num_lock", "pause_after_boot_failure"]);
+        vm.smbios = Smbios {
+            // The tables of generation 1 are of a version that Linux reads as if they were big-endian (cloud-init turns
+            // the UUID around on Azure for the same reason).
+            uuid: device.text("bios_guid").and_then(|id| id.parse().ok()).map(|uuid: Uuid| {
+                if vm.firmware.kind == Some(FirmwareKind::Bios) { uuid.swapped() } else { uuid }
+            }),
+            serial: device.text("bios_serial_number").filter(|serial| !serial.is_empty()),
+            ..Smbios::default()
+        };
     } else if kind.contains("TPM") {
         vm.tpm = Some("2.0".into());
         device.skip();

@@ -57,6 +57,8 @@ fn vmcx(disk: &str) -> Vec<u8> {
     add(&format!("{CARD}/IsConnected"), 8, flag(true));
     add(&format!("{CARD}/Connection/AltSwitchName"), 6, string("Default Switch"));
     add(&format!("{BIOS}/secure_boot_enabled"), 8, flag(true));
+    add(&format!("{BIOS}/bios_guid"), 6, string("{1B4E28BA-2FA1-11D2-883F-0016D3CCA427}"));
+    add(&format!("{BIOS}/bios_serial_number"), 6, string("1234-5678"));
     add(
         &format!("{BIOS}/secure_boot_template_id"),
         6,
@@ -75,6 +77,9 @@ fn check(vm: &Description) {
     );
     assert_eq!(vm.firmware.secure_boot, Some(true));
     assert_eq!(vm.firmware.template.as_deref(), Some("1734c6e8-3154-4dda-ba5f-a874cc483422"));
+    let uuid = vm.smbios.uuid.unwrap().to_string();
+    assert_eq!(uuid, "1b4e28ba-2fa1-11d2-883f-0016d3cca427");
+    assert_eq!(vm.smbios.serial.as_deref(), Some("1234-5678"));
     assert_eq!((vm.cpus.count, vm.cpus.nested), (Some(4), Some(true)));
     let memory = (vm.memory.size, vm.memory.minimum, vm.memory.maximum);
     assert_eq!(memory, (Some(2 << 30), Some(512 << 20), Some(8 << 30)));
@@ -130,7 +135,9 @@ fn the_xml_before_it_says_the_same() {
          <drive1><type type='string'>ISO</type></drive1></controller0></{SCSI}>\
          <{CARD}><MacAddress type='string'>00-15-5D-01-02-03</MacAddress><Connection><AltSwitchName type='string'>Default Switch\
          </AltSwitchName></Connection></{CARD}><{BIOS}><secure_boot_enabled type='bool'>True</secure_boot_enabled>\
-         <secure_boot_template_id type='string'>1734c6e8-3154-4dda-ba5f-a874cc483422</secure_boot_template_id></{BIOS}>\
+         <secure_boot_template_id type='string'>1734c6e8-3154-4dda-ba5f-a874cc483422</secure_boot_template_id>\
+         <bios_guid type='string'>{{1B4E28BA-2FA1-11D2-883F-0016D3CCA427}}</bios_guid>\
+         <bios_serial_number type='string'>1234-5678</bios_serial_number></{BIOS}>\
          </configuration>",
         SCSI.trim_matches('_'),
         CARD.trim_matches('_'),

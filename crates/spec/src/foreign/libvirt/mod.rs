@@ -39,6 +39,7 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
     domain.skip_attributes(&["id"]);
     vm.name = domain.child_text("name").map(str::to_owned);
     vm.uuid = domain.child_text("uuid").map(str::to_owned);
+    smbios(domain, &mut vm);
     vm.annotation =
         ["description", "title"].iter().find_map(|name| domain.child_text(name)).map(str::to_owned);
     vm.guest_os = guest_os(domain);
@@ -65,6 +66,26 @@ pub(crate) fn read(root: &Element, path: &Path, folder: &Folder) -> Result<Descr
         .for_each(|clock| clock.skip());
     vm.unread = domain.unread();
     vm.checked()
+}
+
+/// libvirt's UUID is the guest's; other fields come from `sysinfo`.
+fn smbios(domain: &Element, vm: &mut Description) {
+    // Of VMware's domains the version of the hardware is not told, on which the order of the bytes depends.
+    if vm.platform != Platform::Vmware {
+        vm.smbios = vm.smbios_of_uuid();
+    }
+    let smbios = |info: &&Element| info.attribute("type") == Some("smbios");
+    let Some(info) = domain.children("sysinfo").find(smbios) else { return };
+    for entry in info.child("system").into_iter().flat_map(|system| system.children("entry")) {
+        match entry.attribute("name") {
+            Some("serial") => vm.smbios.serial = Some(entry.text().to_owned()),
+            // libvirt demands that it is the domain's.
+            Some("uuid") => entry.skip(),
+            _ => {}
+        }
+    }
+    let strings = info.child("oemStrings").into_iter().flat_map(|list| list.children("entry"));
+    vm.smbios.oem_strings = strings.map(|entry| entry.text().to_owned()).collect();
 }
 
 /// What a `domainsnapshot` says of itself; libvirt knows it by its name.

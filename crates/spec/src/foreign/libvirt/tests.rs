@@ -15,6 +15,8 @@ const DOMAIN: &str = "<domain type='kvm' id='3'>
     <nvram>/var/lib/libvirt/qemu/nvram/web_VARS.fd</nvram><boot dev='hd'/></os>
   <cpu mode='host-model'><topology sockets='1' dies='1' cores='2' threads='2'/></cpu>
   <on_crash>destroy</on_crash>
+  <sysinfo type='smbios'><system><entry name='manufacturer'>Yard</entry><entry name='serial'>A-1</entry></system>
+    <oemStrings><entry>io.systemd.credential:a=b</entry></oemStrings></sysinfo>
   <features><acpi/><kvm><hidden state='on'/></kvm></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -42,6 +44,9 @@ fn all_that_is_said_arrives() {
     let vm = parsed(DOMAIN).unwrap();
     assert_eq!((vm.platform, vm.name.as_deref()), (Platform::Qemu, Some("web")));
     assert_eq!(vm.guest_os.as_deref(), Some("http://debian.org/debian/12"));
+    assert_eq!(vm.smbios.uuid.map(String::from), vm.uuid);
+    assert_eq!(vm.smbios.serial.as_deref(), Some("A-1"));
+    assert_eq!(vm.smbios.oem_strings, ["io.systemd.credential:a=b"]);
     assert_eq!((vm.memory.size, vm.memory.maximum), (Some(2 << 30), Some(8 << 30)));
     assert_eq!((vm.cpus.count, vm.cpus.maximum, vm.cpus.threads), (Some(2), Some(4), Some(2)));
     assert_eq!((vm.firmware.kind, vm.firmware.secure_boot), (Some(FirmwareKind::Uefi), Some(true)));
@@ -63,7 +68,10 @@ fn all_that_is_said_arrives() {
     assert_eq!((vm.nics[0].network.as_deref(), vm.nics[0].slot), (Some("default"), None));
     assert_eq!(vm.devices.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["sound"]);
     let unread: Vec<_> = vm.unread.iter().map(|one| (one.line, one.key.as_str())).collect();
-    assert_eq!(unread, [(Some(11), "domain/features/kvm")]);
+    assert_eq!(
+        unread,
+        [(Some(11), "domain/sysinfo/system/entry"), (Some(13), "domain/features/kvm")]
+    );
 }
 
 #[test]

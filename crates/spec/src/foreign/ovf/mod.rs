@@ -363,6 +363,7 @@ fn virtualbox_machine(machine: &Element, vm: &mut Description) -> Result<()> {
     // Its packages of version 0.9 call the hardware VMware's.
     vm.platform = Platform::Virtualbox;
     vm.uuid = own.uuid;
+    vm.smbios = own.smbios;
     vm.guest_os = own.guest_os.or(vm.guest_os.take());
     vm.architecture = own.architecture;
     vm.machine = own.machine;

@@ -39,6 +39,7 @@ pub(crate) fn parse(root: &Element, path: &Path, folder: &Folder) -> Result<Desc
         vm.uuid = identification
             .child_text("VmUuid")
             .map(|uuid| uuid.trim_matches(['{', '}']).to_ascii_lowercase());
+        vm.smbios = vm.smbios_of_uuid();
         // What else tells the VM from others.
         identification.skip();
     }

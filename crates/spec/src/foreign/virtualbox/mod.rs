@@ -64,6 +64,10 @@ pub(crate) fn machine(
     let hardware = machine
         .child("Hardware")
         .ok_or_else(|| machine.error("Expected <Hardware> in <Machine>"))?;
+    vm.smbios = vm.smbios_of_uuid();
+    if let Some(own) = hardware.attribute("uuid").and_then(|uuid| uuid.parse().ok()) {
+        vm.smbios.uuid = Some(own);
+    }
     vm.architecture = architecture(machine, vm.guest_os.as_deref());
     if machine.attribute("aborted") == Some("true") {
         vm.note(Level::Info, "VirtualBox was ended while the VM ran");
@@ -86,7 +90,7 @@ fn processors_and_memory(
     hardware: &Element,
     vm: &mut Description,
 ) -> Result<()> {
-    hardware.skip_attributes(&["version", "uuid"]);
+    hardware.skip_attributes(&["version"]);
     // Every file has these, mostly without anything in them.
     hardware.skip_children(&["EmulatedUSB"]);
     let guest = hardware.children("Guest");

@@ -15,7 +15,7 @@ use super::description::{
 };
 use super::folder::Folder;
 use super::text;
-use crate::Result;
+use crate::{Result, Smbios};
 use dictionary::Dictionary;
 
 /// Reads a `.vmx` and what lies beside it.
@@ -62,6 +62,7 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
     vm.architecture = architecture(vm.guest_os.as_deref());
     vm.uuid = keys.text("uuid.bios").or_else(|| keys.text("uuid.location")).map(|text| uuid(&text));
     keys.skip("uuid.location");
+    vm.smbios = smbios(&vm);
     vm.cpus = processors(&keys)?;
     vm.memory = MemoryAmount {
         size: match keys.number::<i64>("memsize")? {
@@ -185,6 +186,24 @@ fn architecture(guest: Option<&str>) -> Architecture {
 /// Guests that have no 32-bit form and therefore no `-64`.
 const NEW: &[&str] =
     &["vmkernel", "windows2012", "windows2016", "windows2019", "windows2022", "windows2025"];
+
+/// What VMware's firmware makes of a VM's UUID.
+fn smbios(vm: &Description) -> Smbios {
+    let smbios = vm.smbios_of_uuid();
+    let Some(uuid) = smbios.uuid else { return smbios };
+    let hardware =
+        vm.version.as_ref().and_then(|text| text.rsplit(' ').next()?.parse::<u32>().ok());
+    let (first, last) = uuid.0.split_at(8);
+    let hex =
+        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    Smbios {
+        // The bytes in memory are always in the order of the text. With hardware of version 13 came an SMBIOS of which
+        // Linux takes them for little-endian (VMware's knowledge base, 53609).
+        uuid: Some(if hardware.unwrap_or(0) >= 13 { uuid.swapped() } else { uuid }),
+        serial: Some(format!("VMware-{}-{}", hex(first), hex(last))),
+        ..smbios
+    }
+}
 
 /// VMware writes `56 4d 12 34 56 78 9a bc-de f0 ...`.
 fn uuid(text: &str) -> String {

@@ -86,6 +86,11 @@ fn all_that_is_said_arrives() {
     assert_eq!(vm.name.as_deref(), Some("web \"one\""));
     assert_eq!(vm.annotation.as_deref(), Some("first\nsecond"));
     assert_eq!(vm.uuid.as_deref(), Some("564d1234-5678-9abc-def0-123456789abc"));
+    // Hardware of version 13 and later: kb 53609.
+    let guest = vm.smbios.uuid.unwrap().to_string();
+    assert_eq!(guest, "34124d56-7856-bc9a-def0-123456789abc");
+    let serial = "VMware-56 4d 12 34 56 78 9a bc-de f0 12 34 56 78 9a bc";
+    assert_eq!(vm.smbios.serial.as_deref(), Some(serial));
     assert_eq!(vm.memory.size, Some(4 << 30));
     assert_eq!((vm.cpus.count, vm.cpus.cores, vm.cpus.sockets), (Some(4), Some(2), Some(2)));
     assert_eq!((vm.firmware.kind, vm.firmware.secure_boot), (Some(FirmwareKind::Uefi), Some(true)));

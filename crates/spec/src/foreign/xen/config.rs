@@ -16,6 +16,7 @@ pub(crate) fn read(text: &str, path: &Path, folder: &Folder) -> Result<Descripti
     let mut vm = Description::new(Platform::Xen, "xl.cfg", path);
     vm.name = config.text("name")?;
     vm.uuid = config.text("uuid")?;
+    vm.smbios = super::smbios(&vm);
     virtualization(&config, &mut vm)?;
     let mebibytes = |key: &str| {
         Ok::<_, crate::Error>(config.number(key)?.map(|count| count.saturating_mul(1 << 20)))

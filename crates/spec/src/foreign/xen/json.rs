@@ -56,6 +56,7 @@ fn domain_of(mut config: Object, path: &Path, folder: &Folder) -> Result<Descrip
     let mut build = object(&mut config, "b_info");
     vm.name = string(&mut create, "name");
     vm.uuid = string(&mut create, "uuid");
+    vm.smbios = super::smbios(&vm);
     let kind = string(&mut create, "type").or_else(|| string(&mut build, "type"));
     build.remove("type");
     vm.virtualization = match kind.as_deref() {

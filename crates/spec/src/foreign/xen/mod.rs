@@ -9,10 +9,19 @@ mod json;
 mod syntax;
 mod xva;
 
+use super::description::Description;
+use crate::Smbios;
+
 pub(crate) use config::read as read_config;
 pub(crate) use json::read as read_json;
 pub(crate) use syntax::looks_right;
 pub(crate) use xva::read as read_export;
+
+/// What Xen's firmware for guests tells of their UUID (`hvmloader`), where it is run at all.
+fn smbios(vm: &Description) -> Smbios {
+    let smbios = vm.smbios_of_uuid();
+    Smbios { serial: smbios.uuid.map(String::from), ..smbios }
+}
 
 #[cfg(test)]
 mod maker;

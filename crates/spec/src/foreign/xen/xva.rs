@@ -93,6 +93,7 @@ fn machine(
     vm.name = owned("name_label");
     vm.annotation = owned("name_description");
     vm.uuid = owned("uuid");
+    vm.smbios = super::smbios(vm);
     vm.memory.size = record.number("memory_static_max")?;
     vm.memory.maximum =
         record.number("memory_dynamic_max")?.filter(|most| Some(*most) != vm.memory.size);
