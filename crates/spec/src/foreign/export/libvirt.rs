@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::super::description::{
-    Bus, Controller, Description, Drive, DriveKind, FileState, FirmwareKind, NetworkCard, Platform,
+    Bus, Controller, Description, Drive, DriveKind, FirmwareKind, NetworkCard, Platform,
     Virtualization,
 };
 use super::places::{Place, Room, places};
@@ -87,10 +87,6 @@ pub(super) fn write(vm: &Description) -> Export {
         let file = drive.file.as_ref();
         if drive.kind == DriveKind::Disk && file.is_none() {
             lost.push(format!("The disk {} has no content and is left out", drive.address()));
-            continue;
-        }
-        if let Some(file) = file.filter(|file| file.state == FileState::Remote) {
-            lost.push(format!("The drive {} at `{}` is left out", drive.address(), file.written));
             continue;
         }
         // Of the buses that QEMU's machines do not have, drives move to others.

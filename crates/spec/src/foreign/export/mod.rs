@@ -48,11 +48,16 @@ pub struct UnknownForm(String);
 /// # Errors
 /// For [`Form::Toml`]: a disk cannot be used here.
 pub fn export(vm: &Description, form: Form) -> Result<Export> {
+    // Each platform has words of its own for what another computer keeps.
+    let is_remote =
+        |drive: &&Drive| drive.file.as_ref().is_some_and(|file| file.state == FileState::Remote);
+    let (remote, drives): (Vec<_>, Vec<_>) = vm.drives.iter().partition(is_remote);
+    let local = Description { drives: drives.into_iter().cloned().collect(), ..vm.clone() };
     let mut export = match form {
-        Form::Libvirt => libvirt::write(vm),
-        Form::Ovf => ovf::write(vm),
-        Form::Xl => xl::write(vm),
-        Form::Vmx => vmx::write(vm),
+        Form::Libvirt => libvirt::write(&local),
+        Form::Ovf => ovf::write(&local),
+        Form::Xl => xl::write(&local),
+        Form::Vmx => vmx::write(&local),
         Form::Toml => {
             let lost = vm.differences().into_iter().map(|note| note.message).collect();
             Export { text: vm.to_spec()?.to_toml()?, lost }
@@ -67,6 +72,10 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
                     file.written
                 ));
             }
+        }
+        for drive in remote {
+            let place = drive.file.as_ref().map_or("", |file| &file.written);
+            export.lost.push(format!("The drive {} at `{place}` is left out", drive.address()));
         }
         for device in &vm.devices {
             let model =

@@ -198,6 +198,18 @@ fn vmware_keeps_addresses_that_are_not_its_own() {
 }
 
 #[test]
+fn what_another_computer_keeps_is_left_out() {
+    let mut vm = sample("");
+    vm.drives[0].file = Some(FileRef::new("iqn=web", None, FileState::Remote));
+    for form in [Form::Libvirt, Form::Ovf, Form::Xl, Form::Vmx] {
+        let export = export(&vm, form).unwrap();
+        assert!(!export.text.contains("iqn=web") && export.text.contains("b.vmdk"), "{form}");
+        let told = "The drive scsi0:0 at `iqn=web` is left out";
+        assert!(export.lost.iter().any(|one| one == told), "{form}: {:?}", export.lost);
+    }
+}
+
+#[test]
 fn a_guest_reads_the_same_uuid_and_what_else_it_reads_is_told() {
     let mut vm = sample("");
     let uuid: Uuid = "12345678-9abc-def0-1234-56789abcdef0".parse().unwrap();
