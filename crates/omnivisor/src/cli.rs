@@ -218,6 +218,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "ID", requires = "image")]
     pub option: Option<String>,
 
+    /// A value for a property of an OVF package, as `inspect` lists them; repeatable
+    #[arg(long, value_name = "KEY=VALUE", requires = "image", value_parser = property)]
+    pub property: Vec<(String, String)>,
+
     /// Take files of a VM that lie outside of its folder
     #[arg(long, requires = "image")]
     pub allow_outside: bool,
@@ -236,6 +240,12 @@ pub struct RunArgs {
     /// A command to run in the guest; its exit code becomes ours
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// `--property`
+pub fn property(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `--engine`

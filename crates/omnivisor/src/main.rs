@@ -13,6 +13,7 @@ mod convert;
 mod description;
 mod disk;
 mod documents;
+mod environment;
 mod export;
 mod failure;
 mod guest_page;

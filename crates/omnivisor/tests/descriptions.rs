@@ -120,6 +120,32 @@ fn a_packages_deployment_option_is_chosen_by_every_verb() {
 }
 
 #[test]
+fn a_guest_is_told_its_packages_properties_on_a_disk() {
+    let folder = folder();
+    let ovf = "<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1' xmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1'>\
+               <VirtualSystem ovf:id='web'><VirtualHardwareSection ovf:transport='iso com.vmware.guestInfo'>\
+               <Item><InstanceID>1</InstanceID><ResourceType>4</ResourceType><VirtualQuantity>256</VirtualQuantity></Item>\
+               </VirtualHardwareSection><ProductSection><Property ovf:key='hostname' ovf:value='old'/>\
+               <Property ovf:key='password' ovf:userConfigurable='true'><Label>Secret</Label></Property>\
+               </ProductSection></VirtualSystem></Envelope>";
+    std::fs::write(folder.path().join("web.ovf"), ovf).unwrap();
+    let import = ["import", "web.ovf", "to", "--dry-run", "--property"];
+    let (code, plan, talk) =
+        text(&omnivisor(folder.path(), &[&import[..], &["hostname=new"]].concat()));
+    assert_eq!(code, 0, "{talk}");
+    assert!(talk.contains("The property password (Secret) has no value; --property"), "{talk}");
+    let path = plan.split("made of ").nth(1).and_then(|rest| rest.split(" (raw").next());
+    let image = std::fs::read(path.expect(&plan)).unwrap();
+    let image = String::from_utf8_lossy(&image);
+    assert!(image.contains("oe:key=\"hostname\" oe:value=\"new\""), "{image}");
+    for verb in [&["import", "web.ovf", "to"][..], &["run", "web.ovf"]] {
+        let arguments = [verb, &["--property", "name=new"]].concat();
+        let (code, _, talk) = text(&omnivisor(folder.path(), &arguments));
+        assert!(code == 2 && talk.contains("there are hostname, password"), "{code} {talk}");
+    }
+}
+
+#[test]
 fn what_is_named_as_a_description_is_no_disk() {
     let folder = folder();
     for (name, what) in

@@ -15,6 +15,7 @@ mod devices;
 mod error;
 mod file;
 pub mod foreign;
+mod iso9660;
 mod network;
 mod shorthand;
 mod size;

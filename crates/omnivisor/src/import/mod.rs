@@ -21,6 +21,7 @@ use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 use crate::cli::EngineChoice;
 use crate::description;
 use crate::disk::{failed, human, print};
+use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
@@ -96,6 +97,10 @@ pub struct ImportArgs {
     /// The deployment option of an OVF package
     #[arg(long, value_name = "ID")]
     option: Option<String>,
+
+    /// A value for a property of an OVF package, as `inspect` lists them; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = crate::cli::property)]
+    property: Vec<(String, String)>,
 
     /// Take files of a VM that lie outside of its folder
     #[arg(long)]
@@ -197,7 +202,9 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
         notes.extend(
             differences.filter(|note| note.level != Level::Obstacle).map(|note| note.message),
         );
-        description::to_spec(&vm)?
+        let mut spec = description::to_spec(&vm)?;
+        spec.disks.extend(environment::disk(&vm, &args.property)?);
+        spec
     } else {
         description::of_disk(&args.source, args.allow_outside).ok_or_else(|| {
             Failure::new(NOT_FOUND, format!("There is no VM at {}", args.source.display()))

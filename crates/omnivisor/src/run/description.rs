@@ -9,6 +9,7 @@ use spec::{Console, Nic, VmSpec};
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
+use crate::environment;
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::run::remote::{self, Remote};
 
@@ -102,7 +103,8 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
         verify: false,
     };
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
-    let spec = description::to_spec(&vm)?;
+    let mut spec = description::to_spec(&vm)?;
+    spec.disks.extend(environment::disk(&vm, &args.property)?);
     for note in vm.differences() {
         tell!("{}.", note.message);
     }

@@ -12,7 +12,7 @@ mod names;
 pub mod plan;
 mod remote;
 pub mod scratch;
-mod seed;
+pub mod seed;
 mod state;
 mod terminal;
 pub mod unattended;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use spec::Disk;
 use spec::cloud_init::Seed;
 use tempfile::NamedTempFile;
@@ -11,7 +12,7 @@ use crate::cli::RunArgs;
 use crate::failure::{FAILED, Failure, NOT_FOUND, USAGE};
 use crate::run::state;
 
-/// A seed if anything is to be told. It lies with the state, by the name of its content.
+/// A seed if anything is to be told.
 pub fn disk(args: &RunArgs) -> Result<Option<Disk>, Failure> {
     if args.user_data.is_none() && args.ssh_key.is_empty() && args.hostname.is_none() {
         return Ok(None);
@@ -23,11 +24,19 @@ pub fn disk(args: &RunArgs) -> Result<Option<Disk>, Failure> {
         network_config: None,
     };
     let image = seed.image().map_err(|error| Failure::from_error(USAGE, error))?;
-    let path = state::folder()?.join("seeds").join(format!("{}.iso", seed.instance_id()));
-    write(&path, &image).map_err(|error| {
+    keep("cidata", &image).map(Some)
+}
+
+/// An image that is made for the guest, as a disk: it lies with the state, by a name that begins with `what` and that only
+/// this content has.
+pub fn keep(what: &str, image: &[u8]) -> Result<Disk, Failure> {
+    let digest = Sha256::digest(image);
+    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let path = state::folder()?.join("seeds").join(format!("{what}-{name}.iso"));
+    write(&path, image).map_err(|error| {
         Failure::new(FAILED, format!("Cannot write {}: {error}", path.display()))
     })?;
-    Ok(Some(Disk { path, readonly: true, format: Some("raw".into()), ..Disk::default() }))
+    Ok(Disk { path, readonly: true, format: Some("raw".into()), ..Disk::default() })
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

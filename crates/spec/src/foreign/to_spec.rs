@@ -171,6 +171,15 @@ impl Description {
         if self.virtualization == Virtualization::Container {
             note(Level::Obstacle, "It is a container without a kernel of its own".into());
         }
+        if !self.properties.is_empty() && !self.transports.is_empty() && !self.wants_environment() {
+            note(
+                Level::Warning,
+                format!(
+                    "The guest does not learn its package's properties: it asks for them by {} alone",
+                    self.transports.join(", ")
+                ),
+            );
+        }
         if self.virtualization == Virtualization::Pv {
             note(
                 Level::Warning,

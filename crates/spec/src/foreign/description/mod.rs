@@ -79,6 +79,8 @@ pub struct Description {
     pub devices: Vec<OtherDevice>,
     /// What whoever deploys the VM may set.
     pub properties: Vec<Property>,
+    /// The ways in which the guest can be told them, in OVF's words.
+    pub transports: Vec<String>,
     /// Deployment options that could have been chosen.
     pub configurations: Vec<Configuration>,
     /// States that were kept.

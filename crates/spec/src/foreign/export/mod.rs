@@ -104,6 +104,12 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
         if form != Form::Libvirt && !vm.smbios.oem_strings.is_empty() {
             export.lost.push("The OEM strings of SMBIOS are left out".into());
         }
+        if !vm.properties.is_empty() {
+            let keys: Vec<_> = vm.properties.iter().map(|one| one.key.as_str()).collect();
+            export
+                .lost
+                .push(format!("The package's properties ({}) are left out", keys.join(", ")));
+        }
         if vm.saved_state.is_some() {
             export.lost.push("It is suspended: what its memory holds is left out".into());
         }
@@ -237,7 +243,7 @@ fn boot_order_is_told(vm: &Description, form: Form) -> bool {
 }
 
 /// Text between tags or in an attribute; what XML cannot hold becomes a question mark.
-fn xml(text: &str) -> String {
+pub(crate) fn xml(text: &str) -> String {
     let allowed = |letter: char| !letter.is_control() || matches!(letter, '\t' | '\n' | '\r');
     let text: String =
         text.chars().map(|letter| if allowed(letter) { letter } else { '?' }).collect();

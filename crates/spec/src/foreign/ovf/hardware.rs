@@ -36,7 +36,9 @@ const MOST_ITEMS: usize = 4096;
 /// Adds the hardware to `vm`.
 pub(crate) fn read(section: &Element, shared: &Shared<'_>, vm: &mut Description) -> Result<()> {
     section.skip_children(&["Info"]);
-    section.skip_attributes(&["type", "transport", "id", "required"]);
+    section.skip_attributes(&["type", "id", "required"]);
+    let transports = section.attribute("transport").unwrap_or_default();
+    vm.transports = transports.split_whitespace().map(str::to_owned).collect();
     if let Some(system) = section.child("System") {
         let family = system.child_text("VirtualSystemType").unwrap_or_default();
         vm.platform = match family.to_ascii_lowercase() {

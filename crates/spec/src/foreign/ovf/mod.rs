@@ -3,6 +3,7 @@
 //! Sources: DMTF DSP0243 (OVF 1.1.1 and 2.1.1), DSP0004 appendix C (units), and for 0.9 the files that ESX 3 and VirtualBox 2
 //! wrote. VMware's and VirtualBox's own elements are read as their products write them.
 
+mod environment;
 mod hardware;
 mod package;
 

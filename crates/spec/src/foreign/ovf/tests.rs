@@ -35,7 +35,7 @@ const VMWARE: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
   <VirtualSystemCollection ovf:id="both">
     <VirtualSystem ovf:id="app"><Info/><Name>Application</Name>
       <OperatingSystemSection ovf:id="96" vmw:osType="debian11_64Guest"><Info/></OperatingSystemSection>
-      <VirtualHardwareSection>
+      <VirtualHardwareSection ovf:transport="com.vmware.guestInfo">
         <System><VirtualSystemType>vmx-14</VirtualSystemType></System>
         <Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
         <Item ovf:configuration="large"><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>8</rasd:VirtualQuantity><vmw:CoresPerSocket>4</vmw:CoresPerSocket></Item>
@@ -171,6 +171,8 @@ fn a_package_of_vmware_with_options_and_several_vms_is_read() {
         (vm.properties[0].key.as_str(), vm.properties[0].value.as_deref()),
         ("net.ip.0", Some("dhcp"))
     );
+    let told = "asks for them by com.vmware.guestInfo alone";
+    assert!(vm.differences().iter().any(|note| note.message.contains(told)));
     assert_eq!(vm.unread.iter().map(|one| one.key.as_str()).collect::<Vec<_>>(), ["disk.strange"]);
     assert!(
         vm.notes.iter().any(|note| note.message.contains("It is signed (app.cert)")),

@@ -3,10 +3,10 @@
 //! A read-only disk labelled `cidata` with the files `meta-data`, `user-data` and, if there is one, `network-config`: see
 //! cloud-init's documentation, "NoCloud". It is an ISO 9660 image with Rock Ridge names, which every Linux reads.
 
-mod iso9660;
-
 use serde_json::json;
 use sha2::{Digest, Sha256};
+
+use crate::iso9660;
 
 /// What a guest is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ const CONTENT: usize = 21;
 const PATH_TABLE_LENGTH: u32 = 10;
 
 /// An image with this label and these files, a handful with names of up to 100 bytes.
-pub(super) fn image(label: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn image(label: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut at = CONTENT;
     let mut places = Vec::new();
     for (_, content) in files {
