@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let packed = Arc::new(MemorySource::read_only(input.to_vec()));
-    let Ok(source) = GzipSource::open(packed) else { return };
+    let Ok(source) = GzipSource::open(packed, None) else { return };
     let length = source.len();
     let mut bytes = vec![0; length.min(4096) as usize];
     for offset in [0, length / 2, length - bytes.len() as u64] {

@@ -82,7 +82,7 @@ pub use resize::resize;
 pub use snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
 pub use source::{
     FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource,
-    ReadAhead, RemoteSource, Source, WritableSource, is_url,
+    ReadAhead, RemoteSource, Source, WritableSource, fuzz_gzip_index, is_url,
 };
 
 /// Bytes in a sector, the unit of a disk's length.

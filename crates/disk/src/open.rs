@@ -37,6 +37,9 @@ pub struct ImageOptions {
     /// Refuses an image if it, or a parent, is a file of this computer that was cut short ([`Error::CutShort`]). A few
     /// reads are made for that; what lacks less than a block is not found.
     pub whole: bool,
+    /// A folder of our own that keeps, from one opening of a file to the next, what was found out about it at a cost: where
+    /// the unpacking of what gzip has compressed can begin. It is made where it does not exist, and never grows beyond 256 MiB.
+    pub cache: Option<PathBuf>,
 }
 
 /// Where the files that an image names may lie. Such names are the word of whoever made the image.
@@ -122,11 +125,11 @@ pub fn open_chain(
         Some((archive, name)) => {
             let source = Arc::new(FileSource::open(archive, true)?);
             let name = name.to_string_lossy().into_owned();
-            archive::open_member(source, Archive::Path(archive), Some(name), options.format)?
+            archive::open_member(source, Archive::Path(archive), Some(name), options)?
         }
         None if options.format.is_none() && archive::is_archive(path) => {
             let source = Arc::new(FileSource::open(path, true)?);
-            archive::open_member(source, Archive::Path(path), None, None)?
+            archive::open_member(source, Archive::Path(path), None, options)?
         }
         None => None,
     };
@@ -142,7 +145,8 @@ pub fn open_chain(
         }
         FilePolicy::Within(folder) => Some(std::fs::canonicalize(folder).map_err(opening)?),
     };
-    let mut chain = Chain { folder, whole: options.whole, ..Chain::default() };
+    let mut chain =
+        Chain { folder, whole: options.whole, cache: options.cache.as_deref(), ..Chain::default() };
     let link = chain.open(path, options)?;
     Ok((link.disk, chain.infos))
 }
@@ -160,7 +164,7 @@ pub fn open_url(
     if name.is_some() || options.format.is_none() {
         let address = source.address();
         let archive: Arc<dyn Source> = source.clone();
-        let found = archive::open_member(archive, Archive::Url(&address), name, options.format)?;
+        let found = archive::open_member(archive, Archive::Url(&address), name, options)?;
         if let Some((disk, mut info)) = found {
             info.details.extend(version_of(&*source));
             return Ok((disk, vec![info]));
@@ -392,6 +396,8 @@ struct Chain<'a> {
     folder: Option<PathBuf>,
     /// Files that were cut short are refused.
     whole: bool,
+    /// See [`ImageOptions::cache`].
+    cache: Option<&'a Path>,
     infos: Vec<ImageInfo>,
     seen: Vec<(u64, u64)>,
     seen_remote: Vec<String>,
@@ -408,7 +414,7 @@ impl Chain<'_> {
             let source = Arc::new(FileSource::open(archive, true)?);
             let name = name.to_string_lossy().into_owned();
             let archive = Archive::Path(archive);
-            let found = archive::open_member(source, archive, Some(name), options.format)?;
+            let found = archive::open_member(source, archive, Some(name), options)?;
             let missing = || Error::NotFound { name: path.display().to_string() };
             let (disk, info) = found.ok_or_else(missing)?;
             self.infos.push(info);
@@ -506,8 +512,12 @@ impl Chain<'_> {
         link: &ParentLink,
     ) -> Result<Arc<dyn Disk>> {
         let path = self.find_parent(folder, child, link)?;
-        let options =
-            ImageOptions { read_only: true, format: link.format, ..ImageOptions::default() };
+        let options = ImageOptions {
+            read_only: true,
+            format: link.format,
+            cache: self.cache.map(Path::to_owned),
+            ..ImageOptions::default()
+        };
         self.open(&path, &options)?.into_parent(link, path)
     }
 

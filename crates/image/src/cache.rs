@@ -22,14 +22,19 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The user's cache: `$XDG_CACHE_HOME/omnivisor` or `~/.cache/omnivisor`.
+    /// The user's cache.
     pub fn open() -> Result<Self, Error> {
+        Self::at(&Self::folder()?)
+    }
+
+    /// The folder of the user's cache and of what else can be made again, which may not exist: `$XDG_CACHE_HOME/omnivisor` or `~/.cache/omnivisor`.
+    pub fn folder() -> Result<PathBuf, Error> {
         // An XDG variable that is not an absolute path counts as unset (XDG Base Directory Specification).
         let absolute =
             |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base =
             absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-        Self::at(&base.ok_or(Error::NoCacheFolder)?.join("omnivisor"))
+        Ok(base.ok_or(Error::NoCacheFolder)?.join("omnivisor"))
     }
 
     /// A cache in that folder, which is created where it does not exist.

@@ -84,9 +84,11 @@ fn main() {
     let last = LINES * engines.len();
     std::fs::write(&disk, vec![0; ((last + 2) * LINE).next_multiple_of(1 << 20)]).expect("a disk");
     let spec = spec(&disk);
-    let disks =
-        disks::open_disks(&spec.disks, &State { folder: folder.join("state"), vm: "move".into() })
-            .expect("an open disk");
+    let disks = disks::open_disks(
+        &spec.disks,
+        &State { folder: folder.join("state"), vm: "move".into(), cache: None },
+    )
+    .expect("an open disk");
     let console = Console::default();
     let mut saved: Option<Saved> = None;
     for (turn, (engine, name)) in (1..).zip(engines.iter().zip(names)) {

@@ -11,7 +11,7 @@ use spec::foreign::{
     Bus, Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
 };
 
-use crate::disk::{human, root};
+use crate::disk::{human, reading, root};
 use crate::failure::{Failure, USAGE};
 use crate::guest_page;
 use crate::inspect::{allocated, image_json};
@@ -376,8 +376,7 @@ fn look(drive: &Drive, files: &FilePolicy) -> Option<Opened> {
         return None;
     }
     let format = drive.format.as_deref().and_then(|name| name.parse::<Format>().ok());
-    let options =
-        ImageOptions { read_only: true, format, files: files.clone(), ..ImageOptions::default() };
+    let options = ImageOptions { format, files: files.clone(), ..reading() };
     let opened = disk::open_chain(path, &options);
     Some(opened.map_err(|error| {
         let way_out = if matches!(root(&error), disk::Error::OutsideFolder { .. }) {

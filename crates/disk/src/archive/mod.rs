@@ -124,11 +124,12 @@ pub(crate) fn open_member(
     source: Arc<dyn Source>,
     archive: Archive<'_>,
     name: Option<String>,
-    format: Option<Format>,
+    options: &ImageOptions,
 ) -> Result<Option<(Arc<dyn Disk>, ImageInfo)>> {
+    let format = options.format;
+    let unpack = |packed| GzipSource::open(packed, options.cache.as_deref());
     let is_packed = GzipSource::is_gzip(&*source)?;
-    let source: Arc<dyn Source> =
-        if is_packed { Arc::new(GzipSource::open(source)?) } else { source };
+    let source: Arc<dyn Source> = if is_packed { Arc::new(unpack(source)?) } else { source };
     let Some(members) = members(&*source)? else {
         if !is_packed {
             return Ok(None);
@@ -172,7 +173,7 @@ pub(crate) fn open_member(
     let (disk, mut info) = if let Some(packed) = packed
         && GzipSource::is_gzip(&*packed)?
     {
-        let unpacked = GzipSource::open(packed).map_err(inside)?;
+        let unpacked = unpack(packed).map_err(inside)?;
         open_source(Arc::new(unpacked), format).map_err(inside)?
     } else if let Some(found) = find(&name) {
         open_source(Arc::new(part(found)), format).map_err(inside)?

@@ -18,7 +18,7 @@ use zerocopy::FromBytes;
 pub use ahead::ReadAhead;
 pub use file::FileSource;
 pub(crate) use file::version;
-pub use gzip::GzipSource;
+pub use gzip::{GzipSource, fuzz_gzip_index};
 pub use http::{HttpError, HttpOptions, HttpSource, is_url};
 pub use memory::MemorySource;
 pub use part::PartSource;

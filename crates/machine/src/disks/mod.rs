@@ -25,6 +25,8 @@ pub struct State {
     pub folder: PathBuf,
     /// Name of this one, which is that of its folder within the other.
     pub vm: String,
+    /// See [`ImageOptions::cache`].
+    pub cache: Option<PathBuf>,
 }
 
 /// A disk that is open.
@@ -145,6 +147,7 @@ fn open_disk(spec: &spec::Disk, state: &State) -> Result<OpenDisk, Error> {
         format,
         files,
         whole: true,
+        cache: state.cache.clone(),
         ..ImageOptions::default()
     };
     let opened = |disk, chain: &[ImageInfo], writes| {

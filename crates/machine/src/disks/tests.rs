@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 
 fn state(folder: &Path) -> State {
-    State { folder: folder.join("state"), vm: "vm".into() }
+    State { folder: folder.join("state"), vm: "vm".into(), cache: None }
 }
 
 fn disk(text: &str) -> spec::Disk {

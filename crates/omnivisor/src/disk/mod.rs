@@ -106,8 +106,18 @@ impl OpenArgs {
                 Err(_) => None,
             },
         };
-        Ok(ImageOptions { read_only: true, format, files, ..ImageOptions::default() })
+        Ok(ImageOptions { format, files, ..reading() })
     }
+}
+
+/// For reading what may be opened again.
+pub fn reading() -> ImageOptions {
+    ImageOptions { read_only: true, cache: cache_folder(), ..ImageOptions::default() }
+}
+
+/// Where what was found out about disks is kept, if there is a place for it.
+pub fn cache_folder() -> Option<PathBuf> {
+    Some(image::Cache::folder().ok()?.join("disks"))
 }
 
 /// A failure of the disk crate.

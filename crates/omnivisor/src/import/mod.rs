@@ -20,7 +20,7 @@ use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 
 use crate::cli::EngineChoice;
 use crate::description;
-use crate::disk::{failed, human, print};
+use crate::disk::{failed, human, print, reading};
 use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
@@ -266,8 +266,7 @@ fn open(
     };
     let format = disk.format.as_deref().map(str::parse::<Format>).transpose();
     let format = format.map_err(|error| Failure::from_error(USAGE, error))?;
-    let options =
-        ImageOptions { read_only: true, format, files, whole: true, ..ImageOptions::default() };
+    let options = ImageOptions { format, files, whole: true, ..reading() };
     let (opened, chain) = disk::open_chain(&disk.path, &options).map_err(failed)?;
     // A map that is damaged is found out here, not after hours.
     let data = totals(&*opened)?.data;

@@ -91,7 +91,7 @@ pub fn change(
         readonly: true,
         ..spec::Disk::default()
     });
-    let state = State { folder: folder.path().join("state"), vm: "import".into() };
+    let state = State { folder: folder.path().join("state"), vm: "import".into(), cache: None };
     let disks =
         open_disks(&spec.disks, &state).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
     let words = format!("{} quiet panic=-1 init=/bin/sh -- /dev/vd{letter}", words());
@@ -132,7 +132,7 @@ pub fn verify(
     for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
         (disk.in_place, disk.discard) = (false, true);
     }
-    let state = State { folder: folder.path().join("state"), vm: "import".into() };
+    let state = State { folder: folder.path().join("state"), vm: "import".into(), cache: None };
     let disks =
         open_disks(&spec.disks, &state).map_err(|error| Failure::from_error(NOT_STARTED, error))?;
     let prepared = guest::prepare(&spec, &disks, None, "ttyS0", words())?;

@@ -3,7 +3,7 @@
 use machine::disks::{self, Error, OpenDisk, State, Writes};
 use spec::VmSpec;
 
-use crate::disk::{COPY_AGAIN, root};
+use crate::disk::{COPY_AGAIN, cache_folder, root};
 use crate::failure::{Failure, NOT_STARTED, USAGE};
 use crate::run::state;
 
@@ -16,7 +16,7 @@ pub fn open(spec: &VmSpec) -> Result<Vec<OpenDisk>, Failure> {
         return Ok(Vec::new());
     }
     let vm = spec.name.clone().unwrap_or_else(|| UNNAMED.to_owned());
-    let state = State { folder: state::folder()?, vm };
+    let state = State { folder: state::folder()?, vm, cache: cache_folder() };
     let disks = disks::open_disks(&spec.disks, &state).map_err(explain)?;
     disks.iter().for_each(tell);
     Ok(disks)
