@@ -157,6 +157,10 @@ impl Description {
     /// Sentences about what will not be as it was when this VM runs here.
     pub fn differences(&self) -> Vec<Note> {
         let mut notes = Vec::new();
+        // Our own runs as it says.
+        if self.platform == Platform::Omnivisor {
+            return notes;
+        }
         let mut note = |level, message: String| notes.push(Note { level, message });
         match &self.architecture {
             Architecture::X86_64 | Architecture::X86 => {}
@@ -205,6 +209,20 @@ impl Description {
         if self.cpus.count.is_some_and(|count| count > MAX_CPUS) {
             note(Level::Warning, format!("It gets {MAX_CPUS} processors, the most there are"));
         }
+        if let (Some(count), Some(sockets @ 2..)) = (self.cpus.count, self.cpus.sockets)
+            && sockets < count
+        {
+            note(
+                Level::Info,
+                format!("Its {count} processors are cores of one socket instead of {sockets}"),
+            );
+        }
+        if self.cpus.threads.is_some_and(|threads| threads > 1) {
+            note(Level::Info, "Its processors are cores of their own, not threads of cores".into());
+        }
+        if let Some(most) = self.memory.maximum.filter(|most| Some(*most) > self.memory.size) {
+            note(Level::Info, format!("Its memory does not grow to {} while it runs", Size(most)));
+        }
         if self.cpus.nested == Some(true) {
             note(Level::Warning, "The guest cannot be a hypervisor itself".into());
         }
@@ -238,6 +256,22 @@ impl Description {
         if !models.is_empty() {
             note(Level::Info, format!("Network cards are virtio instead of {}", join(models)));
         }
+        let networks: BTreeSet<_> = self.nics.iter().filter_map(other_network).collect();
+        if !networks.is_empty() {
+            note(
+                Level::Info,
+                format!(
+                    "Network cards are on a network of their own with DHCP, behind this computer's address, instead of {}",
+                    join(networks)
+                ),
+            );
+        }
+        for nic in self.nics.iter().filter(|nic| !nic.connected) {
+            note(
+                Level::Info,
+                format!("The network card {} is not connected, and not there", nic.index),
+            );
+        }
         for drive in self.drives.iter().filter(|drive| drive.kind == DriveKind::Passthrough) {
             let address = drive.address();
             note(
@@ -251,6 +285,9 @@ impl Description {
         if self.drives.iter().any(is_floppy) {
             kinds.insert("floppy".into());
         }
+        kinds.extend(self.shares.iter().map(|share| format!("shared folder {}", share.name)));
+        let others = self.serials.iter().filter(|serial| serial.index > 0);
+        kinds.extend(others.map(|serial| format!("COM{}", u64::from(serial.index) + 1)));
         if !kinds.is_empty() {
             note(Level::Info, format!("Not there: {}", join(kinds)));
         }
@@ -270,6 +307,16 @@ impl Description {
             _ => bus.name().into(),
         }
     }
+}
+
+/// What a card is connected to, unless that is such a network as it gets here.
+fn other_network(nic: &NetworkCard) -> Option<String> {
+    let connection = nic.connection.as_deref()?;
+    let network = nic.network.as_deref().unwrap_or_default();
+    let is_nat = matches!(connection, "nat" | "natnetwork" | "shared" | "user" | "slirp" | "passt")
+        || ["nat", "default"].iter().any(|name| network.eq_ignore_ascii_case(name));
+    let words = [connection, network].join(" ");
+    (nic.connected && !is_nat).then(|| words.trim_end().to_owned())
 }
 
 /// The path of a file; otherwise why it cannot be used is one of the problems.

@@ -158,6 +158,31 @@ fn what_runs_here_has_the_connected_disks_and_cards() {
 }
 
 #[test]
+fn what_runs_another_way_is_told_and_what_runs_the_same_is_not() {
+    let told = |text: &str| {
+        let vm = parse(text.as_bytes(), Path::new("x.vmx"), &Folder::nowhere()).unwrap();
+        let notes = vm.differences().into_iter().map(|note| note.message);
+        notes.filter(|note| !note.starts_with("Its BIOS")).collect::<Vec<_>>()
+    };
+    let machine = "memsize = \"256\"\nnumvcpus = \"4\"\nethernet0.present = \"TRUE\"\nserial0.present = \"TRUE\"\n";
+    let plain = "cpuid.coresPerSocket = \"4\"\nethernet0.connectionType = \"nat\"\n";
+    assert_eq!(told(&format!("{machine}{plain}")), Vec::<String>::new());
+    let other = "cpuid.coresPerSocket = \"2\"\nethernet0.networkName = \"VM Network\"\nserial1.present = \"TRUE\"\n\
+                 ethernet0.startConnected = \"FALSE\"\nethernet1.present = \"TRUE\"\nethernet1.connectionType = \"bridged\"\n";
+    let own =
+        "Network cards are on a network of their own with DHCP, behind this computer's address";
+    assert_eq!(
+        told(&format!("{machine}{other}")),
+        [
+            "Its 4 processors are cores of one socket instead of 2".to_owned(),
+            format!("{own}, instead of bridged"),
+            "The network card 0 is not connected, and not there".to_owned(),
+            "Not there: COM2".to_owned(),
+        ]
+    );
+}
+
+#[test]
 fn the_bios_starts_from_the_disk_that_it_was_told() {
     let text = "memsize = \"256\"\nsata0.present = \"TRUE\"\nsata0:0.present = \"TRUE\"\nsata0:0.fileName = \"a.vmdk\"\n\
                 sata0:1.present = \"TRUE\"\nsata0:1.fileName = \"b.vmdk\"\nbios.hddOrder = \"sata0:1,scsi9:9\"\n";
