@@ -239,7 +239,8 @@ impl<'a> Replay<'a> {
         let kind = Kind::of_mode(at::le32(&inode, 52).unwrap_or(0));
         let references = references_of(key, item)?;
         for reference in &references {
-            if self.inode_item(reference.folder)?.is_none() {
+            // The root of a subvolume is `..` in itself, and no folder has an entry for that.
+            if reference.folder == key.object || self.inode_item(reference.folder)?.is_none() {
                 continue;
             }
             let item = dir_item(key.object, kind, reference.name);
