@@ -143,7 +143,7 @@ type Opener = fn(Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>>;
 
 /// The file systems that are read, by what [`detect`] calls them.
 const OPENERS: [(&str, Opener); 8] = [
-    ("ext4", |volume| Ok(Rc::new(ext::Ext::open(volume)?))),
+    ("ext4", ext::open),
     ("ntfs", |volume| Ok(Rc::new(ntfs::open(volume)?))),
     ("xfs", xfs::open),
     ("btrfs", btrfs::open),
@@ -196,7 +196,8 @@ fn detect(start: &[u8]) -> Option<&'static str> {
         start.get(offset..).is_some_and(|bytes| bytes.starts_with(magic))
     };
     Some(if has(0x438, &[0x53, 0xef]) {
-        "ext4"
+        // The journal of another file system has a superblock, too.
+        if start.get(0x460).is_some_and(|features| features & 8 != 0) { "jbd" } else { "ext4" }
     } else if has(0, b"XFSB") {
         "xfs"
     } else if has(0x10040, b"_BHRfS_M") {
@@ -248,7 +249,7 @@ fn names_of(kind: &str, start: &[u8]) -> (Option<String>, Option<String>) {
             .filter(|uuid| uuid.contains(|c| c != '0' && c != '-'))
     };
     match kind {
-        "ext4" => (uuid(0x468), text(0x478..0x488)),
+        "ext4" | "jbd" => (uuid(0x468), text(0x478..0x488)),
         "xfs" => (uuid(32), text(108..120)),
         "btrfs" => (uuid(0x10020), text(0x1012b..0x1022b)),
         "swap" => (uuid(0x40c), text(0x41c..0x42c)),
