@@ -548,7 +548,8 @@ fn the_log_of_xfs_is_replayed() {
     let seeds = std::env::var("SEEDS").map_or(0..2, |seeds| 0..seeds.parse().unwrap());
     for seed in seeds {
         let size: &[&str] = [&[][..], &["-n", "size=8192", "-i", "size=1024"]][seed as usize % 2];
-        check_replay(320 * MIB, &[&["mkfs.xfs", "-q", "-f"], size].concat(), "", seed, false);
+        let options = ["", ",logbsize=256k"][seed as usize % 2];
+        check_replay(320 * MIB, &[&["mkfs.xfs", "-q", "-f"], size].concat(), options, seed, false);
     }
 }
 

@@ -33,9 +33,13 @@ const DIR_INDEX: u8 = 96;
 const ROOT_ITEM: u8 = 132;
 /// Blocks of metadata that are kept.
 const MAX_CACHED: usize = 1024;
-/// Features that change what is read here: mixed groups, lzo, zstd, default subvolume, big metadata, extended references,
-/// skinny metadata, no holes, metadata UUID, zoned and so on; not RAID stripe trees and what comes after.
-const INCOMPAT_KNOWN: u64 = 0x3fff & !(1 << 12);
+/// Features that change nothing that is read here, or that are understood: mixed references, default subvolume, mixed groups,
+/// lzo, zstd, big metadata, extended references, RAID 5 and 6, skinny metadata, no holes, metadata UUID, RAID 1 with
+/// three and four copies, simple quotas.
+const INCOMPAT_KNOWN: u64 = 0xfff | 1 << 16;
+/// Features that are not, as `mkfs.btrfs -O` calls them.
+const INCOMPAT_NAMED: [(u64, &str); 3] =
+    [(1 << 12, "zoned"), (1 << 13, "extent-tree-v2"), (1 << 14, "raid-stripe-tree")];
 
 struct Btrfs {
     volume: Arc<dyn Volume>,
@@ -72,7 +76,11 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
     }
     let unknown = word(188) & !INCOMPAT_KNOWN;
     if unknown != 0 {
-        let why = format!("it has features that are not known here: {unknown:#x}");
+        let named = INCOMPAT_NAMED.iter().find(|(bit, _)| unknown & bit != 0);
+        let why = match named {
+            Some((_, name)) => format!("it has the feature {name}"),
+            None => format!("it has features that are not known here: {unknown:#x}"),
+        };
         return Err(Error::unsupported("btrfs file system", why));
     }
     let devices = word(136);

@@ -67,7 +67,7 @@ impl<'a> Log<'a> {
             return Ok(None);
         }
         log.head = log.find_head()?;
-        let Some((last, header)) = log.last_record()? else { return Ok(None) };
+        let (last, header) = log.last_record()?.ok_or_else(|| damaged("the end of its log"))?;
         let next = last + headers_of(&header) + length_of(&header)?.div_ceil(SECTOR);
         // What was only begun of the next one does not count.
         log.head = next % sectors;
@@ -205,9 +205,11 @@ fn unpacked(mut bytes: Vec<u8>, headers: usize, length: usize, check: bool) -> O
     // Version 4 has none.
     let expected = at::le32(&bytes, 32)?;
     bytes[32..36].fill(0);
+    // Of its headers, only those count that the data is long enough for.
+    let used = length.div_ceil(64 * sector);
     let checksum = |header: usize| {
         let mut crc = crc32c(!0, &bytes[..header]);
-        for more in bytes.chunks_exact(sector).skip(1) {
+        for more in bytes.chunks_exact(sector).take(used).skip(1) {
             crc = crc32c(crc, &more[..MORE_HEADER]);
         }
         !crc32c(crc, &data)

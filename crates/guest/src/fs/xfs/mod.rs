@@ -16,8 +16,10 @@ use crate::{Error, Result};
 
 /// Directory entries say what they lead to.
 const INCOMPAT_FTYPE: u32 = 1;
-/// All that are understood: FTYPE, SPINODES, META_UUID, BIGTIME, NEEDSREPAIR, NREXT64, EXCHRANGE, PARENT.
-const INCOMPAT_KNOWN: u32 = 0xff;
+/// All that are understood: FTYPE, SPINODES, META_UUID, BIGTIME, NEEDSREPAIR, NREXT64, EXCHRANGE, PARENT, METADIR.
+const INCOMPAT_KNOWN: u32 = 0x1ff;
+/// All data is on a realtime device, which is zoned.
+const INCOMPAT_ZONED: u32 = 0x200;
 const INODE_MAGIC: u16 = 0x494e;
 const SYMLINK_HEADER: usize = 56;
 /// Metadata of realtime devices and the like is not read.
@@ -58,6 +60,9 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
     let mut fs = superblock(&sector, volume).ok_or_else(|| damaged("its superblock"))?;
     if fs.is_v5 {
         let features = at::be32(&sector, 216).unwrap_or(0);
+        if features & INCOMPAT_ZONED != 0 {
+            return Err(Error::unsupported("XFS file system", "it is zoned"));
+        }
         if features & !INCOMPAT_KNOWN != 0 {
             let why = format!("it has unknown features {:#x}", features & !INCOMPAT_KNOWN);
             return Err(Error::unsupported("XFS file system", why));
