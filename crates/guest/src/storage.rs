@@ -22,6 +22,8 @@ const MAX_VOLUMES: usize = 1024;
 pub struct Storage {
     pub disks: Vec<DiskReport>,
     pub volumes: Vec<Found>,
+    /// Volumes with whole file systems or parts of them that may lie on several, by their place in `volumes`.
+    spread: Vec<(usize, Arc<dyn Volume>)>,
 }
 
 /// A disk's partition table.
@@ -109,6 +111,7 @@ impl Storage {
         loop {
             while let Some(next) = pending.pop_front() {
                 if storage.volumes.len() == MAX_VOLUMES {
+                    storage.join();
                     return storage;
                 }
                 layers.add(&next);
@@ -116,6 +119,7 @@ impl Storage {
             }
             // Arrays first: a volume group may lie on one.
             if !layers.assemble(&mut pending, &mut storage) {
+                storage.join();
                 return storage;
             }
         }
@@ -175,15 +179,21 @@ impl Storage {
     fn look_at(&mut self, pending: Pending) {
         let Pending { volume, mut report, grub } = pending;
         let mut opened = None;
-        match fs::open(volume) {
+        match fs::open(Arc::clone(&volume)) {
             Content::FileSystem(fs) => {
+                if fs.kind() == "btrfs" {
+                    self.spread.push((self.volumes.len(), volume));
+                }
                 report.content = Some(fs.kind().to_owned());
                 report.label = fs.label();
                 report.uuid = fs.uuid();
                 report.notes.extend(fs.notes());
                 opened = Some(fs);
             }
-            Content::Other(other) => {
+            Content::Other(other) | Content::Part(other) => {
+                if other.kind == "btrfs" {
+                    self.spread.push((self.volumes.len(), volume));
+                }
                 report.content = Some(other.kind.to_owned());
                 report.label = other.label;
                 report.uuid = other.uuid;
@@ -192,6 +202,32 @@ impl Storage {
             Content::Unknown => {}
         }
         self.volumes.push(Found { report, grub, fs: opened });
+    }
+
+    /// Opens the file systems that lie on several volumes; each of these is the whole, as it is for `mount`.
+    fn join(&mut self) {
+        let all: Vec<_> = self.spread.iter().map(|(_, volume)| Arc::clone(volume)).collect();
+        let mut joined: Vec<(Option<String>, Rc<dyn FileSystem>)> = Vec::new();
+        for (index, part) in std::mem::take(&mut self.spread) {
+            let found = &mut self.volumes[index];
+            if found.fs.is_some() || !found.report.notes.is_empty() {
+                continue;
+            }
+            let known = joined.iter().find(|(uuid, _)| *uuid == found.report.uuid);
+            let fs = match known {
+                Some((_, fs)) => Rc::clone(fs),
+                None => match fs::open_spread(&part, &all) {
+                    Ok(fs) => fs,
+                    Err(error) => {
+                        found.report.notes.push(fs::error_text(&error));
+                        continue;
+                    }
+                },
+            };
+            joined.push((found.report.uuid.clone(), Rc::clone(&fs)));
+            found.report.notes.extend(fs.notes());
+            found.fs = Some(fs);
+        }
     }
 
     /// The file systems as boot loaders see them.

@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use disk::{Disk, Extents, OpenOptions, RawDisk};
-use guest::Tree;
 use guest::fs::{Content, FileSystem, Kind};
 use guest::volume::{Volume, Whole};
+use guest::{Guest, Tree};
 use tempfile::TempDir;
 
 /// What a file is: kind, mode, length, and a hash of its content or its target.
@@ -95,7 +95,7 @@ impl Image {
         let disk = RawDisk::open(self.path(), &options).unwrap();
         match guest::fs::open(Arc::new(Whole(Arc::new(disk)))) {
             Content::FileSystem(fs) => fs,
-            Content::Other(other) => panic!("{other:?}"),
+            Content::Other(other) | Content::Part(other) => panic!("{other:?}"),
             Content::Unknown => panic!("nothing was recognised"),
         }
     }
@@ -559,6 +559,82 @@ fn btrfs_is_read_as_linux_reads_it() {
     check(256 * MIB, &mkfs, "", 3000);
     for packing in ["zlib", "lzo", "zstd:3"] {
         check(256 * MIB, &mkfs, &format!(",compress-force={packing}"), 100);
+    }
+}
+
+/// An image behind a loop device.
+struct Device {
+    image: PathBuf,
+    path: String,
+}
+
+impl Device {
+    /// `None` where there are no loop devices.
+    fn new(image: PathBuf, size: u64) -> Option<Self> {
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        let output =
+            Command::new("losetup").args(["--find", "--show"]).arg(&image).output().ok()?;
+        let path = String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
+        output.status.success().then_some(Self { image, path })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
+#[test]
+fn btrfs_on_several_devices_is_read_as_linux_reads_it() {
+    // How many, with what, and whether one may be missing.
+    let ways: [(usize, &[&str], bool); 4] = [
+        (2, &["--data", "raid1", "--metadata", "raid1"], true),
+        (4, &["--data", "raid10", "--metadata", "raid1c3"], true),
+        (3, &["--data", "raid0", "--metadata", "raid0"], false),
+        (3, &["--data", "raid5", "--metadata", "raid6"], false),
+    ];
+    for (count, way, may_miss) in ways {
+        let folder = tempfile::tempdir().unwrap();
+        let device = |number| Device::new(folder.path().join(format!("{number}")), 256 * MIB);
+        let Some(devices) = (0..count).map(device).collect::<Option<Vec<_>>>() else {
+            return eprintln!("skipped: there are no loop devices here");
+        };
+        let paths: Vec<&str> = devices.iter().map(|device| &*device.path).collect();
+        let options: Vec<_> = paths.iter().map(|path| format!("device={path}")).collect();
+        let (options, point) = (options.join(","), folder.path().join("mounted"));
+        fs::create_dir(&point).unwrap();
+        let mounted = run("mkfs.btrfs", &[&["-q", "-f"], way, &paths].concat())
+            && run("mount", &["-o", &options, paths[0], point.to_str().unwrap()]);
+        if !mounted {
+            return eprintln!("skipped: btrfs does not run here");
+        }
+        let mounted = Mounted(point);
+        fill(&mounted.0, 300);
+        let expected = of_host(&mounted.0);
+        assert!(run("umount", &[mounted.0.to_str().unwrap()]));
+        let open = |devices: &[Device]| {
+            let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+            let disk = |device: &Device| -> Arc<dyn Disk> {
+                Arc::new(RawDisk::open(&device.image, &options).unwrap())
+            };
+            Guest::open(&devices.iter().map(disk).collect::<Vec<_>>())
+        };
+        let check = |guest: &Guest, name: &str| {
+            let report = guest.report();
+            let tree = guest.tree().unwrap_or_else(|| panic!("{way:?}: {report:?}"));
+            assert_eq!(report.root.as_deref(), Some(name));
+            assert!(of_guest(tree) == expected, "{way:?}");
+            report.volumes[0].notes.clone()
+        };
+        assert!(check(&open(&devices), "vda").is_empty());
+        let guest = open(&devices[1..]);
+        if may_miss {
+            assert_eq!(check(&guest, "vda"), [format!("1 of its {count} devices cannot be used")]);
+        } else {
+            let notes = &guest.report().volumes[0].notes;
+            assert!(notes[0].contains("one of its devices is not there"), "{notes:?}");
+        }
     }
 }
 

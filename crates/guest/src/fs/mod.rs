@@ -110,6 +110,8 @@ impl Kind {
 pub enum Content {
     /// A file system that is read.
     FileSystem(Rc<dyn FileSystem>),
+    /// A part of a file system that lies on several volumes.
+    Part(Recognised),
     /// Something else, by the name that blkid has for it, with why it is not read.
     Other(Recognised),
     /// Nothing that is known.
@@ -157,16 +159,27 @@ const OPENERS: [(&str, Opener); 8] = [
 pub fn open(volume: Arc<dyn Volume>) -> Content {
     let start = read_up_to(&*volume, 0, START).unwrap_or_default();
     let Some(kind) = detect(&start) else { return Content::Unknown };
-    let opener = OPENERS.iter().find(|(name, _)| *name == kind);
-    let other = |note| {
+    let names = |note| {
         let (uuid, label) = names_of(kind, &start);
-        Content::Other(Recognised { kind, uuid, label, note })
+        Recognised { kind, uuid, label, note }
     };
+    if kind == "btrfs" && btrfs::devices_of(&start) > 1 {
+        return Content::Part(names(None));
+    }
+    let opener = OPENERS.iter().find(|(name, _)| *name == kind);
     match opener.map(|(_, open)| open(volume)) {
         Some(Ok(fs)) => Content::FileSystem(fs),
-        Some(Err(error)) => other(Some(error_text(&error))),
-        None => other(is_encrypted(kind).then(|| "it is encrypted".into())),
+        Some(Err(error)) => Content::Other(names(Some(error_text(&error)))),
+        None => Content::Other(names(is_encrypted(kind).then(|| "it is encrypted".into()))),
     }
+}
+
+/// Opens the file system that `part` is a [`Content::Part`] of, whose others are among `all`.
+pub(crate) fn open_spread(
+    part: &Arc<dyn Volume>,
+    all: &[Arc<dyn Volume>],
+) -> Result<Rc<dyn FileSystem>> {
+    btrfs::open_spread(part, all)
 }
 
 /// What has this name can only be read with a passphrase or a key.

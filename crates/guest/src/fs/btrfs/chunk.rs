@@ -1,24 +1,44 @@
-//! Chunks: where a logical address lies on the device.
+//! Chunks: where a logical address lies on the devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::tree::Key;
 use crate::volume::at;
 
 const CHUNK_ITEM: u8 = 228;
+const HEADER: usize = 48;
 const STRIPE: usize = 32;
-/// RAID0, RAID10, RAID5 and RAID6 spread one chunk over several stripes.
-const STRIPED: u64 = 1 << 3 | 1 << 6 | 1 << 7 | 1 << 8;
 const MAX_CHUNKS: usize = 1 << 16;
+
+/// Ways of spreading a chunk over its stripes; by all others, each stripe is a copy of it.
+const RAID0: u64 = 1 << 3;
+const RAID10: u64 = 1 << 6;
+const RAID5: u64 = 1 << 7;
+const RAID6: u64 = 1 << 8;
+
+/// What a device calls itself.
+pub type DeviceId = [u8; 16];
 
 /// The chunks by their first address.
 #[derive(Clone, Default)]
 pub struct Chunks(BTreeMap<u64, Chunk>);
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Chunk {
     length: u64,
-    physical: u64,
+    kind: u64,
+    /// Bytes on one device before the next one's turn.
+    stripe: u64,
+    /// Copies of each stripe in RAID 10.
+    copies: usize,
+    on: Vec<(DeviceId, u64)>,
+}
+
+/// Bytes that lie together.
+pub struct Run {
+    pub length: u64,
+    /// Where they are, each time whole.
+    pub copies: Vec<(DeviceId, u64)>,
 }
 
 impl Chunks {
@@ -28,7 +48,7 @@ impl Chunks {
         while !bytes.is_empty() {
             let (key, item) = bytes.split_at_checked(Key::LENGTH)?;
             let stripes = usize::from(at::le16(item, 44)?);
-            let (item, rest) = item.split_at_checked(48 + stripes * STRIPE)?;
+            let (item, rest) = item.split_at_checked(HEADER + stripes * STRIPE)?;
             chunks.add(&Key::of(key)?, item)?;
             bytes = rest;
         }
@@ -40,22 +60,68 @@ impl Chunks {
         if key.kind != CHUNK_ITEM {
             return Some(());
         }
-        let length = at::le64(item, 0)?;
-        // Copies are as good as each other; a chunk in stripes cannot be on one device.
-        if at::le64(item, 24)? & STRIPED != 0 && at::le16(item, 44)? > 1
-            || self.0.len() == MAX_CHUNKS
-        {
-            return None;
-        }
-        let physical = at::le64(item, 48 + 8)?;
-        self.0.insert(key.offset, Chunk { length, physical });
+        let count = usize::from(at::le16(item, 44)?);
+        let stripes = item.get(HEADER..)?.get(..count * STRIPE)?.chunks_exact(STRIPE);
+        let chunk = Chunk {
+            length: at::le64(item, 0)?,
+            stripe: at::le64(item, 16)?,
+            kind: at::le64(item, 24)?,
+            copies: usize::from(at::le16(item, 46)?),
+            on: stripes
+                .map(|stripe| Some((*stripe[16..].first_chunk()?, at::le64(stripe, 8)?)))
+                .collect::<Option<_>>()?,
+        };
+        let plausible = chunk.stripe > 0 && chunk.data_stripes() > 0 && self.0.len() < MAX_CHUNKS;
+        plausible.then(|| self.0.insert(key.offset, chunk))?;
         Some(())
     }
 
-    /// Where `length` bytes at a logical address lie.
-    pub fn locate(&self, address: u64, length: u64) -> Option<u64> {
+    /// Where the bytes from a logical address on lie, as many of `length` as lie together.
+    pub fn locate(&self, address: u64, length: u64) -> Option<Run> {
         let (start, chunk) = self.0.range(..=address).next_back()?;
-        let within = address - start;
-        (within.checked_add(length)? <= chunk.length).then(|| chunk.physical.checked_add(within))?
+        chunk.locate(address - start, length)
+    }
+
+    /// The devices that chunks lie on.
+    pub fn devices(&self) -> HashSet<DeviceId> {
+        self.0.values().flat_map(|chunk| &chunk.on).map(|(device, _)| *device).collect()
+    }
+}
+
+impl Chunk {
+    /// Stripes that are no copies of others and no parity.
+    fn data_stripes(&self) -> usize {
+        let count = self.on.len();
+        match self.kind & (RAID0 | RAID10 | RAID5 | RAID6) {
+            0 => count.min(1),
+            RAID0 => count,
+            RAID10 => count.checked_div(self.copies).unwrap_or(0),
+            RAID5 => count.saturating_sub(1),
+            RAID6 => count.saturating_sub(2),
+            _ => 0,
+        }
+    }
+
+    fn locate(&self, within: u64, length: u64) -> Option<Run> {
+        let length = length.min(self.length.checked_sub(within).filter(|&left| left > 0)?);
+        let spread = self.kind & (RAID0 | RAID10 | RAID5 | RAID6);
+        if spread == 0 {
+            let place = |&(device, start): &(_, u64)| Some((device, start.checked_add(within)?));
+            return Some(Run { length, copies: self.on.iter().map(place).collect::<Option<_>>()? });
+        }
+        let (number, into) = (within / self.stripe, within % self.stripe);
+        let data = self.data_stripes() as u64;
+        let (row, column) = (number / data, number % data);
+        let first = match spread {
+            RAID10 => column as usize * self.copies,
+            // The parity moves on by a device in each row.
+            RAID5 | RAID6 => (column.checked_add(row)? % self.on.len() as u64) as usize,
+            _ => column as usize,
+        };
+        let count = if spread == RAID10 { self.copies } else { 1 };
+        let offset = row.checked_mul(self.stripe)?.checked_add(into)?;
+        let place = |&(device, start): &(_, u64)| Some((device, start.checked_add(offset)?));
+        let copies = self.on.get(first..first + count)?.iter().map(place).collect::<Option<_>>()?;
+        Some(Run { length: length.min(self.stripe - into), copies })
     }
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::tree::Key;
 use super::{Btrfs, Id, damaged};
-use crate::volume::{at, read};
+use crate::volume::at;
 use crate::{Result, lzo};
 
 const EXTENT_DATA: u8 = 108;
@@ -61,14 +61,13 @@ impl Btrfs {
         let count = count.min(target.len() as u64) as usize;
         if packing == 0 {
             let from = address.checked_add(skip).ok_or_else(bad)?;
-            let place = self.chunks.locate(from, count as u64).ok_or_else(bad)?;
-            return self.volume.read_at(&mut target[..count], place);
+            return self.read_at(&mut target[..count], from);
         }
         if on_disk > MAX_PACKED {
             return Err(bad());
         }
-        let place = self.chunks.locate(address, on_disk).ok_or_else(bad)?;
-        let packed = read(&*self.volume, place, on_disk as usize)?;
+        let mut packed = vec![0; on_disk as usize];
+        self.read_at(&mut packed, address)?;
         let bytes = self.unpack(packing, &packed, unpacked)?;
         let from = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..));
         let bytes = from.and_then(|from| from.get(..count)).ok_or_else(bad)?;

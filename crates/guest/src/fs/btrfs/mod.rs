@@ -1,4 +1,4 @@
-//! btrfs on one device (btrfs documentation, "On-disk Format"). All numbers are little-endian.
+//! btrfs on one device or several (btrfs documentation, "On-disk Format"). All numbers are little-endian.
 
 mod chunk;
 mod data;
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use self::chunk::Chunks;
+use self::chunk::{Chunks, DeviceId};
 use self::replay::Changes;
 use self::tree::{Key, Root};
 use super::walk::{Nodes, Walk};
@@ -42,7 +42,7 @@ const INCOMPAT_NAMED: [(u64, &str); 3] =
     [(1 << 12, "zoned"), (1 << 13, "extent-tree-v2"), (1 << 14, "raid-stripe-tree")];
 
 struct Btrfs {
-    volume: Arc<dyn Volume>,
+    devices: HashMap<DeviceId, Arc<dyn Volume>>,
     node_size: usize,
     sector: usize,
     chunks: Chunks,
@@ -60,20 +60,40 @@ struct Btrfs {
 /// A file: its subvolume, and its number there.
 type Id = (u64, u64);
 
-/// Opens the file system on `volume`.
+/// Opens the file system on `volume`, which is all of it.
 pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
-    let bytes = read(&*volume, SUPERBLOCK, 4096)?;
+    open_spread(&volume, std::slice::from_ref(&volume))
+}
+
+/// On so many devices lies the file system that begins with these bytes.
+pub fn devices_of(start: &[u8]) -> u64 {
+    start.get(SUPERBLOCK as usize..).and_then(|bytes| at::le64(bytes, 136)).unwrap_or(0)
+}
+
+/// Opens the file system that `volume` is a part of. `all` may hold others as well.
+pub fn open_spread(
+    volume: &Arc<dyn Volume>,
+    all: &[Arc<dyn Volume>],
+) -> Result<Rc<dyn FileSystem>> {
+    let mut bytes = superblock(&**volume)?;
+    let mut devices: HashMap<DeviceId, Arc<dyn Volume>> = HashMap::new();
+    let generation = |bytes: &[u8]| at::le64(bytes, 72);
+    let id = |bytes: &[u8]| bytes[32..48].to_vec();
+    let others: Vec<_> =
+        all.iter().filter_map(|other| Some((superblock(&**other).ok()?, other))).collect();
+    let these = || others.iter().filter(|(other, _)| id(other) == id(&bytes));
+    let newest = these().max_by_key(|(other, _)| generation(other));
+    let newest = newest.map_or_else(|| bytes.clone(), |(newest, _)| newest.clone());
+    for (other, volume) in &others {
+        // One that was not there for a while has old data. What a seed device has does not change.
+        let is_old = id(other) == id(&newest) && generation(other) != generation(&newest);
+        if let Some(device) = other[267..].first_chunk().filter(|_| !is_old) {
+            devices.entry(*device).or_insert_with(|| Arc::clone(volume));
+        }
+    }
+    bytes = newest;
     let word = |offset| at::le64(&bytes, offset).unwrap_or(0);
     let half = |offset| at::le32(&bytes, offset).unwrap_or(0);
-    let (node_size, sector) = (half(148), half(144));
-    let plausible = bytes[64..72] == *b"_BHRfS_M"
-        && node_size.is_power_of_two()
-        && (4096..=65536).contains(&node_size)
-        && sector.is_power_of_two()
-        && (512..=65536).contains(&sector);
-    if !plausible {
-        return Err(damaged("its superblock"));
-    }
     let unknown = word(188) & !INCOMPAT_KNOWN;
     if unknown != 0 {
         let named = INCOMPAT_NAMED.iter().find(|(bit, _)| unknown & bit != 0);
@@ -83,15 +103,10 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
         };
         return Err(Error::unsupported("btrfs file system", why));
     }
-    let devices = word(136);
-    if devices > 1 {
-        let why = format!("it lies on {devices} devices");
-        return Err(Error::unsupported("btrfs file system", why));
-    }
     let system = bytes.get(811..).and_then(|rest| rest.get(..half(160).min(2048) as usize));
     let mut fs = Btrfs {
-        node_size: node_size as usize,
-        sector: sector as usize,
+        node_size: half(148) as usize,
+        sector: half(144) as usize,
         chunks: Chunks::of_system(system.unwrap_or_default())
             .ok_or_else(|| damaged("its chunks"))?,
         root_tree: Root { address: word(80), level: bytes[198] },
@@ -102,7 +117,7 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
         uuid: bytes[32..].first_chunk().map(uuid_of).unwrap_or_default(),
         label: text_of(&bytes[299..555]),
         notes: Vec::new(),
-        volume,
+        devices,
     };
     let chunk_root = Root { address: word(88), level: bytes[199] };
     let mut chunks = fs.chunks.clone();
@@ -111,6 +126,10 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
         Ok(true)
     })?;
     fs.chunks = chunks;
+    let missing = fs.chunks.devices().iter().filter(|id| !fs.devices.contains_key(*id)).count();
+    if missing > 0 {
+        fs.notes.push(format!("{missing} of its {} devices cannot be used", word(136)));
+    }
     let log = Root { address: word(96), level: bytes[200] };
     if log.address != 0 {
         match replay::replay(&fs, log) {
@@ -124,7 +143,43 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
     Ok(Rc::new(Walk::new(fs)))
 }
 
+/// The superblock of a device.
+fn superblock(volume: &dyn Volume) -> Result<Vec<u8>> {
+    let bytes = read(volume, SUPERBLOCK, 4096)?;
+    let half = |offset| at::le32(&bytes, offset).unwrap_or(0);
+    let (node_size, sector) = (half(148), half(144));
+    let plausible = bytes[64..72] == *b"_BHRfS_M"
+        && node_size.is_power_of_two()
+        && (4096..=65536).contains(&node_size)
+        && sector.is_power_of_two()
+        && (512..=65536).contains(&sector);
+    plausible.then_some(bytes).ok_or_else(|| damaged("its superblock"))
+}
+
 impl Btrfs {
+    /// Fills `buffer` from a logical address on.
+    fn read_at(&self, buffer: &mut [u8], address: u64) -> Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let place = address.checked_add(done as u64).ok_or_else(|| damaged("an address"))?;
+            let run = self.chunks.locate(place, (buffer.len() - done) as u64);
+            let run = run.ok_or_else(|| damaged("an address"))?;
+            let target = &mut buffer[done..done + run.length as usize];
+            let mut found =
+                Err(Error::unsupported("btrfs file system", "one of its devices is not there"));
+            for (device, place) in run.copies {
+                let Some(volume) = self.devices.get(&device) else { continue };
+                found = volume.read_at(target, place);
+                if found.is_ok() {
+                    break;
+                }
+            }
+            found?;
+            done += run.length as usize;
+        }
+        Ok(())
+    }
+
     /// The tree of a subvolume.
     fn subvolume(&self, id: u64) -> Result<Root> {
         if let Some(root) = self.subvolumes.borrow().get(&id) {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Btrfs, MAX_CACHED, damaged};
 use crate::Result;
-use crate::volume::{at, read};
+use crate::volume::at;
 
 const HEADER: usize = 101;
 const ITEM: usize = 25;
@@ -118,9 +118,9 @@ impl Btrfs {
         {
             return Ok(Rc::clone(known));
         }
-        let place = self.chunks.locate(root.address, self.node_size as u64);
-        let place = place.ok_or_else(|| damaged("an address"))?;
-        let node = Rc::new(read(&*self.volume, place, self.node_size)?);
+        let mut node = vec![0; self.node_size];
+        self.read_at(&mut node, root.address)?;
+        let node = Rc::new(node);
         // A level less each time, so that no tree leads back to itself.
         if at::le64(&node, 48) != Some(root.address) || at::u8(&node, 100) != Some(root.level) {
             return Err(damaged("a tree"));
