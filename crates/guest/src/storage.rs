@@ -114,8 +114,8 @@ impl Storage {
                     storage.join();
                     return storage;
                 }
-                layers.add(&next);
-                storage.look_at(next);
+                let is_part = layers.add(&next);
+                storage.look_at(next, is_part);
             }
             // Arrays first: a volume group may lie on one.
             if !layers.assemble(&mut pending, &mut storage) {
@@ -176,10 +176,17 @@ impl Storage {
         self.disks.push(report);
     }
 
-    fn look_at(&mut self, pending: Pending) {
+    /// Opens what is on a volume, unless that is a part of an array, which may begin with anything.
+    fn look_at(&mut self, pending: Pending, is_part: bool) {
         let Pending { volume, mut report, grub } = pending;
         let mut opened = None;
-        match fs::open(Arc::clone(&volume)) {
+        let content = if is_part {
+            report.content = Some("linux_raid_member".into());
+            Content::Unknown
+        } else {
+            fs::open(Arc::clone(&volume))
+        };
+        match content {
             Content::FileSystem(fs) => {
                 if fs.kind() == "btrfs" {
                     self.spread.push((self.volumes.len(), volume));
@@ -254,12 +261,15 @@ struct Layers {
 }
 
 impl Layers {
-    /// Remembers a volume that is part of another one.
-    fn add(&mut self, pending: &Pending) {
-        match md::member(&pending.volume) {
-            Some(member) => self.members.push(member),
-            None => self.physical.extend(lvm::physical(&pending.volume).ok()),
-        }
+    /// Remembers a volume that is part of another one; whether there is nothing to be seen on it alone.
+    fn add(&mut self, pending: &Pending) -> bool {
+        let Some(member) = md::member(&pending.volume) else {
+            self.physical.extend(lvm::physical(&pending.volume).ok());
+            return false;
+        };
+        let is_part = !member.is_alike();
+        self.members.push(member);
+        is_part
     }
 
     /// Puts together what is complete, once; whether there is anything new to look at.

@@ -168,6 +168,53 @@ fn mirrors_and_stripes_of_mdadm_are_put_together() {
 }
 
 #[test]
+fn a_parity_makes_up_for_a_member_that_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = samples(folder.path(), &["parity090-a", "parity090-b", "parity090-c"]);
+    let reversed = disks.iter().rev().cloned().collect();
+    for disks in [disks.clone(), reversed, disks[1..].to_vec(), disks[..2].to_vec()] {
+        let guest = Guest::open(&disks);
+        assert!(file_on(&guest, "md5") == Some(lines()));
+        // A part of the array is not taken for what it begins with.
+        let volumes = guest.report().volumes;
+        assert_eq!(volumes[0].content.as_deref(), Some("linux_raid_member"));
+    }
+    let volumes = Guest::open(&disks[..1]).report().volumes;
+    assert_eq!(volumes[1].notes, ["1 of its 3 members are there"]);
+}
+
+#[test]
+fn a_mirror_is_not_read_from_the_half_that_is_being_rebuilt() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = samples(folder.path(), &["mirror12-a", "mirror12-b"]);
+    // The feature MD_FEATURE_RECOVERY_OFFSET, and data that is not there yet.
+    let file = File::options().write(true).open(folder.path().join("mirror12-a")).unwrap();
+    file.write_all_at(&[2], 4096 + 8).unwrap();
+    file.write_all_at(&vec![0; 8 << 20], 1 << 20).unwrap();
+    assert!(file_on(&Guest::open(&disks), "md/mirror12") == Some(lines()));
+    let volumes = Guest::open(&disks[..1]).report().volumes;
+    assert_eq!(volumes[1].notes, ["it has no active member"]);
+}
+
+#[test]
+fn raid_and_caches_of_lvm_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = samples(folder.path(), &["raids-a", "raids-b", "raids-c"]);
+    let guest = Guest::open(&disks);
+    for volume in ["mapper/raids-parity", "mapper/raids-through"] {
+        assert!(file_on(&guest, volume) == Some(lines()), "{volume}");
+    }
+    let volumes = guest.report().volumes;
+    let back = volumes.iter().find(|volume| volume.name == "mapper/raids-back").unwrap();
+    assert_eq!(back.notes, ["what was written to its cache only is not read"]);
+    for missing in 0..3 {
+        let mut disks = disks.clone();
+        disks.remove(missing);
+        assert!(file_on(&Guest::open(&disks), "mapper/raids-parity") == Some(lines()));
+    }
+}
+
+#[test]
 fn stripes_pieces_and_snapshots_of_lvm_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let disks = samples(folder.path(), &["group-a", "group-b"]);

@@ -2,6 +2,7 @@
 
 pub mod lvm;
 pub mod md;
+mod raid;
 mod snapshot;
 mod thin;
 

@@ -1,8 +1,13 @@
-//! LVM2: linear, striped, mirrored and thin volumes, and snapshots. Its metadata is a text (lvm2's `man lvm.conf` describes the syntax).
+//! LVM2: linear, striped, mirrored, thin and cached volumes, RAID and snapshots.
 
-use std::collections::{BTreeMap, HashMap};
+mod text;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::text::{Section, Value};
+use super::raid::{Layout, Raid};
 use super::snapshot::Snapshot;
 use super::thin::Thin;
 use super::{Piece, Pieces, Place};
@@ -13,9 +18,10 @@ use crate::{Error, Result};
 const SECTOR: u64 = 512;
 /// Largest metadata.
 const MAX_TEXT: u64 = 16 << 20;
-const MAX_DEPTH: usize = 16;
-/// Most segments of a logical volume.
-const MAX_SEGMENTS: u64 = 65_536;
+/// Most segments of a group, those of volumes that others are made of each time.
+const MAX_SEGMENTS: u64 = 1 << 18;
+/// Most images of a volume.
+const MAX_IMAGES: usize = 1024;
 const AREA_MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
 
 /// A physical volume with its copy of the metadata.
@@ -78,7 +84,7 @@ fn area(volume: &dyn Volume, start: u64) -> Result<Option<(String, Section)>> {
     let mut text = read(volume, start.saturating_add(offset), first as usize)?;
     text.extend(read(volume, start.saturating_add(SECTOR), (length - first) as usize)?);
     let text = text_of(&text);
-    let root = Parser { rest: &text }.section(0).ok_or_else(|| damaged("its metadata"))?;
+    let root = Section::of(&text).ok_or_else(|| damaged("its metadata"))?;
     let group = root.sections.into_iter().next();
     Ok(group)
 }
@@ -86,16 +92,17 @@ fn area(volume: &dyn Volume, start: u64) -> Result<Option<(String, Section)>> {
 /// The logical volumes of all groups on these physical volumes.
 pub fn logical(physical: &[Physical]) -> Vec<Logical> {
     // Each physical volume has a copy: the one with the highest number counts.
-    let mut groups: BTreeMap<&str, &Section> = BTreeMap::new();
+    // Copies of a disk may have given two groups one name.
+    let mut groups: BTreeMap<(&str, Option<&str>), &Section> = BTreeMap::new();
     for (name, group) in physical.iter().filter_map(|volume| volume.group.as_ref()) {
-        let newest = groups.entry(name).or_insert(group);
+        let newest = groups.entry((name, group.texts("id").next())).or_insert(group);
         if group.number("seqno") > newest.number("seqno") {
             *newest = group;
         }
     }
     let mut found = Vec::new();
-    for (name, group) in groups {
-        let reader = Group { group, physical };
+    for ((name, _), group) in groups {
+        let reader = Group { group, physical, left: Cell::new(MAX_SEGMENTS) };
         let Some(volumes) = group.sections.get("logical_volumes") else { continue };
         for (volume, section) in &volumes.sections {
             // Parts of others, such as the halves of a mirror, are not visible.
@@ -104,8 +111,8 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
                 let first = section.sections.get("segment1");
                 let text = |name| first.and_then(|first| first.texts(name).next());
                 let shown = match text("type") {
-                    // A pool of thin volumes is not a volume itself.
-                    Some("thin-pool") => continue,
+                    // A pool of thin volumes is not a volume itself, nor is a cache that nothing uses.
+                    Some("thin-pool" | "cache-pool") => continue,
                     // A snapshot is known by the name of its store, which is hidden in turn.
                     Some("snapshot") => text("cow_store").or_else(|| text("merging_store")),
                     _ => None,
@@ -125,6 +132,8 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
 struct Group<'a> {
     group: &'a Section,
     physical: &'a [Physical],
+    /// Segments that may still be looked at: volumes may be made of each other, each many times.
+    left: Cell<u64>,
 }
 
 impl Group<'_> {
@@ -133,9 +142,9 @@ impl Group<'_> {
         let extent =
             self.group.number("extent_size").and_then(|sectors| sectors.checked_mul(SECTOR));
         let extent = extent.filter(|&extent| extent > 0).ok_or_else(bad)?;
-        let count = section.number("segment_count").filter(|&count| count <= MAX_SEGMENTS);
         let mut pieces = Vec::new();
-        for index in 1..=count.ok_or_else(bad)? {
+        for index in 1..=section.number("segment_count").ok_or_else(bad)? {
+            self.left.set(self.left.get().checked_sub(1).ok_or_else(bad)?);
             let segment = section.sections.get(&format!("segment{index}")).ok_or_else(bad)?;
             let bytes = |name| segment.number(name).and_then(|extents| extents.checked_mul(extent));
             let start = bytes("start_extent").ok_or_else(bad)?;
@@ -149,7 +158,6 @@ impl Group<'_> {
                         stripe.filter(|&stripe| stripe > 0).ok_or_else(bad)?,
                     )
                 }
-                // Any half of a mirror is as good as the other.
                 "thin" if depth > 0 => {
                     let thin = self.thin(volumes, segment, length, depth - 1)?;
                     (vec![(thin, 0)], length.max(1))
@@ -166,6 +174,7 @@ impl Group<'_> {
                     let images = images.collect::<std::result::Result<Vec<_>, String>>()?;
                     (images, stripe.filter(|&stripe| stripe > 0).ok_or_else(bad)?)
                 }
+                // Any half of a mirror is as good as the other.
                 "raid1" | "mirror" if depth > 0 => {
                     let list = if kind == "raid1" { "raids" } else { "mirrors" };
                     let images = segment.texts(list).filter(|name| !name.contains("_rmeta_"));
@@ -181,6 +190,12 @@ impl Group<'_> {
                         }
                     }
                     (vec![(whole.ok_or(why)?, 0)], length.max(1))
+                }
+                "cache" | "cache+CACHE_USES_CACHEVOL" if depth > 0 => {
+                    (vec![(self.cached(volumes, segment, depth - 1)?, 0)], length.max(1))
+                }
+                other if layout_of(other).is_some() && depth > 0 => {
+                    (vec![(self.raid(volumes, segment, other, depth - 1)?, 0)], length.max(1))
                 }
                 other => return Err(format!("volumes of the type {other:?} are not read")),
             };
@@ -220,6 +235,34 @@ impl Group<'_> {
         Ok(Arc::new(snapshot.map_err(|error| error_text(&error))?))
     }
 
+    /// A volume with parity or copies in stripes. A missing image may do no harm.
+    fn raid(&self, volumes: &Section, segment: &Section, kind: &str, depth: u32) -> Opened {
+        let bad = || "its metadata is damaged".to_owned();
+        if segment.number("reshape_count").is_some_and(|count| count > 0) {
+            return Err("it is being given another shape".into());
+        }
+        let images = segment.texts("raids").filter(|name| !name.contains("_rmeta_"));
+        let images: Vec<_> =
+            images.map(|name| self.named(volumes, name, depth).ok()).take(MAX_IMAGES).collect();
+        let size = images.iter().flatten().map(|image| image.len()).min().unwrap_or(0);
+        let stripe = segment.number("stripe_size").and_then(|size| size.checked_mul(SECTOR));
+        let layout = layout_of(kind).ok_or_else(bad)?;
+        Ok(Arc::new(Raid::new(images, layout, stripe.ok_or_else(bad)?, size)?))
+    }
+
+    /// A volume that has a cache: as it is without, if whatever is written goes through that.
+    fn cached(&self, volumes: &Section, segment: &Section, depth: u32) -> Opened {
+        let pool = segment.texts("cache_pool").next().and_then(|name| volumes.sections.get(name));
+        let pool = pool.and_then(|pool| pool.sections.get("segment1"));
+        let mode = |section: &Section| section.texts("cache_mode").next().map(str::to_owned);
+        let mode = mode(segment).or_else(|| pool.and_then(mode));
+        if mode.as_deref().is_none_or(|mode| mode == "writeback") {
+            return Err("what was written to its cache only is not read".into());
+        }
+        let origin = segment.texts("origin").next().unwrap_or("");
+        self.named(volumes, origin, depth)
+    }
+
     /// Where the stripes of a segment begin.
     fn places(&self, segment: &Section, extent: u64) -> std::result::Result<Vec<Place>, String> {
         let bad = || "its metadata is damaged".to_owned();
@@ -242,156 +285,31 @@ impl Group<'_> {
     }
 }
 
-/// `name { ... }`: values and further sections.
-#[derive(Debug, Default)]
-struct Section {
-    values: HashMap<String, Value>,
-    sections: BTreeMap<String, Section>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Value {
-    Number(u64),
-    Text(String),
-    List(Vec<Value>),
-}
-
-impl Section {
-    fn number(&self, name: &str) -> Option<u64> {
-        match self.values.get(name)? {
-            Value::Number(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    /// A text, or the texts of a list.
-    fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
-        let values = match self.values.get(name) {
-            Some(Value::List(list)) => list.as_slice(),
-            Some(value) => std::slice::from_ref(value),
-            None => &[],
-        };
-        values.iter().filter_map(|value| match value {
-            Value::Text(text) => Some(text.as_str()),
-            _ => None,
-        })
-    }
-}
-
-struct Parser<'a> {
-    rest: &'a str,
-}
-
-impl Parser<'_> {
-    /// What is in braces, or all of it at depth 0.
-    fn section(&mut self, depth: usize) -> Option<Section> {
-        let mut section = Section::default();
-        loop {
-            self.skip();
-            if depth > 0 && self.takes('}') || depth == 0 && self.rest.is_empty() {
-                return Some(section);
-            }
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
-            let end = self.rest.find(|c| !is_name(c)).filter(|&end| end > 0)?;
-            let (name, rest) = self.rest.split_at(end);
-            self.rest = rest;
-            self.skip();
-            if self.takes('{') {
-                if depth == MAX_DEPTH {
-                    return None;
-                }
-                section.sections.insert(name.to_owned(), self.section(depth + 1)?);
-            } else if self.takes('=') {
-                section.values.insert(name.to_owned(), self.value(0)?);
-            } else {
-                return None;
-            }
-        }
-    }
-
-    fn value(&mut self, depth: usize) -> Option<Value> {
-        self.skip();
-        if self.takes('"') {
-            let mut text = String::new();
-            let mut chars = self.rest.char_indices();
-            loop {
-                match chars.next()? {
-                    (end, '"') => {
-                        self.rest = &self.rest[end + 1..];
-                        return Some(Value::Text(text));
-                    }
-                    (_, '\\') => text.push(chars.next()?.1),
-                    (_, other) => text.push(other),
-                }
-            }
-        }
-        if self.takes('[') {
-            let mut list = Vec::new();
-            loop {
-                self.skip();
-                if self.takes(']') {
-                    return Some(Value::List(list));
-                }
-                if depth == MAX_DEPTH {
-                    return None;
-                }
-                list.push(self.value(depth + 1)?);
-                self.skip();
-                self.takes(',');
-            }
-        }
-        let end = self.rest.find(|c: char| !c.is_ascii_digit() && !"-.".contains(c))?;
-        let (number, rest) = self.rest.split_at(end);
-        self.rest = rest;
-        // Negative numbers and fractions do not matter.
-        (!number.is_empty()).then(|| Value::Number(number.parse().unwrap_or(0)))
-    }
-
-    fn takes(&mut self, wanted: char) -> bool {
-        let rest = self.rest.strip_prefix(wanted);
-        self.rest = rest.unwrap_or(self.rest);
-        rest.is_some()
-    }
-
-    fn skip(&mut self) {
-        loop {
-            self.rest = self.rest.trim_start();
-            if !self.rest.starts_with('#') {
-                return;
-            }
-            self.rest = self.rest.find('\n').map_or("", |end| &self.rest[end..]);
-        }
-    }
-}
-
 fn damaged(why: &str) -> Error {
     Error::damaged("LVM physical volume", why)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn metadata_is_parsed() {
-        let text = "# Generated\nvg0 {\nid = \"a-b\"\nseqno = 7\nstatus = [\"RESIZEABLE\", \"READ\"]\n\
-                    physical_volumes {\n\npv0 {\ndevice = \"/dev/\\\"x\" # Hint\nstripes = [ \"pv0\", 0 ]\n}\n}\n}\ncontents = \"Text\"\n";
-        let root = Parser { rest: text }.section(0).unwrap();
-        let group = &root.sections["vg0"];
-        assert_eq!(group.number("seqno"), Some(7));
-        assert_eq!(group.texts("status").collect::<Vec<_>>(), ["RESIZEABLE", "READ"]);
-        let volume = &group.sections["physical_volumes"].sections["pv0"];
-        assert_eq!(volume.texts("device").next(), Some("/dev/\"x"));
-        let list = Value::List(vec![Value::Text("pv0".into()), Value::Number(0)]);
-        assert_eq!(volume.values["stripes"], list);
-        assert!(Parser { rest: &"a {".repeat(5000) }.section(0).is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_parsed_without_a_panic(text in "[a-c{}=\\[\\]\"\\\\#,\n 0-9]{0,200}") {
-            let _ = Parser { rest: &text }.section(0);
-        }
-    }
+/// How a type of segments lays data out (drivers/md/dm-raid.c, `raid_types`).
+fn layout_of(kind: &str) -> Option<Layout> {
+    const NEAR_2: u32 = 0x102;
+    let (level, layout) = match kind {
+        // Unlike that of arrays, it has its parity first.
+        "raid4" => (5, 4),
+        "raid5_la" => (5, 0),
+        "raid5_ra" => (5, 1),
+        "raid5" | "raid5_ls" => (5, 2),
+        "raid5_rs" => (5, 3),
+        "raid5_n" => (5, 5),
+        "raid6" | "raid6_zr" => (6, 8),
+        "raid6_nr" => (6, 9),
+        "raid6_nc" => (6, 10),
+        "raid6_n_6" => (6, 5),
+        "raid6_la_6" => (6, 16),
+        "raid6_ra_6" => (6, 17),
+        "raid6_ls_6" => (6, 18),
+        "raid6_rs_6" => (6, 19),
+        "raid10" | "raid10_near" => (10, NEAR_2),
+        _ => return None,
+    };
+    Layout::of_number(level, layout)
 }
