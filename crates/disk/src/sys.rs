@@ -64,6 +64,27 @@ fn ofd_lock(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(flock) }
 }
 
+/// Whether nobody writes to the file through another description, nor reads it if `alone`: a lease, which is given back
+/// at once, is granted for just that (fcntl(2), "Leases"). An error where there are none.
+pub(crate) fn is_unused(file: BorrowedFd<'_>, alone: bool) -> io::Result<bool> {
+    let call = |command, argument: libc::c_int| {
+        // SAFETY: the descriptor is open while it is borrowed, and these commands take an integer.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // Whoever opens the file meanwhile has a signal sent here: one that does nothing, not the one that ends us.
+    call(F_SETSIG, libc::SIGURG)?;
+    let lease = if alone { libc::F_WRLCK } else { libc::F_RDLCK };
+    match call(libc::F_SETLEASE, lease as libc::c_int) {
+        Ok(()) => call(libc::F_SETLEASE, libc::F_UNLCK as libc::c_int).map(|()| true),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Of linux/fcntl.h.
+const F_SETSIG: libc::c_int = 10;
+
 /// Numbers that nobody can guess, for identifiers.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];

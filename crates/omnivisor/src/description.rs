@@ -8,13 +8,14 @@ use guest::{Guest, Report};
 use serde_json::{Value, json};
 use spec::VmSpec;
 use spec::foreign::{
-    Bus, Description, Drive, DriveKind, FileRef, FileState, ReadOptions, Virtualization,
+    Bus, Description, Drive, DriveKind, FileRef, FileState, Level, ReadOptions, Virtualization,
 };
 
 use crate::disk::{human, reading, root};
 use crate::failure::{Failure, USAGE};
 use crate::guest_page;
 use crate::inspect::{allocated, image_json};
+use crate::platforms::plain;
 
 /// A VM with what is known of its disks.
 pub struct Vm {
@@ -98,6 +99,14 @@ pub fn to_spec(vm: &Description) -> Result<VmSpec, Failure> {
         failure if is_outside => failure.help("if you trust the VM, say --allow-outside"),
         failure => failure,
     })
+}
+
+/// Tells on standard error what will not be as it was, and what should be known of it.
+pub fn tell_differences(vm: &Description) {
+    let warnings = vm.notes.iter().filter(|note| note.level == Level::Warning);
+    for note in warnings.chain(&vm.differences()) {
+        tell!("{}.", plain(&note.message));
+    }
 }
 
 /// The VMs in the form that does not change.

@@ -4,6 +4,8 @@
 //! (a `fork` or a second open does not lose them) and are those of QEMU's "file" driver, so that both
 //! programs respect each other: QEMU holds a shared lock on byte 100 + n for each permission n that it
 //! uses and on byte 200 + n for each that it does not share.
+//!
+//! Other programs lock nothing (VirtualBox, VMware's on a desktop): those of this computer are found by what they have open.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +28,10 @@ const WHOLE_FILE: LockRange = LockRange { start: 0, length: 0 };
 pub(super) fn lock_file(path: &Path, file: &File, read_only: bool) -> Result<()> {
     let locked = if read_only { lock_reader(file) } else { lock_writer(file) };
     match locked {
-        Ok(true) => Ok(()),
+        Ok(true) => match find_writer(file, read_only) {
+            Some(holder) => Err(Error::InUse { path: path.to_owned(), holder }),
+            None => Ok(()),
+        },
         Ok(false) => Err(Error::InUse { path: path.to_owned(), holder: find_holder(file) }),
         // A file system that knows no locks (some network ones) cannot tell whether others use the file.
         Err(source)
@@ -85,6 +90,23 @@ pub(super) fn find_holder(file: &File) -> Holder {
     named(found)
 }
 
+/// Looks for another process that has the file open for writing.
+fn find_writer(file: &File, read_only: bool) -> Option<Holder> {
+    // Mostly the kernel says that there is none. Where it does not (some network file systems never do), those are asked who
+    // are there: what no process has open, as a loop device's file, may be in use or not.
+    if sys::is_unused(file.as_fd(), !read_only).unwrap_or(true) {
+        return None;
+    }
+    let own = std::process::id();
+    let wanted = file.metadata().ok()?;
+    let found = processes().filter(|&pid| pid != own).find(|&pid| {
+        descriptors(pid).any(|descriptor| {
+            is_same_file(pid, &descriptor, &wanted) && can_write(pid, &descriptor)
+        })
+    });
+    found.map(|pid| named(Some(pid)))
+}
+
 /// Looks for a process that has the same block device open.
 pub(super) fn find_opener(path: &Path) -> Holder {
     let own = std::process::id();
@@ -127,6 +149,15 @@ fn is_same_file(pid: u32, descriptor: &str, wanted: &std::fs::Metadata) -> bool 
 fn is_same_device(pid: u32, descriptor: &str, wanted: &std::fs::Metadata) -> bool {
     std::fs::metadata(format!("/proc/{pid}/fd/{descriptor}"))
         .is_ok_and(|found| found.mode() == wanted.mode() && found.rdev() == wanted.rdev())
+}
+
+fn can_write(pid: u32, descriptor: &str) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"));
+    let flags = info.ok().and_then(|info| {
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
+        libc::c_int::from_str_radix(flags, 8).ok()
+    });
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 fn has_lock(pid: u32, descriptor: &str) -> bool {

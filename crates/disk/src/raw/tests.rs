@@ -1,4 +1,6 @@
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 
@@ -102,6 +104,32 @@ fn a_reader_respects_the_locks_by_which_qemu_says_that_it_writes() {
     for read_only in [true, false] {
         let options = OpenOptions { read_only, direct: false };
         assert!(matches!(RawDisk::open(file.path(), &options), Err(Error::InUse { .. })));
+    }
+}
+
+#[test]
+fn a_program_that_locks_nothing_is_found_by_what_it_has_open() {
+    for (mode, is_writer) in [("<>", true), ("<", false)] {
+        let file = scratch(1024);
+        let script = format!("exec 3{mode}'{}'; echo; read _", file.path().display());
+        let mut other = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        other.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        for read_only in [true, false] {
+            let opened = RawDisk::open(file.path(), &OpenOptions { read_only, direct: false });
+            match opened {
+                Err(Error::InUse { holder: Holder::Process { pid, .. }, .. }) => {
+                    assert!(is_writer && pid == other.id());
+                }
+                opened => assert!(opened.is_ok() && !is_writer, "{opened:?}"),
+            }
+        }
+        drop(other.stdin.take());
+        other.wait().unwrap();
     }
 }
 
@@ -254,7 +282,7 @@ impl LoopDevice {
     /// `None` where we may not make one.
     fn new() -> Option<Self> {
         let file = scratch(LENGTH);
-        let output = std::process::Command::new("losetup")
+        let output = Command::new("losetup")
             .args(["--find", "--show"])
             .arg(file.path())
             .output()
@@ -267,7 +295,7 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").args(["--detach", &self.path]).status();
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
     }
 }
 

@@ -105,9 +105,7 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
     let mut spec = description::to_spec(&vm)?;
     spec.disks.extend(environment::disk(&vm, &args.property)?);
-    for note in vm.differences() {
-        tell!("{}.", note.message);
-    }
+    description::tell_differences(&vm);
     Ok(Some(without_cards(spec)))
 }
 

@@ -190,9 +190,7 @@ fn here(path: PathBuf) -> FileRef {
 
 fn spec_of(description: &Description) -> Result<VmSpec, Failure> {
     let spec = description.to_spec()?;
-    for note in description.differences() {
-        tell!("{}.", platforms::plain(&note.message));
-    }
+    crate::description::tell_differences(description);
     Ok(spec)
 }
 

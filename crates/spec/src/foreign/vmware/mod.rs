@@ -31,7 +31,24 @@ pub(crate) fn read(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descrip
         }
         vm.companions.push(beside);
     }
+    if let Some(lock) = folder.names()?.into_iter().find(|name| is_lock(&folder.path().join(name)))
+    {
+        vm.note(
+            Level::Obstacle,
+            format!(
+                "It is open in VMware: shut it down there, or remove {lock} if nobody has it open"
+            ),
+        );
+    }
     vm.checked()
+}
+
+/// Whether this is what VMware lays down while it has a VM or a disk open: a folder `NAME.lck` with a file for each process
+/// on desktops, a file `.lck-NUMBER` on ESXi's network file systems.
+fn is_lock(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_taken = || path.read_dir().is_ok_and(|mut files| files.next().is_some());
+    name.starts_with(".lck-") || name.ends_with(".lck") && is_taken()
 }
 
 /// Reads a `.vmx` alone.
@@ -108,6 +125,12 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
             drive.boot_order = Some(place);
         }
     }
+    if keys.flag("cleanshutdown")? == Some(false) {
+        vm.note(
+            Level::Warning,
+            "It ran in VMware when this was written: what its disks hold may be half written",
+        );
+    }
     keys.skip_known(INERT);
     vm.unread = keys.unread();
     vm.checked()
@@ -119,7 +142,6 @@ const INERT: &[&str] = &[
     ".encoding",
     "config.version",
     "chipset.onlinestandby",
-    "cleanshutdown",
     "deploymentplatform",
     "evccompatibilitymode",
     "extendedconfigfile",

@@ -183,6 +183,26 @@ fn what_runs_another_way_is_told_and_what_runs_the_same_is_not() {
 }
 
 #[test]
+fn a_vm_that_is_open_elsewhere_is_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.vmx");
+    let text = "memsize = \"256\"\ncleanShutdown = \"FALSE\"\n";
+    fs::write(&path, text).unwrap();
+    let read = || crate::foreign::read(&path, &ReadOptions::default()).unwrap().remove(0);
+    let lock = folder.path().join("x.vmx.lck");
+    fs::create_dir(&lock).unwrap();
+    assert!(read().to_spec().is_ok());
+    assert!(read().notes[0].message.starts_with("It ran in VMware"));
+    assert!(read().unread.is_empty());
+    for lock in [lock.join("M12345.lck"), folder.path().join(".lck-4503000000000000")] {
+        fs::write(&lock, "").unwrap();
+        let error = read().to_spec().unwrap_err().to_string();
+        assert!(error.contains("open in VMware"), "{error}");
+        fs::remove_file(&lock).unwrap();
+    }
+}
+
+#[test]
 fn the_bios_starts_from_the_disk_that_it_was_told() {
     let text = "memsize = \"256\"\nsata0.present = \"TRUE\"\nsata0:0.present = \"TRUE\"\nsata0:0.fileName = \"a.vmdk\"\n\
                 sata0:1.present = \"TRUE\"\nsata0:1.fileName = \"b.vmdk\"\nbios.hddOrder = \"sata0:1,scsi9:9\"\n";
