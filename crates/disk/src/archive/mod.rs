@@ -1,6 +1,7 @@
 //! Disks in archives, read where they are: members of an OVA, and the blocks of which an XVA's disks are made.
 
 mod blocks;
+mod inside;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use inside::{Contents, Inside};
 pub use tar::{Member, members};
 
 use crate::layer::{Image, Layer, Place, Run};
@@ -23,8 +25,17 @@ pub fn open_source(
     source: Arc<dyn Source>,
     format: Option<Format>,
 ) -> Result<(Arc<dyn Disk>, ImageInfo)> {
+    open_beside(source, format, None)
+}
+
+/// The same of a source that may find the files that its image names.
+fn open_beside(
+    source: Arc<dyn Source>,
+    format: Option<Format>,
+    beside: Option<&dyn RemoteSource>,
+) -> Result<(Arc<dyn Disk>, ImageInfo)> {
     let options = ImageOptions { format, ..ImageOptions::default() };
-    let (parsed, info) = read_image(source, &options, None)?;
+    let (parsed, info) = read_image(source, &options, beside)?;
     if parsed.parent.is_some() {
         let what = "its parent cannot be looked for from where it is".to_owned();
         return Err(Error::Unsupported { format: info.format, what });
@@ -159,25 +170,24 @@ pub(crate) fn open_member(
     };
     let path = archive.join(&name);
     let inside = |source| Error::Image { path: path.clone(), source: Box::new(source) };
-    let find = |name: &str| members.iter().find(|member| member.name == name);
-    let part = |found: &Member| {
-        PartSource::new(Arc::clone(&source), found.offset..found.offset + found.length)
-    };
+    let contents = Arc::new(Contents { source, members, path: archive.path() });
     // `disk.vmdk.gz/disk.vmdk` is what is in it, `disk.vmdk.gz` too, unless that was said to be raw.
     let outer = name.rsplit_once('/').filter(|(outer, inner)| unpacked_name(outer) == *inner);
-    let packed = match outer.and_then(|(outer, _)| find(outer)) {
-        None => find(&name).filter(|_| format != Some(Format::Raw)),
+    let packed = match outer.and_then(|(outer, _)| contents.part(outer)) {
+        None => contents.part(&name).filter(|_| format != Some(Format::Raw)),
         found => found,
     };
-    let packed = packed.map(part).map(Arc::new);
+    let packed = packed.map(Arc::new);
     let (disk, mut info) = if let Some(packed) = packed
         && GzipSource::is_gzip(&*packed)?
     {
         let unpacked = unpack(packed).map_err(inside)?;
         open_source(Arc::new(unpacked), format).map_err(inside)?
-    } else if let Some(found) = find(&name) {
-        open_source(Arc::new(part(found)), format).map_err(inside)?
-    } else if let Some(blocks) = blocks::Blocks::new(Arc::clone(&source), &members, &name) {
+    } else if let Some(found) = Inside::new(&contents, &name).map(Arc::new) {
+        open_beside(found.clone(), format, Some(&*found)).map_err(inside)?
+    } else if let Some(blocks) =
+        blocks::Blocks::new(Arc::clone(&contents.source), &contents.members, &name)
+    {
         let length = blocks.length;
         let info = ImageInfo {
             path: PathBuf::new(),

@@ -138,6 +138,22 @@ fn archives_that_are_cut_off_or_lie_are_refused_or_end_early() {
 }
 
 #[test]
+fn the_extents_of_a_split_disk_are_found_in_its_archive() {
+    let (folder, disk) = folder();
+    let vm = folder.path().join("vm");
+    fs::create_dir(&vm).unwrap();
+    convert(&*disk, vm.join("web.vmdk"), &to("vmdk,layout=split-sparse"), |_| {}).unwrap();
+    let archive = tar(folder.path(), &[], &["vm/web.vmdk", "vm/web-s001.vmdk"]);
+    let (found, chain) = open_chain(archive.join("vm/web.vmdk"), &ImageOptions::default()).unwrap();
+    assert_eq!(compare(&*found, &*disk, |_| {}).unwrap().difference, None);
+    assert_eq!(chain[0].format, Format::Vmdk);
+    let archive = tar(folder.path(), &[], &["vm/web.vmdk"]);
+    let error = open(archive.join("vm/web.vmdk"), &ImageOptions::default()).err().unwrap();
+    let Error::Image { source, .. } = error else { panic!("{error}") };
+    assert!(source.to_string().contains("web-s001.vmdk"), "{source}");
+}
+
+#[test]
 fn a_source_in_memory_is_opened_by_its_content() {
     let source = Arc::new(MemorySource::read_only(vec![3; 2000]));
     let (disk, info) = open_source(source, None).unwrap();
