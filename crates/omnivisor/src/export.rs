@@ -7,7 +7,7 @@ use clap::Args;
 use spec::foreign::{Form, ReadOptions};
 
 use crate::description;
-use crate::disk::print;
+use crate::disk::{cache_folder, print};
 use crate::failure::{FAILED, Failure};
 
 /// Options of `omnivisor export`.
@@ -40,6 +40,7 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
         anywhere: args.allow_outside,
         configuration: args.option.clone(),
         verify: false,
+        cache: cache_folder(),
     };
     let vms = description::read(&args.path, &options)?;
     let vms = vms.into_iter().map(|vm| vm.description).collect();

@@ -13,7 +13,9 @@ use serde_json::{Map, Value, json};
 use spec::foreign::ReadOptions;
 
 use crate::description;
-use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json, snapshot_json};
+use crate::disk::{
+    OpenArgs, OutputFormat, cache_folder, failed, human, print, print_json, snapshot_json,
+};
 use crate::failure::Failure;
 use crate::guest_page;
 
@@ -58,6 +60,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             anywhere: args.how.allow_outside,
             configuration: args.option.clone(),
             verify: args.verify,
+            cache: cache_folder(),
         };
         let vms = description::read(&args.path, &options)?;
         match args.format {

@@ -20,7 +20,7 @@ use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 
 use crate::cli::EngineChoice;
 use crate::description;
-use crate::disk::{failed, human, print, reading};
+use crate::disk::{cache_folder, failed, human, print, reading};
 use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
@@ -195,6 +195,7 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
             anywhere: args.allow_outside,
             configuration: args.option.clone(),
             verify: false,
+            cache: cache_folder(),
         };
         let vms = spec::foreign::read(&args.source, &options)?;
         let vm = description::choose(vms, args.vm.as_deref())?;

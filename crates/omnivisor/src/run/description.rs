@@ -9,6 +9,7 @@ use spec::{Console, Nic, VmSpec};
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
+use crate::disk::cache_folder;
 use crate::environment;
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::run::remote::{self, Remote};
@@ -101,6 +102,7 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
         anywhere: args.allow_outside,
         configuration: args.option.clone(),
         verify: false,
+        cache: cache_folder(),
     };
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
     let mut spec = description::to_spec(&vm)?;

@@ -31,7 +31,7 @@ pub struct Packed {
 }
 
 /// All of them.
-pub const PACKAGES: [Package; 9] = [
+pub const PACKAGES: [Package; 12] = [
     Package { name: "an_ova_with_a_stream_optimized_vmdk", pack: ova },
     Package { name: "a_vmx_with_a_sparse_vmdk", pack: |workshop| vmx(workshop, "vmdk") },
     Package {
@@ -44,6 +44,9 @@ pub const PACKAGES: [Package; 9] = [
     Package { name: "a_configuration_of_xl_with_a_raw_disk", pack: xl },
     Package { name: "an_export_of_xenserver", pack: xenserver },
     Package { name: "a_domain_of_libvirt_with_a_chain_of_qcow2", pack: libvirt },
+    Package { name: "a_box_of_vagrant_for_virtualbox", pack: box_of_virtualbox },
+    Package { name: "a_box_of_vagrant_for_vmware", pack: box_of_vmware },
+    Package { name: "a_box_of_vagrant_for_libvirt", pack: box_of_libvirt },
 ];
 
 /// A VM that starts for the first time, without a network.
@@ -56,24 +59,64 @@ fn without_network(vm: &Path) -> Vec<String> {
 }
 
 fn ova(workshop: &Workshop) -> Option<Packed> {
-    let disk = workshop.path("web-disk1.vmdk");
-    workshop.verb(&["convert", path(&workshop.raw), path(&disk), "--to", "vmdk,layout=stream"]);
-    let ovf = ovf(fs::metadata(&disk).unwrap().len(), fs::metadata(&workshop.raw).unwrap().len());
-    fs::write(workshop.path("web.ovf"), ovf).unwrap();
+    stream_optimized(workshop);
     let ova = workshop.vm().join("web.ova");
     tar(&workshop.path(""), &ova, &["web.ovf", "web-disk1.vmdk"]);
     fresh(&ova)
 }
 
+/// Makes an OVF package of the guest beside the VM's folder.
+fn stream_optimized(workshop: &Workshop) {
+    let disk = workshop.path("web-disk1.vmdk");
+    workshop.verb(&["convert", path(&workshop.raw), path(&disk), "--to", "vmdk,layout=stream"]);
+    let ovf = ovf(fs::metadata(&disk).unwrap().len(), fs::metadata(&workshop.raw).unwrap().len());
+    fs::write(workshop.path("web.ovf"), ovf).unwrap();
+}
+
+/// As `vagrant package` packs an export of VirtualBox.
+fn box_of_virtualbox(workshop: &Workshop) -> Option<Packed> {
+    stream_optimized(workshop);
+    fs::rename(workshop.path("web.ovf"), workshop.path("box.ovf")).unwrap();
+    let files = ["./Vagrantfile", "./box.ovf", "./metadata.json", "./web-disk1.vmdk"];
+    pack_box(workshop, "{\"provider\":\"virtualbox\"}", &files)
+}
+
+/// As Packer packs a VM of VMware's.
+fn box_of_vmware(workshop: &Workshop) -> Option<Packed> {
+    let disk = workshop.path("web.vmdk");
+    let to = "vmdk,layout=split-sparse";
+    workshop.verb(&["convert", path(&workshop.raw), path(&disk), "--to", to]);
+    fs::write(workshop.path("web.vmx"), VMX).unwrap();
+    let files = ["./metadata.json", "./Vagrantfile", "./web.vmx", "./web.vmdk", "./web-s001.vmdk"];
+    pack_box(workshop, "{\"provider\":\"vmware_desktop\"}", &files)
+}
+
+/// As vagrant-libvirt's `create_box.sh` packs an image.
+fn box_of_libvirt(workshop: &Workshop) -> Option<Packed> {
+    let image = workshop.path("box.img");
+    workshop.verb(&["convert", path(&workshop.raw), path(&image), "--to", "qcow2"]);
+    let metadata = "{\"provider\": \"libvirt\", \"format\": \"qcow2\", \"virtual_size\": 1}";
+    pack_box(workshop, metadata, &["./metadata.json", "./Vagrantfile", "./box.img"])
+}
+
+fn pack_box(workshop: &Workshop, metadata: &str, files: &[&str]) -> Option<Packed> {
+    fs::write(workshop.path("metadata.json"), metadata).unwrap();
+    fs::write(workshop.path("Vagrantfile"), "Vagrant.configure('2') { |config| }\n").unwrap();
+    let archive = workshop.vm().join("web");
+    tar(&workshop.path(""), &archive, files);
+    let status = Command::new("gzip").args(["--suffix", ".box", path(&archive)]).status();
+    assert!(status.unwrap().success());
+    fresh(&archive.with_extension("box"))
+}
+
+const VMX: &str = "config.version = \"8\"\nvirtualHW.version = \"19\"\ndisplayName = \"web\"\nguestOS = \"debian12-64\"\n\
+     memsize = \"512\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\nscsi0:0.present = \"TRUE\"\n\
+     scsi0:0.fileName = \"web.vmdk\"\nethernet0.present = \"TRUE\"\nethernet0.virtualDev = \"vmxnet3\"\n\
+     ethernet0.addressType = \"static\"\nethernet0.address = \"00:50:56:00:00:01\"\nethernet0.pciSlotNumber = \"192\"\n";
+
 fn vmx(workshop: &Workshop, to: &str) -> Option<Packed> {
     workshop.convert("web.vmdk", to);
-    workshop.write(
-        "web.vmx",
-        "config.version = \"8\"\nvirtualHW.version = \"19\"\ndisplayName = \"web\"\nguestOS = \"debian12-64\"\n\
-         memsize = \"512\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\nscsi0:0.present = \"TRUE\"\n\
-         scsi0:0.fileName = \"web.vmdk\"\nethernet0.present = \"TRUE\"\nethernet0.virtualDev = \"vmxnet3\"\n\
-         ethernet0.addressType = \"static\"\nethernet0.address = \"00:50:56:00:00:01\"\nethernet0.pciSlotNumber = \"192\"\n",
-    );
+    workshop.write("web.vmx", VMX);
     // With its card, which keeps the name that its slot had given it.
     let arguments = vec![path(&workshop.vm()).to_owned()];
     Some(Packed { arguments, says: "this is start 1; cards: ens192 lo" })

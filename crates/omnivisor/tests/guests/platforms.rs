@@ -57,3 +57,18 @@ fn an_export_of_xenserver() {
 fn a_domain_of_libvirt_with_a_chain_of_qcow2() {
     boots("a_domain_of_libvirt_with_a_chain_of_qcow2");
 }
+
+#[test]
+fn a_box_of_vagrant_for_virtualbox() {
+    boots("a_box_of_vagrant_for_virtualbox");
+}
+
+#[test]
+fn a_box_of_vagrant_for_vmware() {
+    boots("a_box_of_vagrant_for_vmware");
+}
+
+#[test]
+fn a_box_of_vagrant_for_libvirt() {
+    boots("a_box_of_vagrant_for_libvirt");
+}

@@ -3,13 +3,16 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::description::{FileRef, FileState};
+use super::tar::Archive;
 use crate::{Error, Result};
 
-/// A folder, and whether what lies outside of it may be used.
+/// A folder, and whether what lies outside of it may be used; or an archive.
 #[derive(Clone, Debug)]
 pub(crate) struct Folder {
     root: PathBuf,
     anywhere: bool,
+    /// Files of the archive: they and no others count.
+    members: Option<Vec<FileRef>>,
 }
 
 impl Folder {
@@ -18,7 +21,7 @@ impl Folder {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         let canonical = std::fs::canonicalize(root)
             .map_err(|source| Error::Read { path: root.to_owned(), source })?;
-        Ok(Self { root: canonical, anywhere })
+        Ok(Self { root: canonical, anywhere, members: None })
     }
 
     /// The folder in which a file lies.
@@ -28,7 +31,14 @@ impl Folder {
 
     /// A folder without files, for descriptions that come without one.
     pub fn nowhere() -> Self {
-        Self { root: PathBuf::from("/nonexistent"), anywhere: false }
+        Self { root: PathBuf::from("/nonexistent"), anywhere: false, members: None }
+    }
+
+    /// The folder of an archive that has this member.
+    pub fn in_archive(archive: &Archive, member: &str) -> Self {
+        let folder = member.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let members = archive.names().map(|name| archive.locate(name)).collect();
+        Self { root: PathBuf::from(folder), anywhere: false, members: Some(members) }
     }
 
     /// Its path.
@@ -56,6 +66,11 @@ impl Folder {
             (native, found) = (PathBuf::from(name), FileState::Moved);
         }
         let said = self.root.join(&native);
+        if let Some(members) = &self.members {
+            let named = |member: &&FileRef| Path::new(&member.written) == said;
+            let missing = FileRef::new(written, None, FileState::Missing);
+            return members.iter().find(named).cloned().unwrap_or(missing);
+        }
         let outside = match self.resolve(&said) {
             Resolved::Inside(path) => return FileRef::new(written, Some(path), found),
             Resolved::Outside => true,

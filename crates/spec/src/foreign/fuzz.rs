@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{hyperv, ovf, read, tar};
+use super::{hyperv, ovf, read, tar, vagrant};
 
 /// Reads any bytes in every way in which bytes are read here.
 pub fn fuzz(bytes: &[u8]) {
@@ -13,5 +13,6 @@ pub fn fuzz(bytes: &[u8]) {
     }
     hyperv::fuzz(bytes);
     tar::fuzz(bytes);
+    let _ = vagrant::parse(bytes, Path::new(vagrant::METADATA));
     ovf::fuzz_manifest(bytes);
 }

@@ -18,6 +18,7 @@ mod read;
 mod tar;
 mod text;
 mod to_spec;
+mod vagrant;
 mod virtualbox;
 mod vmware;
 mod xen;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::description::Description;
 use super::folder::Folder;
-use super::{hyperv, libvirt, ovf, parallels, tar, text, virtualbox, vmware, xen, xml};
+use super::tar::{self, Archive};
+use super::{hyperv, libvirt, ovf, parallels, text, vagrant, virtualbox, vmware, xen, xml};
 use crate::{Error, Result, VmSpec};
 
 /// How to read a description.
@@ -16,6 +17,8 @@ pub struct ReadOptions {
     pub configuration: Option<String>,
     /// Checks all files against the manifest of a package, not only the description.
     pub verify: bool,
+    /// A folder that keeps what was found out about compressed files: [`disk::ImageOptions::cache`].
+    pub cache: Option<PathBuf>,
 }
 
 /// Reads the VMs that a file or folder describes: one, or several of an OVF package.
@@ -64,6 +67,7 @@ fn expected(path: &Path) -> Option<&'static str> {
         "vmx" | "vmtx" => "lines of `key = \"value\"`",
         "ovf" => "XML with an <Envelope>",
         "ova" => "a tar archive with an .ovf",
+        "box" => "a tar archive with a metadata.json, as it is or compressed by gzip",
         "vbox" => "XML with <VirtualBox>",
         "pvs" => "XML with <ParallelsVirtualMachine>",
         "vmcx" => "HyperVStorage",
@@ -101,12 +105,13 @@ enum Kind {
     XlJson,
     XlConfig,
     Toml,
+    Vagrant,
 }
 
 impl Kind {
     /// By the beginning of its content; the name helps only where there is none.
     fn detect(head: &[u8], path: &Path) -> Option<Self> {
-        if tar::is_tar(head) {
+        if tar::is_tar(head) || tar::is_gzip(head) && vagrant::is_box(path) {
             return Some(Self::Archive);
         }
         if hyperv::is_storage(head) {
@@ -131,6 +136,9 @@ impl Kind {
         if path.extension().is_some_and(|extension| extension == "toml") {
             return Some(Self::Toml);
         }
+        if vagrant::is_metadata(&text, path) {
+            return Some(Self::Vagrant);
+        }
         if looks_like_vmx(&text) {
             return Some(Self::Vmx);
         }
@@ -152,6 +160,7 @@ impl Kind {
                 let root = xml::parse(bytes, &path.display().to_string())?;
                 vec![parallels::read(&root, path, &folder)?]
             }
+            Self::Vagrant => vagrant::read(bytes, path, &folder, options)?,
             _ => self.parse(bytes, path, &folder, options)?,
         };
         for vm in &mut vms {
@@ -187,19 +196,27 @@ impl Kind {
                 let spec = VmSpec::from_toml(&text::decode_named(bytes, None), &file)?;
                 Ok(vec![Description::from_spec(spec, path, folder)])
             }
+            Self::Vagrant => one(vagrant::parse(bytes, path)),
             Self::Archive => Err(text::error(path, "Expected a description and not an archive")),
         }
     }
 }
 
-/// An archive is an export of XenServer if its first member is `ova.xml`, and an OVF package otherwise.
+/// An archive is an export of XenServer if its first member is `ova.xml`, a box of Vagrant's with its `metadata.json`, and an OVF
+/// package otherwise.
 fn archive(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
-    let (name, bytes) = tar::first_member(path)?;
-    if name != "ova.xml" {
-        return ovf::read_archive(path, options);
+    if !vagrant::is_box(path) {
+        let (name, bytes) = tar::first_member(path)?;
+        if name == "ova.xml" {
+            let root = xml::parse(&bytes, &format!("{}/{name}", path.display()))?;
+            return one(xen::read_export(&root, path));
+        }
     }
-    let root = xml::parse(&bytes, &format!("{}/{name}", path.display()))?;
-    one(xen::read_export(&root, path))
+    let archive = Archive::open(path, ovf::MOST_MEMBERS, options.cache.as_deref())?;
+    if archive.locate(vagrant::METADATA).is_usable() {
+        return vagrant::read_box(archive, path, options);
+    }
+    ovf::read_archive(archive, path, "ova", options)
 }
 
 fn one(vm: Result<Description>) -> Result<Vec<Description>> {
@@ -228,6 +245,15 @@ fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
     if let Some(own) = folder.find(OWN_DESCRIPTION).filter(|own| own.is_file()) {
         return Ok(Some(own));
     }
+    // What is beside it is another program's VM, or a disk alone.
+    if let Some(metadata) = folder.find(vagrant::METADATA).filter(|path| looks_like_one(path)) {
+        return Ok(Some(metadata));
+    }
+    of_platform(path, &folder)
+}
+
+/// The one description of a virtualization product in a folder.
+pub(crate) fn of_platform(path: &Path, folder: &Folder) -> Result<Option<PathBuf>> {
     let names = folder.names()?;
     for ending in ENDINGS {
         let has_ending = |name: &&String| {
@@ -260,7 +286,7 @@ fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
         }
     }
     // Hyper-V's exports.
-    match folder.find("Virtual Machines").filter(|inner| inner.is_dir() && *inner != path) {
+    match folder.find("Virtual Machines").filter(|inner| inner.is_dir() && inner != path) {
         Some(inner) => in_folder(&inner),
         None => Ok(None),
     }

@@ -1,11 +1,14 @@
-//! Where the members of a tar archive lie: nothing is unpacked.
+//! Where the members of a tar archive lie: nothing is unpacked to anywhere.
 //!
-//! POSIX.1-1988 (ustar), its pax extension, and GNU's long names and binary sizes.
+//! POSIX.1-1988 (ustar), its pax extension, and GNU's long names and binary sizes; as a whole it may be compressed by gzip.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::{FileSource, GzipSource, Source};
 
 use super::description::{FileRef, FileState};
 use super::text;
@@ -14,7 +17,7 @@ use crate::{Error, Result};
 /// An archive's members by name.
 pub(crate) struct Archive {
     path: PathBuf,
-    file: File,
+    bytes: Box<dyn Bytes>,
     /// Where each begins, and its length.
     members: Members,
 }
@@ -24,6 +27,60 @@ const BLOCK: usize = 512;
 const MOST_MEMBERS: usize = 128 << 20;
 /// The longest header that says more about a member.
 const LONGEST_EXTENSION: u64 = 1 << 20;
+
+/// What an archive is read from.
+pub(crate) trait Bytes: Read + Seek {}
+
+impl<T: Read + Seek> Bytes for T {}
+
+/// Whether these are the first bytes of what gzip has compressed.
+pub(crate) fn is_gzip(head: &[u8]) -> bool {
+    head.starts_with(&[0x1f, 0x8b, 8])
+}
+
+/// The bytes of an archive and how many they are; [`ReadOptions::cache`](super::ReadOptions::cache).
+fn open(path: &Path, cache: Option<&Path>) -> io::Result<(Box<dyn Bytes>, u64)> {
+    let mut file = File::open(path)?;
+    let mut head = Vec::new();
+    Read::by_ref(&mut file).take(3).read_to_end(&mut head)?;
+    if is_gzip(&head) {
+        let packed = FileSource::open(path, true).map_err(io::Error::other)?;
+        let source = GzipSource::open(Arc::new(packed), cache).map_err(io::Error::other)?;
+        let length = source.len();
+        return Ok((Box::new(Unpacked { source, at: 0 }), length));
+    }
+    file.rewind()?;
+    let length = file.metadata()?.len();
+    Ok((Box::new(file), length))
+}
+
+/// What gzip has compressed.
+struct Unpacked {
+    source: GzipSource,
+    at: u64,
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let there = self.source.len().saturating_sub(self.at);
+        let count = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        self.source.read_at(&mut buffer[..count], self.at).map_err(io::Error::other)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Unpacked {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(distance) => self.at.checked_add_signed(distance),
+            SeekFrom::End(distance) => self.source.len().checked_add_signed(distance),
+        };
+        self.at = at.filter(|at| *at <= self.source.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
 
 /// Whether these are the first bytes of an archive.
 pub(crate) fn is_tar(head: &[u8]) -> bool {
@@ -55,19 +112,18 @@ pub(crate) fn first_member(path: &Path) -> Result<(String, Vec<u8>)> {
 
 impl Archive {
     /// Reads the headers of all members; `most` of them at most.
-    pub fn open(path: &Path, most: usize) -> Result<Self> {
+    pub fn open(path: &Path, most: usize, cache: Option<&Path>) -> Result<Self> {
         let reading = |source| Error::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(reading)?;
-        let length = file.metadata().map_err(reading)?.len();
+        let (mut bytes, length) = open(path, cache).map_err(reading)?;
         let members =
-            index(&mut file, length, most.min(MOST_MEMBERS)).map_err(|wrong| match wrong {
+            index(&mut bytes, length, most.min(MOST_MEMBERS)).map_err(|wrong| match wrong {
                 Wrong::Io(source) => reading(source),
                 Wrong::Form(offset, message) => {
                     text::error(path, format!("{message} (at offset {offset})"))
                 }
             })?;
         let path = std::fs::canonicalize(path).map_err(reading)?;
-        Ok(Self { path, file, members })
+        Ok(Self { path, bytes, members })
     }
 
     /// The archive's own path.
@@ -104,18 +160,20 @@ impl Archive {
             ));
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-        let read =
-            self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut bytes));
+        let read = self
+            .bytes
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| self.bytes.read_exact(&mut bytes));
         read.map_err(|source| Error::Read { path: self.path.clone(), source })?;
         Ok(bytes)
     }
 
     /// The bytes of a member one after another.
-    pub fn stream(&mut self, name: &str) -> Result<std::io::Take<&mut File>> {
+    pub fn stream(&mut self, name: &str) -> Result<impl Read> {
         let (offset, length) = self.members.get(name).copied().unwrap_or((0, 0));
-        let sought = self.file.seek(SeekFrom::Start(offset));
+        let sought = self.bytes.seek(SeekFrom::Start(offset));
         sought.map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        Ok(Read::by_ref(&mut self.file).take(length))
+        Ok(Read::by_ref(&mut self.bytes).take(length))
     }
 }
 
@@ -123,12 +181,12 @@ impl Archive {
 type Members = BTreeMap<String, (u64, u64)>;
 
 enum Wrong {
-    Io(std::io::Error),
+    Io(io::Error),
     Form(u64, String),
 }
 
-impl From<std::io::Error> for Wrong {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Wrong {
+    fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
@@ -287,7 +345,7 @@ fn pax_records(mut bytes: &[u8]) -> Vec<(&str, &str)> {
 
 /// For the fuzzer: any bytes as an archive.
 pub(crate) fn fuzz(bytes: &[u8]) {
-    let _ = index(&mut std::io::Cursor::new(bytes), bytes.len() as u64, 1000);
+    let _ = index(&mut io::Cursor::new(bytes), bytes.len() as u64, 1000);
 }
 
 #[cfg(test)]
@@ -350,7 +408,7 @@ pub(crate) mod tests {
                 return;
             };
             assert!(output.status.success(), "{output:?}");
-            let mut archive = Archive::open(&archive, 10).unwrap();
+            let mut archive = Archive::open(&archive, 10, None).unwrap();
             assert_eq!(archive.names().collect::<Vec<_>>(), ["a.ovf", &long]);
             assert_eq!(archive.read("a.ovf").unwrap(), b"descriptor");
             assert_eq!(archive.read(&long).unwrap(), vec![7; 1000]);

@@ -36,9 +36,13 @@ pub(crate) fn read(
     Ok(vms)
 }
 
-/// Reads an `.ova`.
-pub(crate) fn read_archive(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
-    let mut archive = Archive::open(path, MOST_MEMBERS)?;
+/// Reads an `.ova`, or what has the form of one.
+pub(crate) fn read_archive(
+    mut archive: Archive,
+    path: &Path,
+    form: &str,
+    options: &ReadOptions,
+) -> Result<Vec<Description>> {
     let descriptors: Vec<_> = archive
         .names()
         .filter(|name| name.to_ascii_lowercase().ends_with(".ovf"))
@@ -55,13 +59,13 @@ pub(crate) fn read_archive(path: &Path, options: &ReadOptions) -> Result<Vec<Des
     let root = xml::parse(&bytes, &format!("{}/{descriptor}", path.display()))?;
     let mut package = Package::Archive(archive);
     let notes = package.check(descriptor, options.verify)?;
-    let mut vms = envelope(&root, path, "ova", &package, options)?;
+    let mut vms = envelope(&root, path, form, &package, options)?;
     vms.iter_mut().for_each(|vm| vm.notes.splice(0..0, notes.clone()).for_each(drop));
     Ok(vms)
 }
 
 /// A package with more files is not one.
-const MOST_MEMBERS: usize = 10_000;
+pub(crate) const MOST_MEMBERS: usize = 10_000;
 /// More VMs are not read from one package.
 const MOST_VMS: usize = 100;
 /// More disks and deployment options are not read from one package.
