@@ -89,6 +89,7 @@ fn a_map_tells_data_from_zeroes() {
     let disk = std::fs::File::options().write(true).open(here.path().join("disk.raw")).unwrap();
     disk.set_len(1 << 20).unwrap();
     disk.set_len(8 << 20).unwrap();
+    drop(disk);
     here.run(0, &["convert", "disk.raw", "a.qcow2"]);
     let (stdout, _) = here.run(0, &["disk", "map", "a.qcow2", "--format", "json"]);
     let rows: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -278,6 +279,7 @@ fn an_image_that_was_cut_short_is_neither_run_nor_imported() {
     here.run(0, &["convert", "disk.raw", "disk.qcow2"]);
     let image = std::fs::File::options().write(true).open(here.path().join("disk.qcow2")).unwrap();
     image.set_len(600 << 10).unwrap();
+    drop(image);
     let run = ["run", "--disk", "disk.qcow2"];
     let import = ["import", "disk.qcow2", "new"];
     for (code, arguments) in [(126, run), (125, import)] {
