@@ -31,7 +31,7 @@ pub struct Packed {
 }
 
 /// All of them.
-pub const PACKAGES: [Package; 12] = [
+pub const PACKAGES: [Package; 13] = [
     Package { name: "an_ova_with_a_stream_optimized_vmdk", pack: ova },
     Package { name: "a_vmx_with_a_sparse_vmdk", pack: |workshop| vmx(workshop, "vmdk") },
     Package {
@@ -46,6 +46,7 @@ pub const PACKAGES: [Package; 12] = [
     Package { name: "a_domain_of_libvirt_with_a_chain_of_qcow2", pack: libvirt },
     Package { name: "a_box_of_vagrant_for_virtualbox", pack: box_of_virtualbox },
     Package { name: "a_box_of_vagrant_for_vmware", pack: box_of_vmware },
+    Package { name: "a_box_of_vagrant_for_hyper_v", pack: box_of_hyper_v },
     Package { name: "a_box_of_vagrant_for_libvirt", pack: box_of_libvirt },
 ];
 
@@ -91,6 +92,18 @@ fn box_of_vmware(workshop: &Workshop) -> Option<Packed> {
     pack_box(workshop, "{\"provider\":\"vmware_desktop\"}", &files)
 }
 
+/// As Packer packs an export of Hyper-V's.
+fn box_of_hyper_v(workshop: &Workshop) -> Option<Packed> {
+    for name in ["Virtual Hard Disks", "Virtual Machines"] {
+        fs::create_dir(workshop.path(name)).unwrap();
+    }
+    let disk = workshop.path("Virtual Hard Disks/web.vhdx");
+    workshop.verb(&["convert", path(&workshop.raw), path(&disk), "--to", "vhdx"]);
+    fs::write(workshop.path(HYPER_V_FILE), hyper_v_xml("web.vhdx")).unwrap();
+    let files = ["metadata.json", "Vagrantfile", HYPER_V_FILE, "Virtual Hard Disks/web.vhdx"];
+    pack_box(workshop, "{\"provider\":\"hyperv\"}", &files)
+}
+
 /// As vagrant-libvirt's `create_box.sh` packs an image.
 fn box_of_libvirt(workshop: &Workshop) -> Option<Packed> {
     let image = workshop.path("box.img");
@@ -129,19 +142,23 @@ fn hyper_v(workshop: &Workshop) -> Option<Packed> {
     let size = fs::metadata(&workshop.raw).unwrap().len().to_string();
     workshop.verb(&["disk", "create", path(&child), &size, "--to", "vhdx"]);
     link_vhdx::link_vhdx(&child, &base);
-    let scsi = "73e0f0c5-c0bc-4e16-a458-0e1c388bfee3";
-    workshop.write(
-        "Virtual Machines/5fbaabe3-6958-40ff-92a7-860e329aab41.xml",
-        &format!(
-            "<?xml version='1.0' encoding='UTF-8'?><configuration><properties><name type='string'>web</name>\
-             <subtype type='integer'>1</subtype></properties><settings><processors><count type='integer'>1</count></processors>\
-             <memory><bank><size type='integer'>512</size></bank></memory></settings><manifest><vdev001><instance type='string'>\
-             {scsi}</instance><name type='string'>Synthetic SCSI Controller</name></vdev001></manifest><_{scsi}_><controller0>\
-             <drive0><pathname type='string'>C:\\VMs\\web\\Virtual Hard Disks\\web_1.avhdx</pathname><type type='string'>VHD\
-             </type></drive0></controller0></_{scsi}_></configuration>"
-        ),
-    );
+    workshop.write(HYPER_V_FILE, &hyper_v_xml("web_1.avhdx"));
     fresh(&workshop.vm())
+}
+
+/// Where Hyper-V puts a VM's description.
+const HYPER_V_FILE: &str = "Virtual Machines/5fbaabe3-6958-40ff-92a7-860e329aab41.xml";
+
+fn hyper_v_xml(disk: &str) -> String {
+    let scsi = "73e0f0c5-c0bc-4e16-a458-0e1c388bfee3";
+    format!(
+        "<?xml version='1.0' encoding='UTF-8'?><configuration><properties><name type='string'>web</name>\
+         <subtype type='integer'>1</subtype></properties><settings><processors><count type='integer'>1</count></processors>\
+         <memory><bank><size type='integer'>512</size></bank></memory></settings><manifest><vdev001><instance type='string'>\
+         {scsi}</instance><name type='string'>Synthetic SCSI Controller</name></vdev001></manifest><_{scsi}_><controller0>\
+         <drive0><pathname type='string'>C:\\VMs\\web\\Virtual Hard Disks\\{disk}</pathname><type type='string'>VHD\
+         </type></drive0></controller0></_{scsi}_></configuration>"
+    )
 }
 
 fn parallels(workshop: &Workshop) -> Option<Packed> {

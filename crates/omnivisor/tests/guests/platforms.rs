@@ -69,6 +69,11 @@ fn a_box_of_vagrant_for_vmware() {
 }
 
 #[test]
+fn a_box_of_vagrant_for_hyper_v() {
+    boots("a_box_of_vagrant_for_hyper_v");
+}
+
+#[test]
 fn a_box_of_vagrant_for_libvirt() {
     boots("a_box_of_vagrant_for_libvirt");
 }

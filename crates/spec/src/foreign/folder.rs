@@ -34,11 +34,10 @@ impl Folder {
         Self { root: PathBuf::from("/nonexistent"), anywhere: false, members: None }
     }
 
-    /// The folder of an archive that has this member.
-    pub fn in_archive(archive: &Archive, member: &str) -> Self {
-        let folder = member.rsplit_once('/').map_or("", |(folder, _)| folder);
+    /// A folder of an archive.
+    pub fn in_archive(archive: &Archive, root: &Path) -> Self {
         let members = archive.names().map(|name| archive.locate(name)).collect();
-        Self { root: PathBuf::from(folder), anywhere: false, members: Some(members) }
+        Self { root: root.to_owned(), anywhere: false, members: Some(members) }
     }
 
     /// Its path.
@@ -67,9 +66,12 @@ impl Folder {
         }
         let said = self.root.join(&native);
         if let Some(members) = &self.members {
-            let named = |member: &&FileRef| Path::new(&member.written) == said;
-            let missing = FileRef::new(written, None, FileState::Missing);
-            return members.iter().find(named).cloned().unwrap_or(missing);
+            let find = |path: &Path| {
+                members.iter().find(|member| Path::new(&member.written) == path).cloned()
+            };
+            let own = |folder| find(&self.root.join(folder).join(native.file_name()?));
+            let found = find(&said).or_else(|| around(beside).find_map(own));
+            return found.unwrap_or_else(|| FileRef::new(written, None, FileState::Missing));
         }
         let outside = match self.resolve(&said) {
             Resolved::Inside(path) => return FileRef::new(written, Some(path), found),
@@ -77,7 +79,7 @@ impl Folder {
             Resolved::Missing => leaves(&native),
         };
         if let Some(name) = native.file_name() {
-            for folder in std::iter::once(&"").chain(beside) {
+            for folder in around(beside) {
                 let path = self.root.join(folder).join(name);
                 if path != said
                     && let Resolved::Inside(path) = self.resolve(&path)
@@ -125,6 +127,11 @@ impl Folder {
             Err(_) => Resolved::Missing,
         }
     }
+}
+
+/// Where a file that was moved with its folder may be.
+fn around<'a>(beside: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    std::iter::once("").chain(beside.iter().copied())
 }
 
 enum Resolved {

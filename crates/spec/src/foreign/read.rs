@@ -81,10 +81,15 @@ fn expected(path: &Path) -> Option<&'static str> {
 /// # Errors
 /// As [`read`].
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
+    parse_within(bytes, path, &Folder::nowhere())
+}
+
+/// The same, of a description whose files lie in a folder.
+pub(crate) fn parse_within(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Vec<Description>> {
     let head = &bytes[..bytes.len().min(text::HEAD)];
     match Kind::detect(head, path) {
         Some(kind) if kind != Kind::Archive => {
-            kind.parse(bytes, path, &Folder::nowhere(), &ReadOptions::default())
+            kind.parse(bytes, path, folder, &ReadOptions::default())
         }
         _ => Err(text::error(path, unknown(path))),
     }
@@ -151,7 +156,7 @@ impl Kind {
     fn read(self, bytes: &[u8], path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         let is_hyperv = matches!(self, Self::Vmcx | Self::HypervXml);
         let folder = match is_hyperv {
-            true => hyperv::folder_of(path, options.anywhere)?,
+            true => Folder::new(hyperv::folder_of(path), options.anywhere)?,
             false => Folder::of(path, options.anywhere)?,
         };
         let mut vms = match self {

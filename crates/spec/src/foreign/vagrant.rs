@@ -12,9 +12,9 @@ use super::description::{
     Bus, Description, Drive, DriveKind, FileRef, Level, NetworkCard, Platform,
 };
 use super::folder::Folder;
-use super::read::{ReadOptions, of_platform, read as read_description};
+use super::read::{ReadOptions, of_platform, parse_within, read as read_description};
 use super::tar::Archive;
-use super::{ovf, text, vmware};
+use super::{hyperv, ovf, text};
 use crate::Result;
 
 /// What says whose VM is in a box.
@@ -86,16 +86,9 @@ pub(crate) fn read_box(
             vms.iter_mut().for_each(tell);
             Ok(vms)
         }
+        "hyperv" => read_member(archive, path, &["vmcx", "xml"]),
         "vmware_desktop" | "vmware_fusion" | "vmware_workstation" | "vmware" => {
-            let is_vmx = |name: &&str| name.to_ascii_lowercase().ends_with(".vmx");
-            let Some(vmx) = archive.names().find(is_vmx).map(str::to_owned) else {
-                return Err(text::error(path, "There is no .vmx in this box"));
-            };
-            let folder = Folder::in_archive(&archive, &vmx);
-            let mut vm = vmware::parse(&archive.read(&vmx)?, &path.join(&vmx), &folder)?;
-            (vm.file, vm.format) = (path.to_owned(), "box".to_owned());
-            tell(&mut vm);
-            Ok(vec![vm])
+            read_member(archive, path, &["vmx"])
         }
         provider => {
             let message = format!(
@@ -104,6 +97,30 @@ pub(crate) fn read_box(
             Err(text::error(path, message))
         }
     }
+}
+
+/// Reads the description in a box whose name has one of these endings; what comes first counts.
+fn read_member(mut archive: Archive, path: &Path, endings: &[&str]) -> Result<Vec<Description>> {
+    let is_described = |name: &&str, ending: &&str| {
+        let name = Path::new(name);
+        name.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending))
+            && name.parent().is_none_or(|folder| !folder.ends_with("Snapshots"))
+    };
+    let found = endings.iter().find_map(|ending| {
+        let name = archive.names().find(|name| is_described(name, ending))?;
+        Some(name.to_owned())
+    });
+    let Some(name) = found else {
+        let message = format!("There is no .{} in this box", endings.join(" or ."));
+        return Err(text::error(path, message));
+    };
+    let folder = Folder::in_archive(&archive, hyperv::folder_of(Path::new(&name)));
+    let mut vms = parse_within(&archive.read(&name)?, &path.join(&name), &folder)?;
+    for vm in &mut vms {
+        (vm.file, vm.format) = (path.to_owned(), "box".to_owned());
+        tell(vm);
+    }
+    Ok(vms)
 }
 
 /// `~/.vagrant.d/boxes/NAME/VERSION/PROVIDER`, since Vagrant 2.4 with an architecture before the provider: NAME.
@@ -276,6 +293,29 @@ mod tests {
         assert_eq!((vm.name.as_deref(), vm.platform), (Some("web"), Platform::Vmware));
         let paths: Vec<_> = vm.drives.iter().map(Drive::disk_path).collect();
         assert_eq!(paths, [Some(path.join("disk.vmdk")), None]);
+    }
+
+    #[test]
+    fn a_box_of_hyper_v_names_a_disk_in_another_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let scsi = "73e0f0c5-c0bc-4e16-a458-0e1c388bfee3";
+        let xml = format!(
+            "<configuration><properties><name type='string'>web</name></properties><settings/><manifest><vdev001>\
+             <instance type='string'>{scsi}</instance><name type='string'>Synthetic SCSI Controller</name></vdev001>\
+             </manifest><_{scsi}_><controller0><drive0><pathname type='string'>C:\\VMs\\Virtual Hard Disks\\web.vhdx\
+             </pathname><type type='string'>VHD</type></drive0></controller0></_{scsi}_></configuration>"
+        );
+        let files: [(&str, &[u8]); 3] = [
+            ("metadata.json", br#"{"provider": "hyperv"}"#),
+            ("Virtual Hard Disks/web.vhdx", b"disk"),
+            ("Virtual Machines/web.xml", xml.as_bytes()),
+        ];
+        let path = folder.path().join("web.box");
+        fs::write(&path, gzip(&archive(&files))).unwrap();
+        let vm = only(&path);
+        assert_eq!((vm.name.as_deref(), vm.platform), (Some("web"), Platform::Hyperv));
+        let disk = path.join("Virtual Hard Disks/web.vhdx");
+        assert_eq!(vm.drives[0].disk_path(), Some(disk));
     }
 
     #[test]

@@ -76,11 +76,11 @@ pub(crate) fn add_checkpoints(folder: &Folder, vm: &mut Description) -> Result<(
 }
 
 /// The folder of a VM whose description lies in `Virtual Machines` or `Snapshots` is the one above.
-pub(crate) fn folder_of(path: &Path, anywhere: bool) -> Result<Folder> {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     let own = path.parent().unwrap_or(Path::new(""));
     let name = own.file_name().unwrap_or_default().to_string_lossy();
     let inner = ["Virtual Machines", "Snapshots"].iter().any(|one| name.eq_ignore_ascii_case(one));
-    Folder::new(if inner { own.parent().unwrap_or(Path::new("")) } else { own }, anywhere)
+    if inner { own.parent().unwrap_or(Path::new("")) } else { own }
 }
 
 fn interpret(root: &Node, form: &str, path: &Path, folder: &Folder) -> Result<Description> {
