@@ -130,19 +130,7 @@ impl Plan {
             },
             None => boot_files(&spec)?,
         };
-        let memory = MemoryConfig {
-            size: spec.memory.size().0,
-            hugepages: spec.memory.hugepages(),
-            prealloc: spec.memory.prealloc(),
-            shared: spec.memory.shared(),
-        };
-        let config = Config {
-            cpus: spec.cpus.count(),
-            memory,
-            smbios: spec.smbios.clone(),
-            boot,
-            offered: None,
-        };
+        let config = config(&spec, boot);
         Ok(Self {
             spec,
             config,
@@ -211,6 +199,17 @@ impl Plan {
         print(&format!("{}\n", spec.to_toml()?.trim_end()))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The machine that `spec` describes, but for its devices.
+pub fn config(spec: &VmSpec, boot: BootPlan) -> Config {
+    let memory = MemoryConfig {
+        size: spec.memory.size().0,
+        hugepages: spec.memory.hugepages(),
+        prealloc: spec.memory.prealloc(),
+        shared: spec.memory.shared(),
+    };
+    Config { cpus: spec.cpus.count(), memory, smbios: spec.smbios.clone(), boot, offered: None }
 }
 
 fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {

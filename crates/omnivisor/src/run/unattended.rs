@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use engine::Engine;
 use machine::boot::BootPlan;
 use machine::disks::OpenDisk;
-use machine::memory::MemoryConfig;
-use machine::{Config, Control, Machine, Outcome};
+use machine::{Control, Machine, Outcome};
 use spec::VmSpec;
 
 use crate::failure::{FAILED, Failure};
@@ -52,19 +51,7 @@ pub fn watch<T: Send + 'static>(
     limit: Duration,
     decide: impl Fn(&str) -> Option<T> + Send + 'static,
 ) -> Result<Watched<T>, Failure> {
-    let memory = MemoryConfig {
-        size: spec.memory.size().0,
-        hugepages: spec.memory.hugepages(),
-        prealloc: spec.memory.prealloc(),
-        shared: spec.memory.shared(),
-    };
-    let config = Config {
-        cpus: spec.cpus.count(),
-        memory,
-        smbios: spec.smbios.clone(),
-        boot,
-        offered: None,
-    };
+    let config = plan::config(spec, boot);
     let (sender, printed) = channel();
     let started = Instant::now();
     let machine = Machine::new(engine, &config, |board| {
