@@ -103,8 +103,13 @@ impl Nodes for Windows {
     }
 
     fn notes(&self) -> Vec<String> {
+        /// From here on, the crate looks for a folder's blocks in the wrong places, and finds none.
+        const LARGE_CLUSTER: u32 = 8192;
         let dirty = "it was not shut down cleanly, or Windows found an error in it";
-        self.is_dirty.then(|| dirty.to_owned()).into_iter().collect()
+        let large = "folders with many names are not read where clusters are larger than 4 KiB";
+        let is_large = self.inner.cluster_size() >= LARGE_CLUSTER;
+        let notes = [(self.is_dirty, dirty), (is_large, large)].into_iter();
+        notes.filter(|(applies, _)| *applies).map(|(_, note)| note.to_owned()).collect()
     }
 
     fn root(&self) -> u64 {
