@@ -26,7 +26,7 @@ use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
 use crate::inspect::totals;
-use crate::run::{engine, of_nics, plan};
+use crate::run::{engine, of_nics, plan, room};
 
 /// Options of `omnivisor import`.
 #[derive(Debug, Args)]
@@ -212,6 +212,7 @@ fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
         })?
     };
     spec.name = args.name.clone().or(spec.name);
+    notes.extend(room::warning(&spec));
     let mut originals: Vec<Original> = Vec::new();
     for disk in &spec.disks {
         let original = open(disk, &args.to, args.link, &originals)?;

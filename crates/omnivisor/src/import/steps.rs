@@ -7,7 +7,7 @@ use disk::{ConvertOptions, CreateOptions, Format};
 use engine::Engine;
 use machine::Outcome;
 use machine::disks::{State, open_disks};
-use spec::VmSpec;
+use spec::{Size, VmSpec};
 
 use super::adapt::{self, Changes};
 use super::verify::{Sign, sign};
@@ -15,9 +15,9 @@ use super::{Original, with_console, words};
 use crate::convert::RESUME;
 use crate::disk::{Progress, failed, human};
 use crate::failure::{FAILED, Failure, NOT_STARTED};
-use crate::run::guest;
 use crate::run::scratch::Scratch;
 use crate::run::unattended::watch;
+use crate::run::{guest, room};
 
 /// So many of the console's last lines are shown.
 const LINES: usize = 15;
@@ -154,7 +154,12 @@ pub fn verify(
     }
 }
 
-/// The VM without what reaches out of it.
+/// The VM without what reaches out of it, and with no more memory than there is here.
 fn alone(spec: &VmSpec) -> VmSpec {
-    VmSpec { nics: Some(Vec::new()), vsock: None, shares: Vec::new(), ..spec.clone() }
+    let mut alone =
+        VmSpec { nics: Some(Vec::new()), vsock: None, shares: Vec::new(), ..spec.clone() };
+    // Memory comes in pages.
+    let limit = Size(room::there() & !0xfff);
+    alone.memory.size = alone.memory.size.map(|size| size.min(limit));
+    alone
 }

@@ -11,6 +11,7 @@ mod kernel;
 mod names;
 pub mod plan;
 mod remote;
+pub mod room;
 pub mod scratch;
 pub mod seed;
 mod state;

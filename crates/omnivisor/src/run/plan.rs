@@ -19,7 +19,7 @@ use crate::run::description::{describe, passt_is_installed, write_in_place};
 use crate::run::guest::{self, Prepared};
 use crate::run::remote::Remote;
 use crate::run::scratch::Scratch;
-use crate::run::{disks, kernel, seed, state, terminal};
+use crate::run::{disks, kernel, room, seed, state, terminal};
 
 /// Everything that is decided before a machine is built.
 pub struct Plan {
@@ -89,6 +89,7 @@ impl Plan {
             write_in_place(&mut spec, args, remote.is_some())?;
         }
         spec.validate()?;
+        room::check(&spec)?;
         let boots_from_disks = image.is_none() && spec.boot.kernel.is_none();
         if args.entry.is_some() && !boots_from_disks {
             let text = "--entry is about the boot menu on a VM's disks, which is not read where a kernel is named";
