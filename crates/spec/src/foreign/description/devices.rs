@@ -113,7 +113,7 @@ pub struct FileRef {
     pub path: Option<PathBuf>,
     /// Whether it can be used.
     pub state: FileState,
-    /// For a member of an archive: where it begins there, in bytes. `path` is the archive.
+    /// For a member of an archive: where it begins there, in bytes, once that is unpacked. `path` is the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
     /// For a member of an archive: its length in bytes.
