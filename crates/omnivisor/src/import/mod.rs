@@ -2,6 +2,7 @@
 
 mod adapt;
 mod journal;
+mod page;
 mod registry;
 mod steps;
 mod verify;
@@ -20,7 +21,7 @@ use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
 
 use crate::cli::EngineChoice;
 use crate::description;
-use crate::disk::{cache_folder, failed, human, print, reading};
+use crate::disk::{cache_folder, failed, print, reading};
 use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
@@ -288,57 +289,6 @@ fn open(
 }
 
 impl Preflight {
-    /// What was found and what is to be done, on one page.
-    fn page(&self, args: &ImportArgs) -> String {
-        let mut lines = Vec::new();
-        let name = self.spec.name.as_deref().unwrap_or("(without a name)");
-        let memory = human(self.spec.memory.size().0);
-        let count = self.spec.cpus.count();
-        let plural = if count == 1 { "" } else { "s" };
-        let system = self.report.os.as_ref().and_then(|os| os.name.clone());
-        lines.push(("VM", format!("{name}, {count} processor{plural}, {memory} of memory")));
-        lines.push(("guest", system.unwrap_or_else(|| "nothing known".into())));
-        for original in &self.originals {
-            let Some(top) = original.chain.first() else { continue };
-            let images = if original.chain.len() > 1 {
-                format!(", {} images", original.chain.len())
-            } else {
-                String::new()
-            };
-            let what = if args.link { "an overlay over" } else { "made of" };
-            lines.push((
-                "disk",
-                format!(
-                    "{}: {what} {} ({}{images}, {}, {} of data)",
-                    original.name,
-                    top.path.display(),
-                    top.format,
-                    human(top.length),
-                    human(original.data)
-                ),
-            ));
-        }
-        lines.extend(self.changes.sentences.iter().map(|text| ("change", text.clone())));
-        lines.extend(registry::sentences(&self.registry).into_iter().map(|text| ("change", text)));
-        if self.changes.is_empty() && self.boot.is_ok() {
-            lines.push(("change", "nothing in the guest".into()));
-        }
-        lines.extend(self.notes.iter().map(|text| ("differs", text.clone())));
-        lines.push(match &self.boot {
-            Ok(()) if args.no_verify => ("then", "it is not started".into()),
-            Ok(()) => ("then", "it is started, until it asks for a login".into()),
-            Err(why) => ("then", format!("it is not started: {why}")),
-        });
-        let mut last = "";
-        let mut page = String::new();
-        for (about, text) in lines {
-            let shown = if about == last { "" } else { about };
-            last = about;
-            page.push_str(&format!("{shown:<9} {}\n", text.replace(char::is_control, " ")));
-        }
-        page
-    }
-
     /// By what an interrupted import is known again: the originals as they are, and what is made of them.
     fn identity(&self, args: &ImportArgs) -> serde_json::Value {
         let stamp = |info: &ImageInfo| {

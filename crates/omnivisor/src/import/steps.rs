@@ -33,7 +33,7 @@ pub fn convert(original: &Original, target: &Path, to: &CreateOptions) -> Result
         ..ConvertOptions::new(to.format)
     };
     let report = disk::convert(&*original.disk, target, &options, |done| progress.show(done))
-        .map_err(failed)?;
+        .map_err(|error| failed(error).help("the same command goes on with what is done"))?;
     drop(progress);
     if report.resumed != 0 {
         let done = human(report.resumed);
