@@ -2,23 +2,25 @@
 //! archive, mostly compressed by gzip; `vagrant box add` unpacks it to `~/.vagrant.d/boxes/NAME/VERSION/PROVIDER`.
 //!
 //! Sources: Vagrant's documentation of the box format, and `handle_box_image.rb` of vagrant-libvirt. The Vagrantfile is a program in Ruby, which
-//! is not executed.
+//! is not executed; one line of it is read.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::description::{
-    Bus, Description, Drive, DriveKind, FileRef, Level, NetworkCard, Platform,
+    Bus, Description, Drive, DriveKind, FileRef, Level, NetworkCard, Platform, mac,
 };
 use super::folder::Folder;
 use super::read::{ReadOptions, of_platform, parse_within, read as read_description};
 use super::tar::Archive;
 use super::{hyperv, ovf, text};
-use crate::Result;
+use crate::{MacAddress, Result};
 
 /// What says whose VM is in a box.
 pub(crate) const METADATA: &str = "metadata.json";
+/// What Vagrant is told about the VM.
+const VAGRANTFILE: &str = "Vagrantfile";
 /// More disks are not taken from one box.
 const MOST_DISKS: usize = 100;
 /// What vagrant-libvirt gives to a VM that says nothing.
@@ -44,19 +46,23 @@ pub(crate) fn read(
     options: &ReadOptions,
 ) -> Result<Vec<Description>> {
     let metadata = Metadata::parse(bytes, path)?;
+    let vagrantfile = folder.find(VAGRANTFILE).and_then(|path| text::read_file(&path).ok());
+    let vagrantfile = vagrantfile.unwrap_or_default();
     if metadata.provider == "libvirt" {
         let locate = |name: &str| folder.locate(name, &[]);
-        return Ok(vec![metadata.libvirt(path, name_in(folder.path()), &locate)?]);
+        let mut vm = metadata.libvirt(path, name_in(folder.path()), &locate)?;
+        as_box(&mut vm, &vagrantfile);
+        return Ok(vec![vm]);
     }
     let bundle = folder.names()?.into_iter().find(|name| name.ends_with(".pvm"));
     let inner = match bundle {
-        Some(bundle) => folder.find(bundle),
+        Some(bundle) => folder.find(Path::new(&bundle).join("config.pvs")),
         None => of_platform(folder.path(), folder)?,
     };
     let missing =
         || text::error(path, format!("There is no VM of {} beside it", metadata.provider));
     let mut vms = read_description(&inner.ok_or_else(missing)?, options)?;
-    vms.iter_mut().for_each(tell);
+    vms.iter_mut().for_each(|vm| as_box(vm, &vagrantfile));
     Ok(vms)
 }
 
@@ -76,27 +82,26 @@ pub(crate) fn read_box(
     options: &ReadOptions,
 ) -> Result<Vec<Description>> {
     let metadata = Metadata::parse(&archive.read(METADATA)?, &path.join(METADATA))?;
-    match metadata.provider.as_str() {
+    let vagrantfile = archive.read(VAGRANTFILE).unwrap_or_default();
+    let mut vms = match metadata.provider.as_str() {
         "libvirt" => {
             let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            Ok(vec![metadata.libvirt(path, name, &|name| archive.locate(name))?])
+            vec![metadata.libvirt(path, name, &|name| archive.locate(name))?]
         }
-        "virtualbox" => {
-            let mut vms = ovf::read_archive(archive, path, "box", options)?;
-            vms.iter_mut().for_each(tell);
-            Ok(vms)
-        }
-        "hyperv" => read_member(archive, path, &["vmcx", "xml"]),
+        "virtualbox" => ovf::read_archive(archive, path, "box", options)?,
+        "hyperv" => read_member(archive, path, &["vmcx", "xml"])?,
         "vmware_desktop" | "vmware_fusion" | "vmware_workstation" | "vmware" => {
-            read_member(archive, path, &["vmx"])
+            read_member(archive, path, &["vmx"])?
         }
         provider => {
             let message = format!(
                 "A box of {provider} is read once it was unpacked: `tar -xf` it to a folder, and name that"
             );
-            Err(text::error(path, message))
+            return Err(text::error(path, message));
         }
-    }
+    };
+    vms.iter_mut().for_each(|vm| as_box(vm, &vagrantfile));
+    Ok(vms)
 }
 
 /// Reads the description in a box whose name has one of these endings; what comes first counts.
@@ -118,7 +123,6 @@ fn read_member(mut archive: Archive, path: &Path, endings: &[&str]) -> Result<Ve
     let mut vms = parse_within(&archive.read(&name)?, &path.join(&name), &folder)?;
     for vm in &mut vms {
         (vm.file, vm.format) = (path.to_owned(), "box".to_owned());
-        tell(vm);
     }
     Ok(vms)
 }
@@ -130,11 +134,28 @@ fn name_in(folder: &Path) -> Option<String> {
     Some(names.get(boxes + 2)?.replace("-VAGRANTSLASH-", "-"))
 }
 
-fn tell(vm: &mut Description) {
+/// Adds what is true of all boxes.
+fn as_box(vm: &mut Description, vagrantfile: &[u8]) {
+    if let Some(first) = vm.nics.first_mut() {
+        first.mac = first.mac.or_else(|| base_mac(&text::decode_named(vagrantfile, None)));
+    }
     vm.note(
         Level::Info,
         "As a box of Vagrant's it lets everybody in: user and password are usually `vagrant`. Its Vagrantfile is not executed",
     );
+}
+
+/// The address that Vagrant gives to the first card, from a line like `config.vm.base_mac = "080027D14C66"`.
+fn base_mac(vagrantfile: &str) -> Option<MacAddress> {
+    vagrantfile.lines().find_map(|line| {
+        let (config, value) = line.trim().split_once(".vm.base_mac")?;
+        let value = value.trim_start().strip_prefix('=')?.trim();
+        let digits = ['"', '\''].iter().find_map(|quote| {
+            value.strip_prefix(*quote).and_then(|value| value.strip_suffix(*quote))
+        });
+        let is_name = config.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
+        mac(digits?).filter(|_| is_name)
+    })
 }
 
 /// What we need of `metadata.json`.
@@ -190,7 +211,6 @@ impl Metadata {
             connected: true,
             ..NetworkCard::default()
         });
-        tell(&mut vm);
         vm.checked()
     }
 }
@@ -345,6 +365,31 @@ mod tests {
         assert_eq!(only(&parallels).platform, Platform::Parallels);
         let alone = make("hyperv", "Vagrantfile", b"");
         assert!(message(&alone).contains("There is no VM of hyperv beside it"));
+    }
+
+    #[test]
+    fn the_first_card_has_the_address_that_the_vagrantfile_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.box");
+        let address = |vagrantfile: &str| {
+            let metadata = br#"{"provider": "libvirt"}"#;
+            let files: [(&str, &[u8]); 2] =
+                [("metadata.json", metadata), ("Vagrantfile", vagrantfile.as_bytes())];
+            fs::write(&path, archive(&files)).unwrap();
+            only(&path).nics[0].mac.map(|mac| mac.to_string())
+        };
+        let said = address(
+            "Vagrant.configure('2') do |config|\n  config.vm.base_mac = \"080027D14C66\"\nend\n",
+        );
+        assert_eq!(said.as_deref(), Some("08:00:27:d1:4c:66"));
+        for other in [
+            "# config.vm.base_mac = \"080027D14C66\"",
+            "config.vm.base_mac = system(\"080027D14C66\")",
+            "config.vm.base_mac = \"080027D14C6\"",
+            "puts 1; config.vm.base_mac = \"080027D14C66\"",
+        ] {
+            assert_eq!(address(other), None, "{other}");
+        }
     }
 
     #[test]
