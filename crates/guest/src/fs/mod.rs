@@ -203,6 +203,10 @@ pub(crate) fn error_text(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// `BCACHE_MAGIC` and `BCHFS_MAGIC` of Linux.
+const BCACHE: [u8; 16] = 0xc685_73f6_4e1a_45ca_8265_f57f_48ba_6d81_u128.to_be_bytes();
+const BCACHEFS: [u8; 16] = 0xc685_73f6_66ce_90a9_d96a_60cf_803d_f7ef_u128.to_be_bytes();
+
 /// What begins with these bytes.
 fn detect(start: &[u8]) -> Option<&'static str> {
     let has = |offset: usize, magic: &[u8]| {
@@ -239,6 +243,14 @@ fn detect(start: &[u8]) -> Option<&'static str> {
         "exfat"
     } else if has(0x10034, b"ReIsEr") {
         "reiserfs"
+    } else if has(1024, &[0x10, 0x20, 0xf5, 0xf2]) {
+        "f2fs"
+    } else if has(0x1018, &BCACHE) {
+        "bcache"
+    } else if has(0x1018, &BCACHEFS) {
+        "bcachefs"
+    } else if has(0x8000, b"JFS1") {
+        "jfs"
     } else if has(32, b"NXSB") {
         "apfs"
     } else if fat::is_fat(start) {
@@ -265,9 +277,39 @@ fn names_of(kind: &str, start: &[u8]) -> (Option<String>, Option<String>) {
         "ext4" | "jbd" => (uuid(0x468), text(0x478..0x488)),
         "xfs" => (uuid(32), text(108..120)),
         "btrfs" => (uuid(0x10020), text(0x1012b..0x1022b)),
+        "reiserfs" => (uuid(0x10054), text(0x10064..0x10074)),
+        "f2fs" => (uuid(0x46c), None),
+        "bcache" => (uuid(0x1028), None),
+        "bcachefs" => (uuid(0x1038), None),
         "swap" => (uuid(0x40c), text(0x41c..0x42c)),
         "crypto_LUKS" if at::be16(start, 6) == Some(2) => (text(168..208), text(24..72)),
         "crypto_LUKS" => (text(168..208), None),
         _ => (None, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_is_named_as_blkid_names_it() {
+        let magics: [(usize, &[u8], &str); 6] = [
+            (0x438, &[0x53, 0xef], "ext4"),
+            (1024, &[0x10, 0x20, 0xf5, 0xf2], "f2fs"),
+            (0x1018, &BCACHE, "bcache"),
+            (0x1018, &BCACHEFS, "bcachefs"),
+            (0x8000, b"JFS1", "jfs"),
+            (0x10034, b"ReIsEr2Fs", "reiserfs"),
+        ];
+        for (place, magic, name) in magics {
+            let mut start = vec![0; START];
+            start[place..][..magic.len()].copy_from_slice(magic);
+            assert_eq!(detect(&start), Some(name));
+            // The journal of another file system has the superblock of one.
+            start[0x460] = 8;
+            let expected = if name == "ext4" { "jbd" } else { name };
+            assert_eq!(detect(&start), Some(expected));
+        }
     }
 }
