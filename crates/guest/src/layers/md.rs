@@ -118,7 +118,7 @@ pub fn assemble(members: &[Member]) -> Result<Arc<dyn Volume>, String> {
     // One that fell out of the array has old data.
     let mut active: Vec<&Member> = members
         .iter()
-        .filter(|member| member.role.is_some() && member.events + 1 >= newest)
+        .filter(|member| member.role.is_some() && member.events.saturating_add(1) >= newest)
         .collect();
     active.sort_by_key(|member| member.role);
     active.dedup_by_key(|member| member.role);

@@ -83,11 +83,13 @@ impl Config {
             }
             let key = word.to_owned();
             reader.at += if append { 2 } else { 1 };
-            let start = reader.at;
+            let (start, known) = (reader.at, reader.known.get());
             let value = reader.value(0).and_then(|value| reader.end_of_statement().map(|()| value));
             let value = match value {
                 Err(_) if !ESSENTIAL.contains(&word) && is_computed(&text[start..]) => {
+                    // Back, and with it where the line begins.
                     reader.at = start;
+                    reader.known.set(known);
                     config.statement(line, reader.whole_line());
                     continue;
                 }

@@ -169,6 +169,13 @@ fn the_example_that_xm_came_with_is_read() {
 }
 
 #[test]
+fn the_line_is_known_again_behind_what_is_computed() {
+    // The list is read up to its third line before it turns out to be none.
+    let error = parsed("name = 'x'\nmemory = 64\nfound = [ # a % b\n 'a',\n '' U\n").unwrap_err();
+    assert!(error.to_string().starts_with("x.cfg:4:"), "{error}");
+}
+
+#[test]
 fn a_disk_of_a_script_is_no_file() {
     let text = "name = 'a'\nmemory = 64\ndisk = ['script=block-iscsi,vdev=xvda,target=iqn=iqn.2001-05.com.x:y,portal=1.2.3.4', \
                 'specification=virtio,vdev=xvdb,target=b.img']\n";
