@@ -4,6 +4,7 @@ mod btrfs;
 mod erofs;
 mod ext;
 mod fat;
+mod folder;
 mod iso9660;
 mod ntfs;
 mod squashfs;

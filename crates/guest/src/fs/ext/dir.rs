@@ -3,6 +3,7 @@
 use super::{Ext, damaged};
 use crate::checksum::crc32c;
 use crate::fs::Kind;
+use crate::fs::folder::DirEntry;
 use crate::volume::at;
 use crate::{Error, Result};
 
@@ -10,15 +11,7 @@ use crate::{Error, Result};
 const MAX_BLOCKS: u64 = 1 << 20;
 const HEADER: usize = 8;
 
-/// A name in a folder.
-pub struct DirEntry<'a> {
-    pub name: &'a [u8],
-    pub inode: u32,
-    /// Not all versions say it.
-    pub kind: Option<Kind>,
-}
-
-type Visit<'a> = dyn FnMut(DirEntry<'_>) -> Result<bool> + 'a;
+type Visit<'a> = crate::fs::folder::Visit<'a, u32>;
 
 impl Ext {
     /// Shows every entry but `.` and `..` to `visit` until that has seen enough.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use self::inode::Inode;
 use self::superblock::Superblock;
 use super::walk::{Nodes, Walk};
-use super::{Entry, FileSystem, MAX_ENTRIES, Metadata};
+use super::{Entry, FileSystem, Metadata, folder};
 use crate::volume::{Volume, read};
 use crate::{Error, Result};
 
@@ -121,27 +121,12 @@ impl Nodes for Ext {
     }
 
     fn child(&self, folder: &u32, name: &str) -> Result<Option<u32>> {
-        let mut found = None;
-        self.each_entry(*folder, &mut |entry| {
-            if entry.name == name.as_bytes() {
-                found = Some(entry.inode);
-            }
-            Ok(found.is_none())
-        })?;
-        Ok(found)
+        folder::child(name, |visit| self.each_entry(*folder, visit))
     }
 
     fn list(&self, folder: &u32) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        self.each_entry(*folder, &mut |entry| {
-            let kind = match entry.kind {
-                Some(kind) => kind,
-                None => self.inode(entry.inode)?.kind(),
-            };
-            entries.push(Entry { name: String::from_utf8_lossy(entry.name).into(), kind });
-            Ok(entries.len() < MAX_ENTRIES)
-        })?;
-        Ok(entries)
+        let kind_of = |inode| Ok(self.inode(inode)?.kind());
+        folder::list(kind_of, |visit| self.each_entry(*folder, visit))
     }
 
     fn stat(&self, file: &u32) -> Result<Metadata> {

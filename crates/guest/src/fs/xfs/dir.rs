@@ -3,6 +3,7 @@
 use super::{Xfs, damaged};
 use crate::Result;
 use crate::fs::Kind;
+use crate::fs::folder::DirEntry;
 use crate::volume::{at, read};
 
 /// From here on a folder's blocks hold its index, in bytes.
@@ -12,15 +13,7 @@ const UNUSED: u16 = 0xffff;
 /// Most blocks of a folder.
 const MAX_BLOCKS: usize = 1 << 18;
 
-/// A name in a folder.
-pub struct DirEntry<'a> {
-    pub name: &'a [u8],
-    pub inode: u64,
-    /// Not all versions say it.
-    pub kind: Option<Kind>,
-}
-
-type Visit<'a> = dyn FnMut(DirEntry<'_>) -> Result<bool> + 'a;
+type Visit<'a> = crate::fs::folder::Visit<'a, u64>;
 
 impl Xfs {
     /// Shows every entry but `.` and `..` to `visit` until that has seen enough.

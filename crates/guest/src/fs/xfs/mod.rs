@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use self::extents::Extents;
 use super::walk::{Nodes, Walk};
-use super::{Entry, FileSystem, Kind, Metadata};
+use super::{Entry, FileSystem, Kind, Metadata, folder};
 use crate::volume::{Volume, at, read, text_of, uuid_of};
 use crate::{Error, Result};
 
@@ -242,27 +242,12 @@ impl Nodes for Xfs {
     }
 
     fn child(&self, folder: &u64, name: &str) -> Result<Option<u64>> {
-        let mut found = None;
-        self.each_entry(*folder, &mut |entry| {
-            if entry.name == name.as_bytes() {
-                found = Some(entry.inode);
-            }
-            Ok(found.is_none())
-        })?;
-        Ok(found)
+        folder::child(name, |visit| self.each_entry(*folder, visit))
     }
 
     fn list(&self, folder: &u64) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        self.each_entry(*folder, &mut |entry| {
-            let kind = match entry.kind {
-                Some(kind) => kind,
-                None => Kind::of_mode(self.inode(entry.inode)?.mode.into()),
-            };
-            entries.push(Entry { name: String::from_utf8_lossy(entry.name).into(), kind });
-            Ok(entries.len() < super::MAX_ENTRIES)
-        })?;
-        Ok(entries)
+        let kind_of = |inode| Ok(Kind::of_mode(self.inode(inode)?.mode.into()));
+        folder::list(kind_of, |visit| self.each_entry(*folder, visit))
     }
 
     fn stat(&self, file: &u64) -> Result<Metadata> {
