@@ -81,13 +81,11 @@ fn one(byte: i64) -> LockRange {
 /// descriptions, but each process's `fdinfo` tells of them.
 pub(super) fn find_holder(file: &File) -> Holder {
     let found = file.metadata().ok().and_then(|wanted| {
-        processes().find(|&pid| {
-            descriptors(pid).any(|descriptor| {
-                is_same_file(pid, &descriptor, &wanted) && has_lock(pid, &descriptor)
-            })
+        find_process(|pid, descriptor| {
+            is_same_file(pid, descriptor, &wanted) && has_lock(pid, descriptor)
         })
     });
-    named(found)
+    found.unwrap_or(Holder::Unknown)
 }
 
 /// Looks for another process that has the file open for writing.
@@ -97,35 +95,30 @@ fn find_writer(file: &File, read_only: bool) -> Option<Holder> {
     if sys::is_unused(file.as_fd(), !read_only).unwrap_or(true) {
         return None;
     }
-    let own = std::process::id();
     let wanted = file.metadata().ok()?;
-    let found = processes().filter(|&pid| pid != own).find(|&pid| {
-        descriptors(pid).any(|descriptor| {
-            is_same_file(pid, &descriptor, &wanted) && can_write(pid, &descriptor)
-        })
-    });
-    found.map(|pid| named(Some(pid)))
+    find_process(|pid, descriptor| {
+        is_other(pid) && is_same_file(pid, descriptor, &wanted) && can_write(pid, descriptor)
+    })
 }
 
 /// Looks for a process that has the same block device open.
 pub(super) fn find_opener(path: &Path) -> Holder {
-    let own = std::process::id();
     let found = std::fs::metadata(path).ok().and_then(|wanted| {
-        processes().filter(|&pid| pid != own).find(|&pid| {
-            descriptors(pid).any(|descriptor| is_same_device(pid, &descriptor, &wanted))
-        })
+        find_process(|pid, descriptor| is_other(pid) && is_same_device(pid, descriptor, &wanted))
     });
-    named(found)
+    found.unwrap_or(Holder::Unknown)
 }
 
-fn named(pid: Option<u32>) -> Holder {
-    match pid {
-        Some(pid) => {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            Holder::Process { pid, name: name.trim_end().to_owned() }
-        }
-        None => Holder::Unknown,
-    }
+/// The first process with such a descriptor.
+fn find_process(is_wanted: impl Fn(u32, &str) -> bool) -> Option<Holder> {
+    let has_one = |pid| descriptors(pid).any(|descriptor| is_wanted(pid, &descriptor));
+    let pid = processes().find(|&pid| has_one(pid))?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(Holder::Process { pid, name: name.trim_end().to_owned() })
+}
+
+fn is_other(pid: u32) -> bool {
+    pid != std::process::id()
 }
 
 fn processes() -> impl Iterator<Item = u32> {
