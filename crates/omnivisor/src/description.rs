@@ -11,7 +11,7 @@ use spec::foreign::{
     Bus, Description, Drive, DriveKind, FileRef, FileState, Level, ReadOptions, Virtualization,
 };
 
-use crate::disk::{human, reading, root};
+use crate::disk::{cache_folder, human, reading, root};
 use crate::failure::{Failure, USAGE};
 use crate::guest_page;
 use crate::inspect::{allocated, image_json};
@@ -37,6 +37,17 @@ impl Vm {
 
 /// A disk with the images of its chain, or why it cannot be opened.
 type Opened = Result<(Arc<dyn Disk>, Vec<ImageInfo>), String>;
+
+/// How a description is read: with files outside of the VM's folder if they may be `anywhere`, and as this deployment option
+/// of a package.
+pub fn options(anywhere: bool, configuration: Option<&String>) -> ReadOptions {
+    ReadOptions {
+        anywhere,
+        configuration: configuration.cloned(),
+        verify: false,
+        cache: cache_folder(),
+    }
+}
 
 /// Reads a description and looks at the disks that it names.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Vm>, Failure> {

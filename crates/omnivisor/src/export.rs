@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use spec::foreign::{Form, ReadOptions};
+use spec::foreign::Form;
 
 use crate::description;
-use crate::disk::{cache_folder, print};
+use crate::disk::print;
 use crate::failure::{FAILED, Failure};
 
 /// Options of `omnivisor export`.
@@ -36,12 +36,7 @@ pub struct ExportArgs {
 
 /// Prints the description; what is lost is told on stderr.
 pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
-    let options = ReadOptions {
-        anywhere: args.allow_outside,
-        configuration: args.option.clone(),
-        verify: false,
-        cache: cache_folder(),
-    };
+    let options = description::options(args.allow_outside, args.option.as_ref());
     let vms = description::read(&args.path, &options)?;
     let vms = vms.into_iter().map(|vm| vm.description).collect();
     let vm = description::choose(vms, args.vm.as_deref())?;

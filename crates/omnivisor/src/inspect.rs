@@ -13,9 +13,7 @@ use serde_json::{Map, Value, json};
 use spec::foreign::ReadOptions;
 
 use crate::description;
-use crate::disk::{
-    OpenArgs, OutputFormat, cache_folder, failed, human, print, print_json, snapshot_json,
-};
+use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json, snapshot_json};
 use crate::failure::Failure;
 use crate::guest_page;
 
@@ -57,10 +55,8 @@ pub(crate) struct Totals {
 pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     if args.how.from.is_none() && spec::foreign::is_description(&args.path) {
         let options = ReadOptions {
-            anywhere: args.how.allow_outside,
-            configuration: args.option.clone(),
             verify: args.verify,
-            cache: cache_folder(),
+            ..description::options(args.how.allow_outside, args.option.as_ref())
         };
         let vms = description::read(&args.path, &options)?;
         match args.format {

@@ -17,11 +17,11 @@ use clap::Args;
 use disk::{CreateOptions, Disk, FilePolicy, Format, ImageInfo, ImageOptions};
 use guest::{BootPlan, Guest, PlanOptions, RegistryChange, Report};
 use spec::VmSpec;
-use spec::foreign::{Level, OWN_DESCRIPTION, ReadOptions};
+use spec::foreign::{Level, OWN_DESCRIPTION};
 
 use crate::cli::EngineChoice;
 use crate::description;
-use crate::disk::{cache_folder, failed, print, reading};
+use crate::disk::{failed, print, reading};
 use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
@@ -192,12 +192,7 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
 fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
     let mut notes = Vec::new();
     let mut spec = if spec::foreign::is_description(&args.source) {
-        let options = ReadOptions {
-            anywhere: args.allow_outside,
-            configuration: args.option.clone(),
-            verify: false,
-            cache: cache_folder(),
-        };
+        let options = description::options(args.allow_outside, args.option.as_ref());
         let vms = spec::foreign::read(&args.source, &options)?;
         let vm = description::choose(vms, args.vm.as_deref())?;
         let differences = vm.notes.iter().cloned().chain(vm.differences());

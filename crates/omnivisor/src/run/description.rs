@@ -4,12 +4,11 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use image::ImageRef;
-use spec::foreign::{OWN_DESCRIPTION, ReadOptions};
+use spec::foreign::OWN_DESCRIPTION;
 use spec::{Console, Nic, VmSpec};
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
-use crate::disk::cache_folder;
 use crate::environment;
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::run::remote::{self, Remote};
@@ -98,12 +97,7 @@ fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
             path.is_dir() || name.contains('/') || path.extension().is_some_and(is_ending);
         return if of_disk.is_none() && is_file { Err(no_vm(path)) } else { Ok(of_disk) };
     }
-    let options = ReadOptions {
-        anywhere: args.allow_outside,
-        configuration: args.option.clone(),
-        verify: false,
-        cache: cache_folder(),
-    };
+    let options = description::options(args.allow_outside, args.option.as_ref());
     let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
     let mut spec = description::to_spec(&vm)?;
     spec.disks.extend(environment::disk(&vm, &args.property)?);
