@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::sys::{self, Lock, LockRange};
 use crate::{Error, Holder, Result};
@@ -21,6 +23,9 @@ const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 const USED: i64 = 100;
 const UNSHARED: i64 = 200;
+
+/// How long others are waited for that have a file open for writing.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 const WHOLE_FILE: LockRange = LockRange { start: 0, length: 0 };
 
@@ -90,11 +95,23 @@ pub(super) fn find_holder(file: &File) -> Holder {
 
 /// Looks for another process that has the file open for writing.
 fn find_writer(file: &File, read_only: bool) -> Option<Holder> {
-    // Mostly the kernel says that there is none. Where it does not (some network file systems never do), those are asked who
-    // are there: what no process has open, as a loop device's file, may be in use or not.
-    if sys::is_unused(file.as_fd(), !read_only).unwrap_or(true) {
-        return None;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Mostly the kernel says that there is none. Where it does not (some network file systems never do), those are asked who
+        // are there: what no process has open, as a loop device's file, may be in use or not.
+        if sys::is_unused(file.as_fd(), !read_only).unwrap_or(true) {
+            return None;
+        }
+        let holder = find_other_writer(file)?;
+        // A child process that is just being started, or a program that is just ending, lets go of it soon.
+        if Instant::now() >= deadline {
+            return Some(holder);
+        }
+        thread::sleep(PATIENCE / 20);
     }
+}
+
+fn find_other_writer(file: &File) -> Option<Holder> {
     let wanted = file.metadata().ok()?;
     find_process(|pid, descriptor| {
         is_other(pid) && is_same_file(pid, descriptor, &wanted) && can_write(pid, descriptor)
