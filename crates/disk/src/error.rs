@@ -168,6 +168,8 @@ pub enum Holder {
         /// Its name, as the kernel keeps it.
         name: String,
     },
+    /// A file system or a volume on a loop device of the file, by the device's name.
+    Loop(String),
     /// Another process, or a mounted file system, that we may not see.
     Unknown,
 }
@@ -176,6 +178,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process { pid, name } => write!(f, "process {pid} ({name})"),
+            Self::Loop(name) => write!(f, "what is mounted by /dev/{name}"),
             Self::Unknown => f.write_str("another process"),
         }
     }

@@ -5,27 +5,22 @@
 //! programs respect each other: QEMU holds a shared lock on byte 100 + n for each permission n that it
 //! uses and on byte 200 + n for each that it does not share.
 //!
-//! Other programs lock nothing (VirtualBox, VMware's on a desktop): those of this computer are found by what they have open.
+//! Other programs lock nothing (VirtualBox, VMware's on a desktop): see [`super::holder`].
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
+use super::holder::{find_locker, find_writer};
 use crate::sys::{self, Lock, LockRange};
-use crate::{Error, Holder, Result};
+use crate::{Error, Result};
 
 const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 const USED: i64 = 100;
 const UNSHARED: i64 = 200;
-
-/// How long others are waited for that have a file open for writing.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 const WHOLE_FILE: LockRange = LockRange { start: 0, length: 0 };
 
@@ -37,7 +32,7 @@ pub(super) fn lock_file(path: &Path, file: &File, read_only: bool) -> Result<()>
             Some(holder) => Err(Error::InUse { path: path.to_owned(), holder }),
             None => Ok(()),
         },
-        Ok(false) => Err(Error::InUse { path: path.to_owned(), holder: find_holder(file) }),
+        Ok(false) => Err(Error::InUse { path: path.to_owned(), holder: find_locker(file) }),
         // A file system that knows no locks (some network ones) cannot tell whether others use the file.
         Err(source)
             if matches!(
@@ -80,97 +75,4 @@ fn lock_reader(file: &File) -> io::Result<bool> {
 
 fn one(byte: i64) -> LockRange {
     LockRange { start: byte, length: 1 }
-}
-
-/// Looks for a process that holds a lock on the same file. `/proc/locks` names no process for locks of
-/// descriptions, but each process's `fdinfo` tells of them.
-pub(super) fn find_holder(file: &File) -> Holder {
-    let found = file.metadata().ok().and_then(|wanted| {
-        find_process(|pid, descriptor| {
-            is_same_file(pid, descriptor, &wanted) && has_lock(pid, descriptor)
-        })
-    });
-    found.unwrap_or(Holder::Unknown)
-}
-
-/// Looks for another process that has the file open for writing.
-fn find_writer(file: &File, read_only: bool) -> Option<Holder> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        // Mostly the kernel says that there is none. Where it does not (some network file systems never do), those are asked who
-        // are there: what no process has open, as a loop device's file, may be in use or not.
-        if sys::is_unused(file.as_fd(), !read_only).unwrap_or(true) {
-            return None;
-        }
-        let holder = find_other_writer(file)?;
-        // A child process that is just being started, or a program that is just ending, lets go of it soon.
-        if Instant::now() >= deadline {
-            return Some(holder);
-        }
-        thread::sleep(PATIENCE / 20);
-    }
-}
-
-fn find_other_writer(file: &File) -> Option<Holder> {
-    let wanted = file.metadata().ok()?;
-    find_process(|pid, descriptor| {
-        is_other(pid) && is_same_file(pid, descriptor, &wanted) && can_write(pid, descriptor)
-    })
-}
-
-/// Looks for a process that has the same block device open.
-pub(super) fn find_opener(path: &Path) -> Holder {
-    let found = std::fs::metadata(path).ok().and_then(|wanted| {
-        find_process(|pid, descriptor| is_other(pid) && is_same_device(pid, descriptor, &wanted))
-    });
-    found.unwrap_or(Holder::Unknown)
-}
-
-/// The first process with such a descriptor.
-fn find_process(is_wanted: impl Fn(u32, &str) -> bool) -> Option<Holder> {
-    let has_one = |pid| descriptors(pid).any(|descriptor| is_wanted(pid, &descriptor));
-    let pid = processes().find(|&pid| has_one(pid))?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(Holder::Process { pid, name: name.trim_end().to_owned() })
-}
-
-fn is_other(pid: u32) -> bool {
-    pid != std::process::id()
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    names_in("/proc".to_owned()).filter_map(|name| name.parse().ok())
-}
-
-fn descriptors(pid: u32) -> impl Iterator<Item = String> {
-    names_in(format!("/proc/{pid}/fd"))
-}
-
-fn names_in(folder: String) -> impl Iterator<Item = String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok())
-}
-
-fn is_same_file(pid: u32, descriptor: &str, wanted: &std::fs::Metadata) -> bool {
-    std::fs::metadata(format!("/proc/{pid}/fd/{descriptor}"))
-        .is_ok_and(|found| found.dev() == wanted.dev() && found.ino() == wanted.ino())
-}
-
-fn is_same_device(pid: u32, descriptor: &str, wanted: &std::fs::Metadata) -> bool {
-    std::fs::metadata(format!("/proc/{pid}/fd/{descriptor}"))
-        .is_ok_and(|found| found.mode() == wanted.mode() && found.rdev() == wanted.rdev())
-}
-
-fn can_write(pid: u32, descriptor: &str) -> bool {
-    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"));
-    let flags = info.ok().and_then(|info| {
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
-        libc::c_int::from_str_radix(flags, 8).ok()
-    });
-    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
-}
-
-fn has_lock(pid: u32, descriptor: &str) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"))
-        .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
 }

@@ -1,6 +1,7 @@
 //! Disks whose file holds the guest's bytes one by one.
 
 mod build;
+mod holder;
 mod lock;
 mod open;
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
-use super::lock::{find_opener, lock_file};
+use super::holder::find_opener;
+use super::lock::lock_file;
 use super::{OpenOptions, RawDisk};
 use crate::{Error, Geometry, Result, SECTOR_SIZE};
 

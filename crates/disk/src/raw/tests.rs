@@ -275,7 +275,7 @@ proptest! {
 /// A loop device over a file, which ends with the value.
 struct LoopDevice {
     path: String,
-    _file: tempfile::NamedTempFile,
+    file: tempfile::NamedTempFile,
 }
 
 impl LoopDevice {
@@ -289,7 +289,7 @@ impl LoopDevice {
             .ok()
             .filter(|output| output.status.success())?;
         let path = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        Some(Self { path, _file: file })
+        Some(Self { path, file })
     }
 }
 
@@ -330,6 +330,33 @@ fn block_devices_are_disks_too() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_file_that_is_mounted_is_in_use() {
+    let Some(device) = LoopDevice::new() else {
+        eprintln!("skipped: loop devices need root");
+        return;
+    };
+    let image = device.file.path();
+    let options = OpenOptions { read_only: true, direct: false };
+    let point = tempfile::tempdir().unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+    };
+    let point = point.path().to_str().unwrap();
+    if !run("mkfs.ext4", &["-q", &device.path]) || !run("mount", &[&device.path, point]) {
+        eprintln!("skipped: no ext4 is mounted here");
+        return;
+    }
+    let mounted = RawDisk::open(image, &options);
+    assert!(run("umount", &[point]));
+    assert!(
+        matches!(&mounted, Err(Error::InUse { holder: Holder::Loop(name), .. })
+            if device.path.ends_with(name)),
+        "{mounted:?}"
+    );
+    RawDisk::open(image, &options).unwrap();
 }
 
 #[test]
