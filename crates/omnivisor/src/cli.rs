@@ -11,6 +11,7 @@ use crate::disk::DiskVerb;
 use crate::export::ExportArgs;
 use crate::import::ImportArgs;
 use crate::inspect::InspectArgs;
+use crate::package::DeployArgs;
 use crate::platforms::{
     ConsoleLogArgs, CopyArgs, ListArgs, PlatformsArgs, PullArgs, ReachArgs, ResetArgs, ShowArgs,
     SnapshotVerb, StopArgs, VmArgs, WatchArgs,
@@ -210,21 +211,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
 
-    /// Which VM of a package with several
-    #[arg(long, value_name = "NAME", requires = "image")]
-    pub vm: Option<String>,
-
-    /// The deployment option of an OVF package
-    #[arg(long, value_name = "ID", requires = "image")]
-    pub option: Option<String>,
-
-    /// A value for a property of an OVF package, as `inspect` lists them; repeatable
-    #[arg(long, value_name = "KEY=VALUE", requires = "image", value_parser = property)]
-    pub property: Vec<(String, String)>,
-
-    /// Take files of a VM that lie outside of its folder
-    #[arg(long, requires = "image")]
-    pub allow_outside: bool,
+    #[command(flatten)]
+    pub deploy: DeployArgs,
 
     /// A guest that is just there: debian, debian:6.12, debian:PACKAGE, host; or a VM of any platform: its
     /// description, folder or package, its disk alone, or URI/NAME where it lives
@@ -240,12 +228,6 @@ pub struct RunArgs {
     /// A command to run in the guest; its exit code becomes ours
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<std::ffi::OsString>,
-}
-
-/// `--property`
-pub fn property(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `--engine`

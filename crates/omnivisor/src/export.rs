@@ -9,6 +9,7 @@ use spec::foreign::Form;
 use crate::description;
 use crate::disk::print;
 use crate::failure::{FAILED, Failure};
+use crate::package::PackageArgs;
 
 /// Options of `omnivisor export`.
 #[derive(Debug, Args)]
@@ -21,25 +22,15 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FORM")]
     pub to: Form,
 
-    /// Which VM, where there are several
-    #[arg(long, value_name = "NAME")]
-    pub vm: Option<String>,
-
-    /// The deployment option of a package
-    #[arg(long, value_name = "ID")]
-    pub option: Option<String>,
-
-    /// Take files that lie outside of the VM's folder
-    #[arg(long)]
-    pub allow_outside: bool,
+    #[command(flatten)]
+    pub package: PackageArgs,
 }
 
 /// Prints the description; what is lost is told on stderr.
 pub fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
-    let options = description::options(args.allow_outside, args.option.as_ref());
-    let vms = description::read(&args.path, &options)?;
+    let vms = description::read(&args.path, &args.package.read_options())?;
     let vms = vms.into_iter().map(|vm| vm.description).collect();
-    let vm = description::choose(vms, args.vm.as_deref())?;
+    let vm = description::choose(vms, args.package.vm.as_deref())?;
     let export =
         spec::foreign::export(&vm, args.to).map_err(|error| Failure::from_error(FAILED, error))?;
     for sentence in &export.lost {

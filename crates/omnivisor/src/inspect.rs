@@ -14,7 +14,7 @@ use spec::foreign::ReadOptions;
 
 use crate::description;
 use crate::disk::{OpenArgs, OutputFormat, failed, human, print, print_json, snapshot_json};
-use crate::failure::Failure;
+use crate::failure::{Failure, USAGE};
 use crate::guest_page;
 
 /// Options of `omnivisor inspect`.
@@ -67,6 +67,10 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             }
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if args.option.is_some() || args.verify {
+        let message = "--option and --verify are for an OVF package, and this is none";
+        return Err(Failure::new(USAGE, message));
     }
     let options = args.how.options(&args.path)?;
     let (disk, chain) = disk::open_chain(&args.path, &options).map_err(failed)?;

@@ -146,6 +146,27 @@ fn a_guest_is_told_its_packages_properties_on_a_disk() {
 }
 
 #[test]
+fn what_a_package_is_asked_for_is_refused_where_there_is_none() {
+    let folder = folder();
+    std::fs::write(folder.path().join("web.img"), vec![0; 1 << 20]).unwrap();
+    for verb in [
+        &["run", "web.img", "--vm", "web"][..],
+        &["run", "web.img", "--property", "name=new"],
+        &["run", "debian", "--option", "big"],
+        &["run", "esx://nowhere.invalid/web", "--property", "name=new"],
+        &["import", "web.img", "to", "--option", "big"],
+        &["inspect", "web.img", "--verify"],
+    ] {
+        let (code, _, talk) = text(&omnivisor(folder.path(), verb));
+        let name = verb.iter().find(|word| word.starts_with("--")).unwrap();
+        assert!(code == 2 && talk.contains(name) && talk.contains("package"), "{code} {talk}");
+    }
+    let arguments = ["export", "web.vmx", "--to", "toml", "--option", "big"];
+    let (code, _, talk) = text(&omnivisor(folder.path(), &arguments));
+    assert!(code == 2 && talk.contains("no deployment option `big`"), "{code} {talk}");
+}
+
+#[test]
 fn what_is_named_as_a_description_is_no_disk() {
     let folder = folder();
     for (name, what) in

@@ -22,11 +22,11 @@ use spec::foreign::{Level, OWN_DESCRIPTION};
 use crate::cli::EngineChoice;
 use crate::description;
 use crate::disk::{failed, print, reading};
-use crate::environment;
 use crate::failure::{FAILED, Failure, NOT_FOUND, NOT_STARTED, USAGE};
 use crate::import::adapt::Changes;
 use crate::import::journal::Journal;
 use crate::inspect::totals;
+use crate::package::DeployArgs;
 use crate::run::{engine, of_nics, plan, room};
 
 /// Options of `omnivisor import`.
@@ -91,21 +91,8 @@ pub struct ImportArgs {
     #[arg(long)]
     name: Option<String>,
 
-    /// Which VM of a package with several
-    #[arg(long, value_name = "NAME")]
-    vm: Option<String>,
-
-    /// The deployment option of an OVF package
-    #[arg(long, value_name = "ID")]
-    option: Option<String>,
-
-    /// A value for a property of an OVF package, as `inspect` lists them; repeatable
-    #[arg(long, value_name = "KEY=VALUE", value_parser = crate::cli::property)]
-    property: Vec<(String, String)>,
-
-    /// Take files of a VM that lie outside of its folder
-    #[arg(long)]
-    allow_outside: bool,
+    #[command(flatten)]
+    deploy: DeployArgs,
 }
 
 /// An original disk, open.
@@ -192,18 +179,15 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
 fn look(args: &ImportArgs) -> Result<Preflight, Failure> {
     let mut notes = Vec::new();
     let mut spec = if spec::foreign::is_description(&args.source) {
-        let options = description::options(args.allow_outside, args.option.as_ref());
-        let vms = spec::foreign::read(&args.source, &options)?;
-        let vm = description::choose(vms, args.vm.as_deref())?;
+        let (vm, spec) = args.deploy.read(&args.source)?;
         let differences = vm.notes.iter().cloned().chain(vm.differences());
         notes.extend(
             differences.filter(|note| note.level != Level::Obstacle).map(|note| note.message),
         );
-        let mut spec = description::to_spec(&vm)?;
-        spec.disks.extend(environment::disk(&vm, &args.property)?);
         spec
     } else {
-        description::of_disk(&args.source, args.allow_outside).ok_or_else(|| {
+        args.deploy.refuse_without_description()?;
+        description::of_disk(&args.source, args.deploy.package.allow_outside).ok_or_else(|| {
             Failure::new(NOT_FOUND, format!("There is no VM at {}", args.source.display()))
         })?
     };

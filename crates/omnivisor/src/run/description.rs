@@ -4,12 +4,11 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use image::ImageRef;
-use spec::foreign::OWN_DESCRIPTION;
+use spec::foreign::{OWN_DESCRIPTION, is_description};
 use spec::{Console, Nic, VmSpec};
 
 use crate::cli::{ConsoleChoice, RunArgs};
 use crate::description;
-use crate::environment;
 use crate::failure::{Failure, NOT_FOUND, USAGE};
 use crate::run::remote::{self, Remote};
 
@@ -37,11 +36,21 @@ pub fn describe(args: &RunArgs) -> Result<(VmSpec, Option<Remote>), Failure> {
         let nics = args.net.iter().filter(|text| *text != "none").map(|text| text.parse::<Nic>());
         over.nics = Some(nics.collect::<spec::Result<_>>()?);
     }
+    let path = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()).map(Path::new);
+    if let Some(path) = path.filter(|path| own_file(path).is_none() && is_description(path)) {
+        let (vm, spec) = args.deploy.read(path)?;
+        description::tell_differences(&vm);
+        over.image = None;
+        return Ok((without_cards(spec).merge(over), None));
+    }
+    args.deploy.refuse_without_description()?;
     if let Some((vm, remote)) = remote::find(args)? {
         over.image = None;
         return Ok((without_cards(vm).merge(over), Some(remote)));
     }
-    if let Some(vm) = foreign(args)? {
+    if let Some(path) = path
+        && let Some(vm) = own_or_disk(path, args.deploy.package.allow_outside)?
+    {
         over.image = None;
         return Ok((vm.merge(over), None));
     }
@@ -82,27 +91,16 @@ fn no_vm(path: &Path) -> Failure {
     }
 }
 
-/// The VM of another platform or of a disk alone, if that is what is to be run.
-fn foreign(args: &RunArgs) -> Result<Option<VmSpec>, Failure> {
-    let Some(name) = args.image.as_ref().filter(|name| name.parse::<ImageRef>().is_err()) else {
-        return Ok(None);
-    };
-    let path = Path::new(name);
+/// One of our own VMs or that of a disk alone, if that is what is to be run.
+fn own_or_disk(path: &Path, anywhere: bool) -> Result<Option<VmSpec>, Failure> {
     if let Some(own) = own_file(path) {
         return from_file(&own).map(Some);
     }
-    if !spec::foreign::is_description(path) {
-        let of_disk = description::of_disk(path, args.allow_outside);
-        let is_file =
-            path.is_dir() || name.contains('/') || path.extension().is_some_and(is_ending);
-        return if of_disk.is_none() && is_file { Err(no_vm(path)) } else { Ok(of_disk) };
-    }
-    let options = description::options(args.allow_outside, args.option.as_ref());
-    let vm = description::choose(spec::foreign::read(path, &options)?, args.vm.as_deref())?;
-    let mut spec = description::to_spec(&vm)?;
-    spec.disks.extend(environment::disk(&vm, &args.property)?);
-    description::tell_differences(&vm);
-    Ok(Some(without_cards(spec)))
+    let of_disk = description::of_disk(path, anywhere);
+    let is_file = path.is_dir()
+        || path.as_os_str().as_encoded_bytes().contains(&b'/')
+        || path.extension().is_some_and(is_ending);
+    if of_disk.is_none() && is_file { Err(no_vm(path)) } else { Ok(of_disk) }
 }
 
 /// Without network cards where nothing connects them.

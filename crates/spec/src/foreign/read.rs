@@ -32,10 +32,17 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
         let missing = || text::error(path, "There is no VM's description in this folder");
         return read(&in_folder(path)?.ok_or_else(missing)?, options);
     }
-    match Kind::detect(&text::read_head(path)?, path) {
+    let vms = match Kind::detect(&text::read_head(path)?, path) {
         Some(Kind::Archive) => archive(path, options),
         Some(kind) => kind.read(&text::read_file(path)?, path, options),
         None => Err(text::error(path, unknown(path))),
+    }?;
+    match &options.configuration {
+        Some(chosen) if vms.iter().all(|vm| vm.configurations.is_empty()) => Err(text::error(
+            path,
+            format!("There is no deployment option `{chosen}`, nor any other"),
+        )),
+        _ => Ok(vms),
     }
 }
 

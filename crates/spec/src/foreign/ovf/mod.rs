@@ -229,15 +229,16 @@ fn configurations(root: &Element, options: &ReadOptions, vm: &mut Description) -
         }
     }
     let first = vm.configurations.first().map(|one| one.id.clone());
-    let Some(chosen) = options.configuration.clone().or(default).or(first) else { return Ok(()) };
+    let Some(first) = first else { return Ok(()) };
+    let chosen = options.configuration.clone().or(default).unwrap_or(first);
     match vm.configurations.iter_mut().find(|one| one.id == chosen) {
         Some(one) => one.chosen = true,
         None => {
             let names: Vec<_> = vm.configurations.iter().map(|one| one.id.as_str()).collect();
-            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
-            return Err(
-                root.error(format!("There is no deployment option `{chosen}`; there is {names}"))
-            );
+            return Err(root.error(format!(
+                "There is no deployment option `{chosen}`; there is {}",
+                names.join(", ")
+            )));
         }
     }
     Ok(())
