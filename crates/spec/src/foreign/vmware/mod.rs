@@ -86,9 +86,8 @@ pub(crate) fn parse(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Descri
             Some(size) if size < 1 => return Err(keys.error("memsize", "It has no memory")),
             size => mebibytes(size),
         },
-        maximum: mebibytes(keys.number("sched.mem.max")?.filter(|size: &i64| *size > 0)),
-        minimum: mebibytes(keys.number("sched.mem.min")?.filter(|size: &i64| *size > 0)),
-        hugepages: false,
+        // What `sched.mem` limits and reserves is the host's memory for it, not the guest's.
+        ..MemoryAmount::default()
     };
     vm.firmware = Firmware {
         kind: match keys.text("firmware").as_deref() {
