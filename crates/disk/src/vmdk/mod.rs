@@ -29,16 +29,10 @@ const MAX_EXTENTS: usize = 4096;
 /// The content number by which a descriptor says that it has no parent.
 const NO_PARENT: u32 = u32::MAX;
 
-/// Kinds of disks whose extents are the host's own devices, which an image has no business to name.
-const DEVICE_KINDS: [&str; 7] = [
-    "fullDevice",
-    "partitionedDevice",
-    "custom",
-    "vmfsRaw",
-    "vmfsRDM",
-    "vmfsRawDeviceMap",
-    "vmfsPassthroughRawDeviceMap",
-];
+/// Kinds of disks that are a device of their ESX host. Those of a desktop (`fullDevice`, `partitionedDevice`, `custom`) name
+/// devices as they name files, so that they are found where a user lets an image name files outside of its folder.
+const DEVICES_OF_ESX: [&str; 4] =
+    ["vmfsRaw", "vmfsRDM", "vmfsRawDeviceMap", "vmfsPassthroughRawDeviceMap"];
 
 struct Vmdk {
     sources: Vec<Arc<dyn Source>>,
@@ -87,14 +81,16 @@ pub(crate) fn parse(source: Arc<dyn Source>, neighbours: &Neighbours<'_>) -> Res
     let descriptor = read_descriptor(&*source, 0..source.len())?;
     vmdk.descriptor = Some((source.clone(), 0..source.len()));
     let create_type = descriptor.create_type.as_str();
-    if DEVICE_KINDS.iter().any(|kind| kind.eq_ignore_ascii_case(create_type)) {
-        return Err(unsupported(format!("its kind is {create_type}: it names devices of a host")));
+    if DEVICES_OF_ESX.iter().any(|kind| kind.eq_ignore_ascii_case(create_type)) {
+        return Err(unsupported(format!(
+            "its kind is {create_type}: it is a device of an ESX host"
+        )));
     }
     if descriptor.extents.is_empty() || descriptor.extents.len() > MAX_EXTENTS {
         return Err(damaged("its descriptor has no extents, or too many"));
     }
-    for extent in &descriptor.extents {
-        vmdk.push_described(extent, neighbours)?;
+    for (index, extent) in descriptor.extents.iter().enumerate() {
+        vmdk.push_described(extent, &descriptor.extents[..index], neighbours)?;
     }
     Ok(parsed(vmdk, Some(&descriptor)))
 }
@@ -162,9 +158,11 @@ impl Vmdk {
         Ok(())
     }
 
+    /// `earlier` are those whose sources are there already, in their order.
     fn push_described(
         &mut self,
         extent: &descriptor::Extent,
+        earlier: &[descriptor::Extent],
         neighbours: &Neighbours<'_>,
     ) -> Result<()> {
         if extent.access == Access::None {
@@ -178,7 +176,12 @@ impl Vmdk {
             let nothing: Arc<dyn Source> = Arc::new(crate::MemorySource::read_only(Vec::new()));
             return self.push(nothing, Kind::Zero, length);
         }
-        let source = neighbours.open(&extent.file)?;
+        // A device can be claimed once only, however many parts of it there are.
+        let known = earlier.iter().position(|other| other.file == extent.file);
+        let source = match known.and_then(|index| self.sources.get(index)) {
+            Some(source) => Arc::clone(source),
+            None => neighbours.open(&extent.file)?,
+        };
         let kind = match extent.kind {
             ExtentKind::Flat => {
                 let offset = extent.offset.saturating_mul(SECTOR_SIZE);

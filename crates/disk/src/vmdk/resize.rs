@@ -12,7 +12,7 @@ use super::create::SPLIT_BYTES;
 use super::descriptor::{Access, ExtentKind};
 use super::sparse::{Sparse, SparseExtentHeader};
 use super::{
-    DEVICE_KINDS, Kind, MAX_DESCRIPTOR, damaged, open_sparse, read_descriptor, unsupported,
+    DEVICES_OF_ESX, Kind, MAX_DESCRIPTOR, damaged, open_sparse, read_descriptor, unsupported,
 };
 use crate::create::writable;
 use crate::layer::Place;
@@ -46,8 +46,10 @@ pub(crate) fn grow(
             "a part of a split disk cannot be longer than 2047 MiB: convert it",
         ));
     }
-    let is_device = DEVICE_KINDS.iter().any(|device| device.eq_ignore_ascii_case(&kind));
-    if is_device || extent.access != Access::ReadWrite {
+    let mut devices = DEVICES_OF_ESX.iter().chain(&["fullDevice", "partitionedDevice"]);
+    if devices.any(|device| device.eq_ignore_ascii_case(&kind))
+        || extent.access != Access::ReadWrite
+    {
         return Err(unsupported("it may not be written to"));
     }
     let tell = || tell_length(&*source, 0..source.len(), length);

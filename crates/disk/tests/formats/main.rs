@@ -7,6 +7,7 @@ mod common;
 mod converting;
 mod creating;
 mod cut;
+mod devices;
 mod differencing;
 mod link_vhdx;
 mod oracles;

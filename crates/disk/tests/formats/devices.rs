@@ -1,0 +1,78 @@
+//! Images that name the host's devices, as VirtualBox and VMware's desktop write them for disks of the host.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use disk::{Disk, Error, FilePolicy, ImageOptions};
+
+use crate::common::{Workshop, assert_disk_holds, chain, read_only};
+
+const LENGTH: usize = 4 << 20;
+
+/// A loop device of a file, which ends with the value.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where we may not make one.
+    fn new(file: &PathBuf) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let path = String::from_utf8(made.stdout).ok()?.trim().to_owned();
+        made.status.success().then_some(Self(path))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn vmdk_over_a_device_is_read_and_written_where_it_may_be_named() {
+    let workshop = Workshop::new(LENGTH);
+    let Some(device) = LoopDevice::new(&workshop.path("disk.raw")) else {
+        return eprintln!("skipped: loop devices need root");
+    };
+    // A copy of the part before the first partition lies in a file; one partition is not to be seen.
+    let raw = std::fs::read(workshop.path("disk.raw")).unwrap();
+    std::fs::write(workshop.path("disk-pt.vmdk"), &raw[..1 << 20]).unwrap();
+    let name = &device.0;
+    let kinds = [
+        ("fullDevice", format!("RW 8192 FLAT \"{name}\" 0\n")),
+        (
+            "partitionedDevice",
+            format!(
+                "RW 2048 FLAT \"disk-pt.vmdk\" 0\nRW 2048 FLAT \"{name}\" 2048\nRW 2048 ZERO \n\
+                 RW 2048 FLAT \"{name}\" 6144\n"
+            ),
+        ),
+    ];
+    for (kind, extents) in kinds {
+        let image = workshop.path(&format!("{kind}.vmdk"));
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=8001c5c5\nparentCID=ffffffff\n\
+             createType=\"{kind}\"\n\n# Extent description\n{extents}\n# The disk Data Base \n#DDB\n"
+        );
+        std::fs::write(&image, text).unwrap();
+        let refused = disk::open(&image, &read_only()).err().expect("it names a device");
+        let Error::Image { source, .. } = &refused else { panic!("{refused}") };
+        assert!(matches!(**source, Error::OutsideFolder { .. }), "{}", chain(&refused));
+
+        let mut expected = raw.clone();
+        if kind == "partitionedDevice" {
+            expected[2 << 20..3 << 20].fill(0);
+        }
+        let trusted = ImageOptions { files: FilePolicy::Anywhere, ..ImageOptions::default() };
+        let disk = disk::open(&image, &trusted).unwrap();
+        assert_disk_holds(&*disk, &expected, kind);
+        // What is written reaches the device, and is taken back for the next kind.
+        let place = (3 << 20) + 700;
+        disk.write_at(b"new", place as u64).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        assert_eq!(std::fs::read(name).unwrap()[place..place + 3], *b"new", "{kind}");
+        let disk = disk::RawDisk::open(name, &disk::OpenOptions::default()).unwrap();
+        disk.write_at(&raw[place..place + 3], place as u64).unwrap();
+        disk.flush().unwrap();
+    }
+}
