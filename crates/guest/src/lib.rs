@@ -22,6 +22,7 @@ mod lzo;
 mod modules;
 mod names;
 mod os;
+mod parity;
 pub mod partition;
 mod plan;
 mod storage;

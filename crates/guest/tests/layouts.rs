@@ -184,6 +184,26 @@ fn a_parity_makes_up_for_a_member_that_is_missing() {
 }
 
 #[test]
+fn two_sums_make_up_for_any_two_members_that_are_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    // Powers in the second sum begin behind it, or go by the members' numbers.
+    for array in ["parity6", "restart6"] {
+        let names = ["a", "b", "c", "d"].map(|member| format!("{array}-{member}"));
+        let disks = samples(folder.path(), &names.each_ref().map(String::as_str));
+        let name = format!("md/{array}");
+        for pair in (0..16).map(|pair| [pair / 4, pair % 4]) {
+            let there = |(index, _): &(usize, &Arc<dyn Disk>)| !pair.contains(index);
+            let disks: Vec<_> = disks.iter().enumerate().filter(there).collect();
+            let disks: Vec<_> = disks.into_iter().map(|(_, disk)| Arc::clone(disk)).collect();
+            let found = file_on(&Guest::open(&disks), &name);
+            assert!(found == Some(lines()), "{array} without {pair:?}");
+        }
+        let volumes = Guest::open(&disks[..1]).report().volumes;
+        assert_eq!(volumes[1].notes, ["1 of its 4 members are there"]);
+    }
+}
+
+#[test]
 fn a_mirror_is_not_read_from_the_half_that_is_being_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
     let disks = samples(folder.path(), &["mirror12-a", "mirror12-b"]);

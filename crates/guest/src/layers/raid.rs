@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::volume::{Volume, read};
+use crate::parity::{Role, Share, restore};
+use crate::volume::Volume;
 use crate::{Error, Result};
 
 /// Where chunks lie, and what makes up for a member that is missing.
@@ -22,6 +23,8 @@ pub struct Parity {
     /// Data begins behind the sum and goes around; otherwise on the first member.
     is_symmetric: bool,
     second: Second,
+    /// The second sum goes by the members' numbers, as DDF has it; otherwise by their order behind it.
+    is_by_number: bool,
 }
 
 /// The member with the sum of a row.
@@ -39,7 +42,7 @@ enum Turn {
     Last,
 }
 
-/// Where RAID 6 has its second sum, which is of another kind.
+/// Where RAID 6 has its second sum, which is of another kind ([`crate::parity`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Second {
     None,
@@ -62,8 +65,10 @@ impl Layout {
     /// By the numbers that Linux has for levels and layouts; `None` for others.
     pub fn of_number(level: u32, layout: u32) -> Option<Self> {
         use Turn::{First, Last, Left, LeftFromSecond, Right};
-        let parity =
-            |turn, is_symmetric, second| Self::Parity(Parity { turn, is_symmetric, second });
+        let parity = |turn, is_symmetric, second| {
+            let is_by_number = level == 6 && (8..=10).contains(&layout);
+            Self::Parity(Parity { turn, is_symmetric, second, is_by_number })
+        };
         let simple = |number, second| {
             Some(match number {
                 0 => parity(Left, false, second),
@@ -125,6 +130,23 @@ impl Parity {
         (0..count).filter(is_data).nth(column).unwrap_or(0)
     }
 
+    /// What each member has of a row.
+    fn roles(self, row: u64, count: usize) -> Vec<Role> {
+        let (first, second) = self.sums(row, count);
+        let begin = if self.is_by_number { 0 } else { second.map_or(0, |second| second + 1) };
+        let mut roles = vec![Role::P; count];
+        let mut power = 0;
+        for member in (begin..begin + count).map(|member| member % count) {
+            roles[member] = match member {
+                member if member == first => Role::P,
+                member if Some(member) == second => Role::Q,
+                _ => Role::Data(power),
+            };
+            power += usize::from(self.is_by_number || matches!(roles[member], Role::Data(_)));
+        }
+        roles
+    }
+
     fn data_members(self, count: usize) -> usize {
         count.saturating_sub(if self.second == Second::None { 1 } else { 2 })
     }
@@ -162,8 +184,12 @@ impl Raid {
                 all.map(|all| all / near as u64)
             }
         };
-        // Whether too many copies are missing is seen where they are read.
-        if matches!(layout, Layout::Parity(_)) && there + 1 < count || there == 0 {
+        let enough = match layout {
+            Layout::Parity(parity) => parity.data_members(count),
+            // Whether too many copies are missing is seen where they are read.
+            Layout::Copies(_) => 1,
+        };
+        if there < enough {
             return Err(format!("{there} of its {count} members are there"));
         }
         let length = chunks.and_then(|chunks| chunks.checked_mul(chunk));
@@ -182,10 +208,7 @@ impl Raid {
                 let member = parity.member(row, column, count);
                 match &self.members[member] {
                     Some(volume) => volume.read_at(buffer, place),
-                    None => {
-                        let (_, second) = parity.sums(row, count);
-                        self.sum(buffer, &[Some(member), second], place)
-                    }
+                    None => self.restore(buffer, &parity.roles(row, count), member, place),
                 }
             }
             Layout::Copies(copies) => {
@@ -199,20 +222,17 @@ impl Raid {
         }
     }
 
-    /// The sum of what all members have at a place, but these.
-    fn sum(&self, buffer: &mut [u8], without: &[Option<usize>], place: u64) -> Result<()> {
-        buffer.fill(0);
-        for (index, member) in self.members.iter().enumerate() {
-            if without.contains(&Some(index)) {
-                continue;
-            }
-            let member = member.as_ref().ok_or_else(|| {
-                Error::unsupported("array", "too many of its members are missing")
-            })?;
-            let other = read(&**member, place, buffer.len())?;
-            buffer.iter_mut().zip(other).for_each(|(byte, other)| *byte ^= other);
+    /// Fills `buffer` with what a missing member would have at a place, by what the others have there.
+    fn restore(&self, buffer: &mut [u8], roles: &[Role], member: usize, place: u64) -> Result<()> {
+        let row = roles
+            .iter()
+            .zip(&self.members)
+            .map(|(&role, on)| Share { role, at: on.as_ref().map(|volume| (&**volume, place)) });
+        let row: Vec<_> = row.collect();
+        match roles[member] {
+            Role::Data(power) => restore(buffer, power, &row),
+            Role::P | Role::Q => Err(Error::damaged("array", "a sum is taken for data")),
         }
-        Ok(())
     }
 
     /// The members and rows that have a chunk.
@@ -257,7 +277,7 @@ impl Volume for Raid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::Memory;
+    use crate::volume::{Memory, read};
 
     /// Rows of chunks as they lie on the members: data by its number, `P` and `Q` for sums.
     type Picture = &'static [&'static [&'static str]];
