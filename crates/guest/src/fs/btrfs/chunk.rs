@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::tree::Key;
+use crate::parity::Role;
 use crate::volume::at;
 
 const CHUNK_ITEM: u8 = 228;
@@ -39,6 +40,15 @@ pub struct Run {
     pub length: u64,
     /// Where they are, each time whole.
     pub copies: Vec<(DeviceId, u64)>,
+    /// What makes up for them.
+    pub row: Option<Row>,
+}
+
+/// What devices have beside each other where a chunk has parity.
+pub struct Row {
+    /// What the run is of it: [`Role::Data`] of this number.
+    pub column: usize,
+    pub shares: Vec<(Role, DeviceId, u64)>,
 }
 
 impl Chunks {
@@ -107,21 +117,27 @@ impl Chunk {
         let spread = self.kind & (RAID0 | RAID10 | RAID5 | RAID6);
         if spread == 0 {
             let place = |&(device, start): &(_, u64)| Some((device, start.checked_add(within)?));
-            return Some(Run { length, copies: self.on.iter().map(place).collect::<Option<_>>()? });
+            let copies = self.on.iter().map(place).collect::<Option<_>>()?;
+            return Some(Run { length, copies, row: None });
         }
         let (number, into) = (within / self.stripe, within % self.stripe);
         let data = self.data_stripes() as u64;
-        let (row, column) = (number / data, number % data);
-        let first = match spread {
-            RAID10 => column as usize * self.copies,
-            // The parity moves on by a device in each row.
-            RAID5 | RAID6 => (column.checked_add(row)? % self.on.len() as u64) as usize,
-            _ => column as usize,
-        };
-        let count = if spread == RAID10 { self.copies } else { 1 };
+        let (row, column) = (number / data, (number % data) as usize);
         let offset = row.checked_mul(self.stripe)?.checked_add(into)?;
         let place = |&(device, start): &(_, u64)| Some((device, start.checked_add(offset)?));
-        let copies = self.on.get(first..first + count)?.iter().map(place).collect::<Option<_>>()?;
-        Some(Run { length: length.min(self.stripe - into), copies })
+        let length = length.min(self.stripe - into);
+        if matches!(spread, RAID5 | RAID6) {
+            // All moves on by a device in each row.
+            let turn = (row % self.on.len() as u64) as usize;
+            let turned = self.on[turn..].iter().chain(&self.on[..turn]);
+            let places: Vec<_> = turned.map(place).collect::<Option<_>>()?;
+            let roles = (0..data as usize).map(Role::Data).chain([Role::P, Role::Q]);
+            let shares = roles.zip(&places).map(|(role, &(device, start))| (role, device, start));
+            let row = Row { column, shares: shares.collect() };
+            return Some(Run { length, copies: vec![places[column]], row: Some(row) });
+        }
+        let count = if spread == RAID10 { self.copies } else { 1 };
+        let copies = self.on.get(column * count..)?.get(..count)?.iter().map(place);
+        Some(Run { length, copies: copies.collect::<Option<_>>()?, row: None })
     }
 }

@@ -10,12 +10,13 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use self::chunk::{Chunks, DeviceId};
+use self::chunk::{Chunks, DeviceId, Run};
 use self::replay::Changes;
 use self::tree::{Key, Root};
 use super::walk::{Nodes, Walk};
 use super::{Entry, FileSystem, Kind, MAX_ENTRIES, Metadata};
 use crate::checksum::crc32c;
+use crate::parity::{Share, restore};
 use crate::volume::{Volume, at, read, text_of, uuid_of};
 use crate::{Error, Result};
 
@@ -164,20 +165,29 @@ impl Btrfs {
             let place = address.checked_add(done as u64).ok_or_else(|| damaged("an address"))?;
             let run = self.chunks.locate(place, (buffer.len() - done) as u64);
             let run = run.ok_or_else(|| damaged("an address"))?;
-            let target = &mut buffer[done..done + run.length as usize];
-            let mut found =
-                Err(Error::unsupported("btrfs file system", "one of its devices is not there"));
-            for (device, place) in run.copies {
-                let Some(volume) = self.devices.get(&device) else { continue };
-                found = volume.read_at(target, place);
-                if found.is_ok() {
-                    break;
-                }
-            }
-            found?;
+            self.read_run(&mut buffer[done..done + run.length as usize], &run)?;
             done += run.length as usize;
         }
         Ok(())
+    }
+
+    /// Fills `target` from the first copy that can be read, or by what makes up for it.
+    fn read_run(&self, target: &mut [u8], run: &Run) -> Result<()> {
+        let mut found =
+            Err(Error::unsupported("btrfs file system", "one of its devices is not there"));
+        for (device, place) in &run.copies {
+            let Some(volume) = self.devices.get(device) else { continue };
+            found = volume.read_at(target, *place);
+            if found.is_ok() {
+                return found;
+            }
+        }
+        let Some(row) = &run.row else { return found };
+        let share = |&(role, device, place): &(_, DeviceId, u64)| Share {
+            role,
+            at: self.devices.get(&device).map(|volume| (&**volume, place)),
+        };
+        restore(target, row.column, &row.shares.iter().map(share).collect::<Vec<_>>())
     }
 
     /// The tree of a subvolume.
