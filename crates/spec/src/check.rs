@@ -65,7 +65,7 @@ const LONGEST_CMDLINE: usize = 2047;
 /// Virtio 1.2, section 5.2.6: VIRTIO_BLK_ID_BYTES.
 const LONGEST_SERIAL: usize = 20;
 /// Virtio 1.2, section 5.11.4: the size of `tag`.
-const LONGEST_TAG: usize = 36;
+pub(crate) const LONGEST_TAG: usize = 36;
 /// Linux's IFNAMSIZ, without the byte that ends it.
 const LONGEST_INTERFACE: usize = 15;
 /// Both together fit into 64 KiB (DSP0134 section 5.2).

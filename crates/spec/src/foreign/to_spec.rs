@@ -8,7 +8,9 @@ use super::description::{
     NetworkCard, Note, Platform, SharedFolder, Unread, Virtualization,
 };
 use super::folder::Folder;
-use crate::{Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Size, VmSpec};
+use crate::{
+    Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Share, Size, VmSpec,
+};
 
 impl Description {
     /// Our own description in these terms.
@@ -56,6 +58,7 @@ impl Description {
                 name: share.tag(),
                 path: share.dir.display().to_string(),
                 writable: !share.readonly,
+                virtio: Some(folder.trusted(&share.dir)),
             });
         }
         vm
@@ -126,6 +129,11 @@ impl Description {
                 ..Disk::default()
             });
         }
+        let shares = self.shares.iter().filter_map(|share| {
+            let dir = share.usable()?.to_owned();
+            Some(Share { dir, tag: Some(share.name.clone()), readonly: !share.writable })
+        });
+        spec.shares = shares.collect();
         let cards = self.nics.iter().filter(|nic| nic.connected).map(|nic| Nic {
             kind: Some(NicKind::User),
             mac: nic.mac.filter(|mac| !mac.is_multicast()),
@@ -285,7 +293,12 @@ impl Description {
         if self.drives.iter().any(is_floppy) {
             kinds.insert("floppy".into());
         }
-        kinds.extend(self.shares.iter().map(|share| format!("shared folder {}", share.name)));
+        for share in self.shares.iter().filter(|share| share.usable().is_none()) {
+            let refused =
+                share.virtio.as_ref().is_some_and(|file| file.state == FileState::Refused);
+            let help = if refused { " (--allow-outside)" } else { "" };
+            kinds.insert(format!("shared folder {}{help}", share.name));
+        }
         let others = self.serials.iter().filter(|serial| serial.index > 0);
         kinds.extend(others.map(|serial| format!("COM{}", u64::from(serial.index) + 1)));
         if !kinds.is_empty() {

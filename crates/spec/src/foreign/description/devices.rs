@@ -1,10 +1,11 @@
 //! Controllers, drives, network cards and what else a VM has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::MacAddress;
+use crate::check::LONGEST_TAG;
 
 /// What drives are connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +189,19 @@ pub struct SharedFolder {
     pub path: String,
     /// Whether the guest can write to it.
     pub writable: bool,
+    /// Where it is here, if the guest mounts it by virtio-fs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtio: Option<FileRef>,
+}
+
+impl SharedFolder {
+    /// The folder to give to the guest, if it can be.
+    pub(crate) fn usable(&self) -> Option<&Path> {
+        let has_tag = (1..=LONGEST_TAG).contains(&self.name.len());
+        let file =
+            self.virtio.as_ref().filter(|file| has_tag && file.state == FileState::Present)?;
+        file.path.as_deref().filter(|path| path.is_dir())
+    }
 }
 
 /// A device of which nothing more is known here.

@@ -1,11 +1,13 @@
 //! `devices` of a domain.
 
+use std::num::NonZeroU16;
+
 use super::super::description::{
     Bus, Description, Drive, DriveKind, FileRef, Level, NetworkCard, SerialPort, SharedFolder, mac,
 };
 use super::super::folder::Folder;
 use super::super::xml::Element;
-use crate::Result;
+use crate::{Forward, Protocol, Result};
 
 /// Adds the devices to `vm`.
 pub(crate) fn read(devices: &Element, folder: &Folder, vm: &mut Description) -> Result<()> {
@@ -18,7 +20,7 @@ pub(crate) fn read(devices: &Element, folder: &Folder, vm: &mut Description) -> 
         vm.drives.push(drive);
     }
     for (index, interface) in devices.children("interface").enumerate() {
-        let nic = card(interface, index)?;
+        let nic = card(interface, index, vm)?;
         vm.nics.push(nic);
     }
     serials(devices, vm)?;
@@ -27,10 +29,13 @@ pub(crate) fn read(devices: &Element, folder: &Folder, vm: &mut Description) -> 
         let path = source.and_then(|source| {
             ["dir", "name", "file", "dev"].iter().find_map(|name| source.string(name))
         });
+        let path = path.unwrap_or_default();
+        let driver = share.child("driver").and_then(|driver| driver.attribute("type"));
         vm.shares.push(SharedFolder {
             name: share.child("target").and_then(|target| target.string("dir")).unwrap_or_default(),
-            path: path.unwrap_or_default(),
             writable: share.child("readonly").is_none(),
+            virtio: (driver == Some("virtiofs")).then(|| folder.locate(&path, &[])),
+            path,
         });
         share.skip();
     }
@@ -230,7 +235,7 @@ fn slot(device: &Element) -> Result<Option<u32>> {
     Ok((number("domain")? == 0 && number("bus")? == 0).then_some(number("slot")?))
 }
 
-fn card(interface: &Element, index: usize) -> Result<NetworkCard> {
+fn card(interface: &Element, index: usize, vm: &mut Description) -> Result<NetworkCard> {
     let mut nic = NetworkCard {
         index: u32::try_from(index).unwrap_or(u32::MAX),
         connected: true,
@@ -251,8 +256,50 @@ fn card(interface: &Element, index: usize) -> Result<NetworkCard> {
     nic.mtu = interface.child("mtu").map_or(Ok(None), |mtu| mtu.number("size"))?;
     nic.boot_order = interface.child("boot").map_or(Ok(None), |boot| boot.number("order"))?;
     nic.slot = slot(interface)?;
+    for rule in interface.children("portForward") {
+        match forwards(rule)? {
+            Some(forwards) => nic.forwards.extend(forwards),
+            None => vm.note(
+                Level::Warning,
+                format!("A port forwarding of the network card {index} cannot be taken over"),
+            ),
+        }
+        rule.skip();
+    }
     interface.skip_children(&["alias", "target", "driver", "script", "mac", "backend"]);
     Ok(nic)
+}
+
+/// The ports of a rule; `None` if it is none of ours: for all ports, for a device of the host, or with exceptions.
+fn forwards(rule: &Element) -> Result<Option<Vec<Forward>>> {
+    /// In one range.
+    const MOST: u16 = 256;
+    let protocol = match rule.attribute("proto") {
+        Some("udp") => Protocol::Udp,
+        _ => Protocol::Tcp,
+    };
+    let address = match rule.attribute("address").map(str::parse) {
+        Some(Ok(address)) => Some(address),
+        Some(Err(_)) => return Ok(None),
+        None => None,
+    };
+    let mut found = Vec::new();
+    for range in rule.children("range") {
+        let Some(start) = range.number::<u16>("start")? else { return Ok(None) };
+        let end = range.number::<u16>("end")?.unwrap_or(start);
+        let to = range.number::<u16>("to")?.unwrap_or(start);
+        let is_short = end.checked_sub(start).is_some_and(|more| more < MOST);
+        if !is_short || range.attribute("exclude") == Some("yes") {
+            return Ok(None);
+        }
+        for (host, guest) in (start..=end).zip(to..) {
+            let ports = NonZeroU16::new(host).zip(NonZeroU16::new(guest));
+            let Some((host, guest)) = ports else { return Ok(None) };
+            found.push(Forward { address, host, guest, protocol });
+        }
+    }
+    let is_ours = !found.is_empty() && rule.attribute("dev").is_none();
+    Ok(is_ours.then_some(found))
 }
 
 fn serials(devices: &Element, vm: &mut Description) -> Result<()> {
@@ -293,6 +340,7 @@ fn others(devices: &Element, vm: &mut Description) {
         ("nvram", "nvram", "type"),
         ("hub", "usb", "type"),
         ("crypto", "crypto", "model"),
+        ("vsock", "vsock", "model"),
     ] {
         for device in devices.children(name) {
             vm.device(kind, device.string(attribute));
@@ -307,5 +355,5 @@ fn others(devices: &Element, vm: &mut Description) {
         video.skip();
     }
     // A machine here has its own.
-    devices.skip_children(&["rng", "memballoon", "vsock", "audio"]);
+    devices.skip_children(&["rng", "memballoon", "audio"]);
 }

@@ -120,6 +120,48 @@ fn disks_that_are_no_files_are_told() {
 }
 
 #[test]
+fn forwarded_ports_and_folders_of_virtio_fs_are_taken_over() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    let text = format!(
+        "<domain type='kvm'><devices><interface type='user'><backend type='passt'/>\
+         <portForward proto='tcp' address='127.0.0.1'><range start='2222' to='22'/><range start='80' end='81'/></portForward>\
+         <portForward proto='udp'><range start='53'/></portForward>\
+         <portForward proto='tcp'/><portForward proto='tcp'><range start='1' end='9000'/></portForward></interface>\
+         <filesystem type='mount'><driver type='virtiofs'/><source dir='data'/><target dir='here'/><readonly/></filesystem>\
+         <filesystem type='mount'><driver type='virtiofs'/><source dir='{}'/><target dir='there'/></filesystem>\
+         <filesystem type='mount'><source dir='data'/><target dir='old'/></filesystem>\
+         </devices></domain>",
+        outside.path().display()
+    );
+    let read = |anywhere| {
+        let within = Folder::new(folder.path(), anywhere).unwrap();
+        let vm = read(&xml::parse(text.as_bytes(), "x.xml")?, Path::new("x.xml"), &within)?;
+        assert!(vm.unread.is_empty(), "{:?}", vm.unread);
+        assert_eq!(vm.notes.len(), 2, "{:?}", vm.notes);
+        let spec = vm.to_spec()?;
+        let forwards = spec.nics.unwrap()[0].forwards.clone();
+        let forwards: Vec<_> = forwards.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            forwards,
+            ["127.0.0.1:2222:22", "127.0.0.1:80:80", "127.0.0.1:81:81", "53:53/udp"]
+        );
+        let shares: Vec<_> =
+            spec.shares.iter().map(|share| (share.tag(), share.readonly)).collect();
+        let told = vm.differences().into_iter().map(|note| note.message);
+        Result::Ok((shares, told.filter(|told| told.starts_with("Not there")).collect::<Vec<_>>()))
+    };
+    let here = ("here".to_owned(), true);
+    let (shares, told) = read(false).unwrap();
+    assert_eq!(shares, [here.clone()]);
+    assert_eq!(told, ["Not there: shared folder old, shared folder there (--allow-outside)"]);
+    let (shares, told) = read(true).unwrap();
+    assert_eq!(shares, [here, ("there".to_owned(), false)]);
+    assert_eq!(told, ["Not there: shared folder old"]);
+}
+
+#[test]
 fn letters_count_as_disks_do() {
     for (letters, index) in [
         ("a", Some(0)),

@@ -193,6 +193,7 @@ fn shares(root: &Element, vm: &mut Description) {
                 name: folder.child_text("Name").unwrap_or_default().to_owned(),
                 path: folder.child_text("Path").unwrap_or_default().to_owned(),
                 writable: folder.child_text("ReadOnly").is_none_or(|flag| flag == "0"),
+                virtio: None,
             });
         }
     }

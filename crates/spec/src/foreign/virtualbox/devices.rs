@@ -44,6 +44,7 @@ pub(crate) fn read(
                 name: share.string("name").unwrap_or_default(),
                 path: share.string("hostPath").unwrap_or_default(),
                 writable: share.attribute("writable") == Some("true"),
+                virtio: None,
             });
             share.skip();
         }

@@ -201,6 +201,7 @@ fn share(keys: &Dictionary, vm: &mut Description, index: u32) -> Result<()> {
             name: keys.text(&format!("{name}.guestname")).unwrap_or_default(),
             path,
             writable: flag("writeaccess")?.unwrap_or(false),
+            virtio: None,
         });
     }
     Ok(())
