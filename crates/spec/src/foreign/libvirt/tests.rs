@@ -154,7 +154,7 @@ fn forwarded_ports_and_folders_of_virtio_fs_are_taken_over() {
     };
     let here = ("here".to_owned(), true);
     let (shares, told) = read(false).unwrap();
-    assert_eq!(shares, [here.clone()]);
+    assert_eq!(shares, std::slice::from_ref(&here));
     assert_eq!(told, ["Not there: shared folder old, shared folder there (--allow-outside)"]);
     let (shares, told) = read(true).unwrap();
     assert_eq!(shares, [here, ("there".to_owned(), false)]);
