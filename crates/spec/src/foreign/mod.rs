@@ -14,6 +14,7 @@ mod hyperv;
 mod libvirt;
 mod ovf;
 mod parallels;
+mod proxmox;
 mod read;
 mod tar;
 mod text;

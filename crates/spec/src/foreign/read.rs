@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::description::Description;
 use super::folder::Folder;
 use super::tar::{self, Archive};
-use super::{hyperv, libvirt, ovf, parallels, text, vagrant, virtualbox, vmware, xen, xml};
+use super::{
+    hyperv, libvirt, ovf, parallels, proxmox, text, vagrant, virtualbox, vmware, xen, xml,
+};
 use crate::{Error, Result, VmSpec};
 
 /// How to read a description.
@@ -116,6 +118,7 @@ enum Kind {
     Xva,
     XlJson,
     XlConfig,
+    Proxmox,
     Toml,
     Vagrant,
 }
@@ -156,6 +159,9 @@ impl Kind {
         }
         if text.trim_start().starts_with(['{', '[']) && text.contains("\"c_info\"") {
             return Some(Self::XlJson);
+        }
+        if proxmox::looks_right(&text) {
+            return Some(Self::Proxmox);
         }
         xen::looks_right(&text).then_some(Self::XlConfig)
     }
@@ -204,6 +210,7 @@ impl Kind {
             Self::Xva => one(xen::read_export(&root()?, path)),
             Self::XlJson => xen::read_json(bytes, path, folder),
             Self::XlConfig => one(xen::read_config(&text::decode_named(bytes, None), path, folder)),
+            Self::Proxmox => one(proxmox::read(&text::decode_named(bytes, None), path, folder)),
             Self::Toml => {
                 let spec = VmSpec::from_toml(&text::decode_named(bytes, None), &file)?;
                 Ok(vec![Description::from_spec(spec, path, folder)])
@@ -248,8 +255,8 @@ fn looks_like_vmx(text: &str) -> bool {
 pub const OWN_DESCRIPTION: &str = "vm.toml";
 
 /// Endings of descriptions; what comes first counts.
-const ENDINGS: [&str; 10] =
-    ["pvs", "vbox", "vmx", "vmtx", "ovf", "ova", "xva", "vmcx", "xml", "cfg"];
+const ENDINGS: [&str; 11] =
+    ["pvs", "vbox", "vmx", "vmtx", "ovf", "ova", "xva", "vmcx", "xml", "cfg", "conf"];
 
 /// The one description in a folder; `None` if it holds none.
 fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
@@ -277,7 +284,8 @@ pub(crate) fn of_platform(path: &Path, folder: &Folder) -> Result<Option<PathBuf
             .filter(has_ending)
             .filter_map(|name| Some((name, folder.find(name)?)))
             .filter(|(_, path)| {
-                path.is_file() && (!matches!(ending, "xml" | "cfg") || looks_like_one(path))
+                path.is_file()
+                    && (!matches!(ending, "xml" | "cfg" | "conf") || looks_like_one(path))
             })
             .collect();
         // VirtualBox keeps copies of what it brought to a newer schema: `NAME-1.19-linux.vbox` beside `NAME.vbox`.

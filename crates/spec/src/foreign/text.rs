@@ -51,6 +51,27 @@ pub(crate) fn error(path: &Path, message: impl Into<String>) -> Error {
     Error::File { place, message: message.into() }
 }
 
+/// A text in which bytes are written as in addresses, `%20`; `None` if none was.
+pub(crate) fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                let digit = |byte: &u8| char::from(*byte).to_digit(16);
+                digit(high)
+                    .zip(digit(low))
+                    .and_then(|(high, low)| u8::try_from(high * 16 + low).ok())
+            }
+            _ => None,
+        };
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &after[2..] } else { after };
+    }
+    let decoded = String::from_utf8(bytes).ok()?;
+    (decoded != text).then_some(decoded)
+}
+
 /// The text of XML: by its byte order mark, its declaration, or as UTF-8.
 pub(crate) fn decode_xml(bytes: &[u8]) -> Cow<'_, str> {
     if Encoding::for_bom(bytes).is_some() {

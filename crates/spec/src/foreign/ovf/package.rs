@@ -45,7 +45,7 @@ impl Package<'_> {
             Self::Folder(folder) => match folder.locate(href, &[]) {
                 found if found.is_usable() => found,
                 // A reference is a URI: names with spaces and umlauts are written with per cents by some.
-                missing => match percent_decoded(href) {
+                missing => match text::percent_decoded(href) {
                     Some(decoded) => {
                         FileRef { written: href.into(), ..folder.locate(&decoded, &[]) }
                     }
@@ -53,7 +53,7 @@ impl Package<'_> {
                 },
             },
             Self::Archive(archive) => {
-                let decoded = percent_decoded(href).map(|name| archive.locate(&name));
+                let decoded = text::percent_decoded(href).map(|name| archive.locate(&name));
                 let found = archive.locate(href);
                 if found.is_usable() { found } else { decoded.unwrap_or(found) }
             }
@@ -210,27 +210,6 @@ fn parse_entry(line: &str) -> Option<Entry> {
         _ => return None,
     };
     (digest.len() == length).then(|| Entry { algorithm, name: name.to_owned(), digest })
-}
-
-/// `None` if nothing was encoded.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let code = match (first, after) {
-            (b'%', [high, low, ..]) => {
-                let digit = |byte: &u8| char::from(*byte).to_digit(16);
-                digit(high)
-                    .zip(digit(low))
-                    .and_then(|(high, low)| u8::try_from(high * 16 + low).ok())
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &after[2..] } else { after };
-    }
-    let decoded = String::from_utf8(bytes).ok()?;
-    (decoded != text).then_some(decoded)
 }
 
 /// For the fuzzer: any bytes as a manifest.
