@@ -10,7 +10,7 @@ use guest::{Guest, Tree};
 
 use crate::files::{fill, of_guest, of_host};
 use crate::harness::{Image, MIB, Mounted, check, run};
-use crate::replay::check_replay;
+use crate::replay::{Synced, check_replay};
 
 #[test]
 fn btrfs_is_read_as_linux_reads_it() {
@@ -108,7 +108,7 @@ fn the_log_of_btrfs_is_replayed() {
     let seeds = std::env::var("SEEDS").map_or(0..2, |seeds| 0..seeds.parse().unwrap());
     for seed in seeds {
         let options = [",commit=300", ",commit=300,compress-force=zstd"][seed as usize % 2];
-        check_replay(256 * MIB, &["mkfs.btrfs", "-q", "-f"], options, seed, true);
+        check_replay(256 * MIB, &["mkfs.btrfs", "-q", "-f"], options, seed, Synced::All);
     }
 }
 

@@ -11,7 +11,7 @@ use guest::volume::{Volume, Whole};
 
 use crate::files::{bytes, fill};
 use crate::harness::{Image, MIB, run};
-use crate::replay::change;
+use crate::replay::{Synced, change};
 
 /// A volume some of whose bytes were changed.
 struct Damaged {
@@ -57,9 +57,13 @@ fn read_anything(volume: Arc<dyn Volume>) {
 
 #[test]
 fn damaged_file_systems_are_errors_at_worst() {
-    let kinds: [&[&str]; 3] =
-        [&["mkfs.ext4", "-q", "-F"], &["mkfs.xfs", "-q", "-f"], &["mkfs.btrfs", "-q", "-f"]];
-    for mkfs in kinds {
+    let kinds: [(&[&str], Synced); 4] = [
+        (&["mkfs.ext4", "-q", "-F"], Synced::All),
+        (&["mkfs.ext4", "-q", "-F", "-O", "fast_commit"], Synced::Files),
+        (&["mkfs.xfs", "-q", "-f"], Synced::All),
+        (&["mkfs.btrfs", "-q", "-f"], Synced::All),
+    ];
+    for (mkfs, synced) in kinds {
         let Some(image) = Image::new(320 * MIB, mkfs) else { continue };
         // With a log that is to be replayed.
         let copy;
@@ -71,7 +75,7 @@ fn damaged_file_systems_are_errors_at_worst() {
             }
             fs::create_dir(mounted.0.join("folder")).unwrap();
             fs::write(mounted.0.join("folder/file"), bytes(200_000, 3)).unwrap();
-            change(&mounted.0, 3, 100, true);
+            change(&mounted.0, 3, 100, synced);
             fs::File::open(mounted.0.join("folder/file")).unwrap().sync_all().unwrap();
             copy = image.copy();
         }

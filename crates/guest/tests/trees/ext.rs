@@ -7,7 +7,7 @@ use guest::Tree;
 
 use crate::files::{fill, of_guest, of_host};
 use crate::harness::{Image, MIB, check, run};
-use crate::replay::check_replay;
+use crate::replay::{Synced, check_replay};
 
 #[test]
 fn ext4_is_read_as_linux_reads_it() {
@@ -54,27 +54,37 @@ fn ext4_is_read_as_mke2fs_fills_it() {
 #[test]
 fn the_journals_of_ext3_and_ext4_are_replayed() {
     let mkfs = ["mkfs.ext4", "-q", "-F"];
-    check_replay(64 * MIB, &mkfs, "", 1, false);
-    check_replay(64 * MIB, &[&mkfs[..], &["-O", "^metadata_csum,^64bit"]].concat(), "", 2, false);
+    check_replay(64 * MIB, &mkfs, "", 1, Synced::Nothing);
+    check_replay(
+        64 * MIB,
+        &[&mkfs[..], &["-O", "^metadata_csum,^64bit"]].concat(),
+        "",
+        2,
+        Synced::Nothing,
+    );
     // With blocks that look like the journal's own.
-    check_replay(128 * MIB, &["mkfs.ext3", "-q", "-F"], ",data=journal", 3, false);
+    check_replay(128 * MIB, &["mkfs.ext3", "-q", "-F"], ",data=journal", 3, Synced::Nothing);
 }
 
 #[test]
-fn a_journal_that_cannot_be_replayed_is_told() {
+fn fast_commits_are_replayed() {
     let mkfs = ["mkfs.ext4", "-q", "-F", "-O", "fast_commit"];
+    let seeds = std::env::var("SEEDS").map_or(4..6, |seeds| 0..seeds.parse().unwrap());
+    for seed in seeds {
+        // No transaction for so long.
+        check_replay(64 * MIB, &mkfs, ",commit=300", 2 * seed, Synced::Files);
+    }
     let Some(image) = Image::new(64 * MIB, &mkfs) else { return };
-    let mounted = image.mount("").unwrap();
-    fs::write(mounted.0.join("file"), b"first").unwrap();
+    let mounted = image.mount(",commit=300").unwrap();
+    let path = mounted.0.join("file");
+    fs::write(&path, b"first").unwrap();
     assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
-    fs::File::options()
-        .append(true)
-        .open(mounted.0.join("file"))
-        .unwrap()
-        .write_all(b", then")
-        .unwrap();
-    fs::File::open(mounted.0.join("file")).unwrap().sync_all().unwrap();
-    let fs = image.copy().open();
-    assert_eq!(Tree::new(fs.clone(), "/").read("/file", 99).unwrap(), b"first");
-    assert!(fs.notes()[0].contains("fast commits"), "{:?}", fs.notes());
+    let mut file = fs::File::options().append(true).open(path).unwrap();
+    for (more, all) in [(", then", "first, then"), (", last", "first, then, last")] {
+        file.write_all(more.as_bytes()).unwrap();
+        file.sync_all().unwrap();
+        let fs = image.copy().open();
+        assert_eq!(fs.notes(), Vec::<String>::new());
+        assert_eq!(Tree::new(fs, "/").read("/file", 99).unwrap(), all.as_bytes());
+    }
 }

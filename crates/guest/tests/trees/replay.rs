@@ -9,8 +9,17 @@ use guest::Tree;
 use crate::files::{bytes, fill, of_guest, of_host};
 use crate::harness::{Image, run};
 
+/// What is synchronised now and then while files change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Synced {
+    Nothing,
+    /// Folders are not, and there are no new symbolic links: ext4 makes no fast commits of those.
+    Files,
+    All,
+}
+
 /// Changes of every kind, many of them to the same files and folders.
-pub fn change(root: &Path, seed: u64, count: usize, fsync: bool) {
+pub fn change(root: &Path, seed: u64, count: usize, synced: Synced) {
     let mut state = seed | 1;
     let mut random = move |below: u64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
@@ -29,7 +38,7 @@ pub fn change(root: &Path, seed: u64, count: usize, fsync: bool) {
             0 => drop(fs::remove_file(&path)),
             1 => drop(fs::rename(&path, &other)),
             2 => drop(fs::hard_link(&path, &other)),
-            3 => drop(symlink("where ever", &path)),
+            3 if synced != Synced::Files => drop(symlink("where ever", &path)),
             4 => {
                 if let Ok(file) = fs::File::options().write(true).open(&path) {
                     file.set_len(random(100_000)).unwrap();
@@ -51,9 +60,11 @@ pub fn change(root: &Path, seed: u64, count: usize, fsync: bool) {
             }
         }
         // Some of it in the log, at different times.
-        if fsync && random(6) == 0 {
+        if synced != Synced::Nothing && random(6) == 0 {
             for path in [&path, &other, &root.join(folder)] {
-                if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_symlink()) {
+                if path.symlink_metadata().is_ok_and(|metadata| {
+                    metadata.is_file() || metadata.is_dir() && synced == Synced::All
+                }) {
                     fs::File::open(path).unwrap().sync_all().unwrap();
                 }
             }
@@ -62,7 +73,7 @@ pub fn change(root: &Path, seed: u64, count: usize, fsync: bool) {
 }
 
 /// Changes files, takes a copy as a machine leaves it whose power is lost, and lets Linux replay the log in that.
-pub fn check_replay(size: u64, mkfs: &[&str], options: &str, seed: u64, fsync: bool) {
+pub fn check_replay(size: u64, mkfs: &[&str], options: &str, seed: u64, synced: Synced) {
     let Some(image) = Image::new(size, mkfs) else { return };
     eprintln!("seed {seed}");
     let copy;
@@ -71,8 +82,8 @@ pub fn check_replay(size: u64, mkfs: &[&str], options: &str, seed: u64, fsync: b
         fill(&mounted.0, 300);
         // What is in its place already.
         assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
-        change(&mounted.0, seed, 400, fsync);
-        if !fsync {
+        change(&mounted.0, seed, 400, synced);
+        if synced == Synced::Nothing {
             assert!(run("sync", &["-f", mounted.0.to_str().unwrap()]));
             fs::File::open(mounted.0.join("small")).unwrap().sync_all().unwrap();
         }

@@ -7,7 +7,7 @@ use guest::Tree;
 
 use crate::files::{bytes, of_guest, of_host};
 use crate::harness::{Image, MIB, check, run};
-use crate::replay::check_replay;
+use crate::replay::{Synced, check_replay};
 
 #[test]
 fn xfs_of_version_5_is_read_as_linux_reads_it() {
@@ -56,6 +56,12 @@ fn the_log_of_xfs_is_replayed() {
     for seed in seeds {
         let size: &[&str] = [&[][..], &["-n", "size=8192", "-i", "size=1024"]][seed as usize % 2];
         let options = ["", ",logbsize=256k"][seed as usize % 2];
-        check_replay(320 * MIB, &[&["mkfs.xfs", "-q", "-f"], size].concat(), options, seed, false);
+        check_replay(
+            320 * MIB,
+            &[&["mkfs.xfs", "-q", "-f"], size].concat(),
+            options,
+            seed,
+            Synced::Nothing,
+        );
     }
 }

@@ -16,6 +16,14 @@ type Visit<'a> = crate::fs::folder::Visit<'a, u32>;
 impl Ext {
     /// Shows every entry but `.` and `..` to `visit` until that has seen enough.
     pub(super) fn each_entry(&self, folder: u32, visit: &mut Visit<'_>) -> Result<()> {
+        if let Some(entries) = self.changes.folders.get(&folder) {
+            for (name, &(inode, kind)) in entries {
+                if !visit(DirEntry { name, inode, kind })? {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         let inode = self.inode(folder)?;
         if inode.is_encrypted() {
             return Err(Error::unsupported("folder", "it is encrypted"));

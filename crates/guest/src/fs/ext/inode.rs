@@ -8,7 +8,8 @@ use crate::volume::at;
 
 /// Bytes of an inode that every version has.
 const SMALLEST: usize = 128;
-const MAP: std::ops::Range<usize> = 0x28..0x64;
+/// Where blocks lie, or a short content.
+pub const MAP: std::ops::Range<usize> = 0x28..0x64;
 
 const ENCRYPTED: u32 = 0x800;
 const HASH_TREE: u32 = 0x1000;
@@ -17,6 +18,7 @@ const INLINE: u32 = 0x1000_0000;
 
 /// An inode as it was read.
 pub struct Inode {
+    pub number: u32,
     pub mode: u16,
     pub size: u64,
     /// Where checksums of what belongs to it begin.
@@ -27,6 +29,17 @@ pub struct Inode {
 
 impl Ext {
     pub(super) fn inode(&self, number: u32) -> Result<Inode> {
+        let seed = self.superblock.seed;
+        // What a fast commit says of it has no checksum.
+        if let Some(bytes) = self.changes.inodes.get(&number) {
+            return Ok(Inode::of(bytes, number, seed));
+        }
+        let inode = Inode::of(&self.inode_bytes(number)?, number, seed);
+        inode.is_whole().then_some(inode).ok_or_else(|| damaged("an inode"))
+    }
+
+    /// An inode as it lies on the volume.
+    pub(super) fn inode_bytes(&self, number: u32) -> Result<Vec<u8>> {
         let superblock = &self.superblock;
         let index = number.checked_sub(1).filter(|_| number <= superblock.inodes);
         let index = index.ok_or_else(|| damaged("the number of an inode"))?;
@@ -34,8 +47,7 @@ impl Ext {
         let within = u64::from(index % superblock.inodes_per_group) * superblock.inode_size as u64;
         let block = table.checked_add(within / superblock.block);
         let block = self.block(block.ok_or_else(|| damaged("the place of an inode"))?)?;
-        let bytes = &block[(within % superblock.block) as usize..][..superblock.inode_size];
-        Inode::of(bytes, number, superblock.seed).ok_or_else(|| damaged("an inode"))
+        Ok(block[(within % superblock.block) as usize..][..superblock.inode_size].to_vec())
     }
 
     /// The first block of a group's inodes.
@@ -59,23 +71,28 @@ impl Ext {
 }
 
 impl Inode {
-    /// `None` if its checksum is wrong.
-    fn of(bytes: &[u8], number: u32, seed: Option<u32>) -> Option<Self> {
+    /// The inode with this number; `seed` is that of the file system's checksums. Of 128 bytes at least.
+    pub fn of(bytes: &[u8], number: u32, seed: Option<u32>) -> Self {
+        let half = |offset| at::le16(bytes, offset).unwrap_or(0);
+        let word = |offset| at::le32(bytes, offset).unwrap_or(0);
         let seed = seed.map(|seed| crc32c(crc32c(seed, &number.to_le_bytes()), &bytes[0x64..0x68]));
-        if let Some(seed) = seed {
-            let mut plain = bytes.to_vec();
-            let (mut expected, mut mask) = (u32::from(at::le16(bytes, 0x7c)?), 0xffff);
-            plain[0x7c..0x7e].fill(0);
-            if extra_size(bytes) >= 4 {
-                expected |= u32::from(at::le16(bytes, 0x82)?) << 16;
-                mask = !0;
-                plain[0x82..0x84].fill(0);
-            }
-            (crc32c(seed, &plain) & mask == expected).then_some(())?;
+        let size = u64::from(word(0x4)) | u64::from(word(0x6c)) << 32;
+        Self { number, mode: half(0), size, seed, flags: word(0x20), bytes: bytes.to_vec() }
+    }
+
+    /// Its checksum is right.
+    fn is_whole(&self) -> bool {
+        let Some(seed) = self.seed else { return true };
+        let half = |offset| u32::from(at::le16(&self.bytes, offset).unwrap_or(0));
+        let mut plain = self.bytes.clone();
+        let (mut expected, mut mask) = (half(0x7c), 0xffff);
+        plain[0x7c..0x7e].fill(0);
+        if extra_size(&self.bytes) >= 4 {
+            expected |= half(0x82) << 16;
+            mask = !0;
+            plain[0x82..0x84].fill(0);
         }
-        let size = u64::from(at::le32(bytes, 0x4)?) | u64::from(at::le32(bytes, 0x6c)?) << 32;
-        let (mode, flags) = (at::le16(bytes, 0)?, at::le32(bytes, 0x20)?);
-        Some(Self { mode, size, seed, flags, bytes: bytes.to_vec() })
+        crc32c(seed, &plain) & mask == expected
     }
 
     pub fn kind(&self) -> Kind {

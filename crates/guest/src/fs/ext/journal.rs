@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::fast_commit::{self, Record};
 use super::map::Extent;
 use super::{Ext, damaged};
 use crate::checksum::crc32c;
@@ -51,8 +52,16 @@ struct Copy {
     is_escaped: bool,
 }
 
-/// The volume as the journal leaves it, and what should be known about that.
-pub fn replay(fs: &Ext) -> Result<(Arc<dyn Volume>, Vec<String>)> {
+/// What a journal leaves.
+pub struct Outcome {
+    /// The volume after its transactions.
+    pub volume: Arc<dyn Volume>,
+    /// What has changed since then.
+    pub fast_commits: Vec<Record>,
+}
+
+/// Replays the journal of a file system.
+pub fn replay(fs: &Ext) -> Result<Outcome> {
     let inode = fs.inode(fs.superblock.journal_inode)?;
     let extents = fs.extents(&inode, MAX_BLOCKS.into())?;
     let mut journal = Journal { fs, extents, first: 0, end: 1, features: 0, seed: None };
@@ -79,20 +88,22 @@ pub fn replay(fs: &Ext) -> Result<(Arc<dyn Volume>, Vec<String>)> {
     (journal.first, journal.end) = (word(20), word(16).saturating_sub(fast));
     let (start, sequence) = (word(28), word(24));
     if start == 0 {
-        return Ok((Arc::clone(&fs.volume), Vec::new()));
+        return Ok(Outcome { volume: Arc::clone(&fs.volume), fast_commits: Vec::new() });
     }
     if !(journal.first..journal.end).contains(&start) || journal.end > MAX_BLOCKS {
         return Err(damaged("its journal"));
     }
     let (moved, next) = journal.transactions(start, sequence)?;
-    let mut notes = Vec::new();
-    if fast > 0 && journal.has_fast_commits(next)? {
-        notes.push(
-            "its journal ends with fast commits, which are not replayed here: its last changes are missing".into(),
-        );
-    }
+    let fast_commits = match fast {
+        0 => Vec::new(),
+        // Behind the ring and an unused block.
+        _ => fast_commit::records(next, |number| {
+            journal.block(journal.end.saturating_add(1).saturating_add(number))
+        })?,
+    };
     let inner = Arc::clone(&fs.volume);
-    Ok((Arc::new(Replayed { inner, block: fs.superblock.block, moved }), notes))
+    let volume = Arc::new(Replayed { inner, block: fs.superblock.block, moved });
+    Ok(Outcome { volume, fast_commits })
 }
 
 impl Journal<'_> {
@@ -236,13 +247,6 @@ impl Journal<'_> {
         }
         let from = self.fs.place(self.place(place)?)?;
         Ok(Copy { from, to: tag.to, is_escaped: tag.flags & ESCAPED != 0 })
-    }
-
-    /// Behind the ring: changes since the last transaction, in a form of their own (fs/ext4/fast_commit.h).
-    fn has_fast_commits(&self, sequence: u32) -> Result<bool> {
-        const HEAD: u16 = 9;
-        let block = self.block(self.end + 1)?;
-        Ok(at::le16(&block, 0) == Some(HEAD) && at::le32(&block, 8) == Some(sequence))
     }
 }
 

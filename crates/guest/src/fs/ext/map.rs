@@ -8,6 +8,8 @@ use crate::volume::at;
 
 /// Most extents of a file, and most blocks that say where they are.
 const MAX_EXTENTS: usize = 1 << 20;
+/// Blocks that a file may have.
+pub const WHOLE_FILE: u64 = 1 << 32;
 /// Deepest tree of extents.
 const MAX_DEPTH: u16 = 5;
 const MAGIC: u16 = 0xf30a;
@@ -34,7 +36,11 @@ impl Ext {
     /// Where the first blocks of a file lie, in their order.
     pub(super) fn extents(&self, inode: &Inode, wanted: u64) -> Result<Vec<Extent>> {
         let mut found = Found { extents: Vec::new(), wanted, left: MAX_EXTENTS, seed: inode.seed };
-        if inode.has_extents() {
+        if let Some(changed) = self.changes.extents.get(&inode.number) {
+            for (&logical, &(physical, count)) in changed.range(..wanted) {
+                found.add(logical, physical, count).ok_or_else(|| damaged("a fast commit"))?;
+            }
+        } else if inode.has_extents() {
             self.tree(inode.map(), None, &mut found)?;
         } else {
             self.pointers(inode.map(), &mut found)?;

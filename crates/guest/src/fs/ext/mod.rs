@@ -1,6 +1,7 @@
 //! ext2, ext3 and ext4 (Linux's Documentation/filesystems/ext4). All numbers but the journal's are little-endian.
 
 mod dir;
+mod fast_commit;
 mod inode;
 mod journal;
 mod map;
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::fast_commit::Changes;
 use self::inode::Inode;
 use self::superblock::Superblock;
 use super::walk::{Nodes, Walk};
@@ -26,28 +28,20 @@ struct Ext {
     volume: Arc<dyn Volume>,
     superblock: Superblock,
     cache: RefCell<HashMap<u64, Rc<Vec<u8>>>>,
+    /// What fast commits say.
+    changes: Changes,
     notes: Vec<String>,
 }
 
 /// Opens the file system on `volume`.
 pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
     let mut fs = Ext::new(volume)?;
-    if fs.superblock.needs_recovery() {
-        let replayed = if fs.superblock.journal_inode == 0 {
-            Err(Error::unsupported("journal", "it is on another device"))
-        } else {
-            journal::replay(&fs)
-        };
-        match replayed {
-            // The superblock may have changed as well.
-            Ok((volume, notes)) => fs = Ext { notes, ..Ext::new(volume)? },
-            Err(error) => {
-                let why = super::error_text(&error);
-                fs.notes.push(format!(
-                    "it was not unmounted, and its journal could not be replayed: {why}"
-                ));
-            }
-        }
+    if fs.superblock.needs_recovery()
+        && let Err(error) = fs.recover()
+    {
+        let why = super::error_text(&error);
+        fs.notes
+            .push(format!("it was not unmounted, and its journal could not be replayed: {why}"));
     }
     Ok(Rc::new(Walk::new(fs)))
 }
@@ -55,7 +49,25 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
 impl Ext {
     fn new(volume: Arc<dyn Volume>) -> Result<Self> {
         let superblock = Superblock::of(&read(&*volume, 1024, 1024)?)?;
-        Ok(Self { volume, superblock, cache: RefCell::default(), notes: Vec::new() })
+        Ok(Self {
+            volume,
+            superblock,
+            cache: RefCell::default(),
+            changes: Changes::default(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// Puts what the journal says over it.
+    fn recover(&mut self) -> Result<()> {
+        if self.superblock.journal_inode == 0 {
+            return Err(Error::unsupported("journal", "it is on another device"));
+        }
+        let replayed = journal::replay(self)?;
+        // The superblock may have changed as well.
+        *self = Self::new(replayed.volume)?;
+        self.changes = fast_commit::replay(self, replayed.fast_commits)?;
+        Ok(())
     }
 
     /// A block of metadata.
