@@ -84,6 +84,7 @@ pub use source::{
     FileSource, GzipSource, HttpError, HttpOptions, HttpSource, MemorySource, PartSource,
     ReadAhead, RemoteSource, Source, WritableSource, fuzz_gzip_index, is_url,
 };
+pub use vma::{VmaContents, vma_contents};
 
 /// Bytes in a sector, the unit of a disk's length.
 pub const SECTOR_SIZE: u64 = 512;

@@ -142,6 +142,11 @@ pub(crate) fn open_member(
     let is_packed = GzipSource::is_gzip(&*source)?;
     let source: Arc<dyn Source> = if is_packed { Arc::new(unpack(source)?) } else { source };
     let Some(members) = members(&*source)? else {
+        if let Some(name) = &name
+            && Format::detect(&*source)? == Format::Vma
+        {
+            return open_in_vma(source, archive.join(name), name).map(Some);
+        }
         if !is_packed {
             return Ok(None);
         }
@@ -206,6 +211,23 @@ pub(crate) fn open_member(
     };
     info.path = path;
     Ok(Some((disk, info)))
+}
+
+/// Opens the disk of this name in an archive of Proxmox's.
+fn open_in_vma(
+    source: Arc<dyn Source>,
+    path: PathBuf,
+    name: &str,
+) -> Result<(Arc<dyn Disk>, ImageInfo)> {
+    let options = ImageOptions {
+        format: Some(Format::Vma),
+        snapshot: Some(name.to_owned()),
+        ..ImageOptions::default()
+    };
+    let inside = |source| Error::Image { path: path.clone(), source: Box::new(source) };
+    let (parsed, info) = read_image(source, &options, None).map_err(inside)?;
+    let disk = Image::new(Format::Vma, parsed.layer, parsed.length, None, true);
+    Ok((Arc::new(disk), ImageInfo { path, ..info }))
 }
 
 /// Names of the members that are images, and of the disks that are made of blocks.

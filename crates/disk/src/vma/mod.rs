@@ -84,16 +84,8 @@ struct Vma {
 
 /// Reads the disk of this name, or the only one.
 pub(crate) fn parse(source: Arc<dyn Source>, wanted: Option<&str>) -> Result<Parsed> {
-    let header: Header = read_struct(&*source, 0)?;
-    if &header.magic != b"VMA\0" || header.version.get() != 1 {
-        return Err(damaged("it does not begin as it should"));
-    }
-    let header_size = header.header_size.get();
-    if header_size > MAX_HEADER || (header_size as usize) < size_of::<Header>() {
-        return Err(damaged("its header has a wrong length"));
-    }
-    let bytes = read_vec(&*source, 0, header_size as usize)?;
-    let disks = disks(&header, &bytes)?;
+    let header = Header::read(&*source)?;
+    let disks = disks(&header, &Blobs::read(&*source, &header)?)?;
     let names = || disks.iter().map(|(_, name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
     let (device, _, length) = match wanted {
         Some(wanted) => disks.iter().find(|(_, name, _)| name == wanted).ok_or_else(|| {
@@ -105,7 +97,8 @@ pub(crate) fn parse(source: Arc<dyn Source>, wanted: Option<&str>) -> Result<Par
             _ => return Err(unsupported(format!("one of its disks must be named: {}", names()))),
         },
     };
-    let clusters = read_extents(&*source, u64::from(header_size), *device, &header.uuid)?;
+    let clusters =
+        read_extents(&*source, u64::from(header.header_size.get()), *device, &header.uuid)?;
     if clusters.last_key_value().is_some_and(|(&last, _)| u64::from(last) * CLUSTER >= *length) {
         return Err(damaged("it has more than its disk is long"));
     }
@@ -122,23 +115,85 @@ pub(crate) fn parse(source: Arc<dyn Source>, wanted: Option<&str>) -> Result<Par
     Ok(parsed)
 }
 
+/// The names of the disks in an archive of Proxmox's, and the files that describe their VM, by name; nothing if the source is
+/// none.
+///
+/// # Errors
+/// Reading fails, or it is damaged.
+pub fn vma_contents(source: &dyn Source) -> Result<Option<VmaContents>> {
+    if Format::detect(source)? != Format::Vma {
+        return Ok(None);
+    }
+    let header = Header::read(source)?;
+    let blobs = Blobs::read(source, &header)?;
+    let mut contents = VmaContents::default();
+    contents.disks.extend(disks(&header, &blobs)?.into_iter().map(|(_, name, _)| name));
+    for (name, data) in header.config_names.iter().zip(&header.config_data) {
+        if name.get() != 0 {
+            let name = blobs.name(name.get())?;
+            contents.configurations.push((name, blobs.get(data.get())?.to_vec()));
+        }
+    }
+    Ok(Some(contents))
+}
+
+/// What is in an archive of Proxmox's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmaContents {
+    /// The disks' names.
+    pub disks: Vec<String>,
+    /// Files, by name.
+    pub configurations: Vec<(String, Vec<u8>)>,
+}
+
+impl Header {
+    fn read(source: &dyn Source) -> Result<Self> {
+        let header: Self = read_struct(source, 0)?;
+        if &header.magic != b"VMA\0" || header.version.get() != 1 {
+            return Err(damaged("it does not begin as it should"));
+        }
+        let size = header.header_size.get();
+        if size > MAX_HEADER || (size as usize) < size_of::<Self>() {
+            return Err(damaged("its header has a wrong length"));
+        }
+        Ok(header)
+    }
+}
+
+/// Names and files, each behind its length.
+struct Blobs(Vec<u8>);
+
+impl Blobs {
+    fn read(source: &dyn Source, header: &Header) -> Result<Self> {
+        let (start, length) = (header.blob_buffer_offset.get(), header.blob_buffer_size.get());
+        let end = start.checked_add(length).filter(|&end| end <= header.header_size.get());
+        end.ok_or_else(|| damaged("its names lie outside its header"))?;
+        Ok(Self(read_vec(source, u64::from(start), length as usize)?))
+    }
+
+    fn get(&self, offset: u32) -> Result<&[u8]> {
+        // A length of 16 bits, little-endian in this big-endian format.
+        let found = self.0.get(offset as usize..).and_then(|blob| {
+            let (length, blob) = blob.split_first_chunk()?;
+            blob.get(..usize::from(u16::from_le_bytes(*length)))
+        });
+        found.ok_or_else(|| damaged("a name of it is wrong"))
+    }
+
+    fn name(&self, offset: u32) -> Result<String> {
+        Ok(String::from_utf8_lossy(self.get(offset)?).trim_end_matches('\0').to_owned())
+    }
+}
+
 /// The numbers, names and lengths of all disks.
-fn disks(header: &Header, bytes: &[u8]) -> Result<Vec<(u8, String, u64)>> {
-    let start = header.blob_buffer_offset.get() as usize;
-    let end = start.saturating_add(header.blob_buffer_size.get() as usize);
-    let blobs = bytes.get(start..end).ok_or_else(|| damaged("its names lie outside its header"))?;
+fn disks(header: &Header, blobs: &Blobs) -> Result<Vec<(u8, String, u64)>> {
     let mut disks = Vec::new();
     for (number, device) in header.devices.iter().enumerate() {
         // The state of the memory, which is no disk, has a name of its own.
         if device.name.get() == 0 || device.size.get() == 0 {
             continue;
         }
-        let wrong = || damaged("the name of a disk is wrong");
-        let blob = blobs.get(device.name.get() as usize..).ok_or_else(wrong)?;
-        // A length of 16 bits, little-endian in this big-endian format.
-        let (length, blob) = blob.split_first_chunk().ok_or_else(wrong)?;
-        let name = blob.get(..usize::from(u16::from_le_bytes(*length))).ok_or_else(wrong)?;
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        let name = blobs.name(device.name.get())?;
         let length = device.size.get();
         if length > MAX_LENGTH {
             return Err(damaged("a disk of it is longer than any can be"));

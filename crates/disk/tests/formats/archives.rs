@@ -6,6 +6,7 @@ use std::io::Write;
 use disk::{Format, ImageOptions};
 
 use crate::common::{Workshop, assert_disk_holds, chain, has_qemu_img, open, read_only};
+use crate::make_vma;
 
 const LENGTH: usize = (3 << 20) + 1024;
 const SECTOR: usize = 512;
@@ -193,61 +194,8 @@ fn dmg_of_every_compression_is_read() {
 
 /// An archive with two disks, of which the second is `content`.
 fn vma(content: &[u8]) -> Vec<u8> {
-    const CLUSTER: usize = 64 << 10;
-    let mut blobs = vec![0];
-    let mut name = |name: &str| {
-        let at = blobs.len() as u32;
-        blobs.extend_from_slice(&(name.len() as u16 + 1).to_le_bytes());
-        blobs.extend_from_slice(name.as_bytes());
-        blobs.push(0);
-        at
-    };
-    let names = [name("drive-scsi0"), name("drive-scsi1")];
-    let header_size = (12288 + blobs.len()).next_multiple_of(512);
-    let mut bytes = vec![0; header_size];
-    bytes[..4].copy_from_slice(b"VMA\0");
-    let uuid = [7; 16];
-    bytes[8..24].copy_from_slice(&uuid);
-    for (at, value) in [(4, 1), (48, 12288), (52, blobs.len()), (56, header_size)] {
-        bytes[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
-    }
-    for (index, at) in names.iter().enumerate() {
-        let device = 4096 + (index + 1) * 32;
-        let length = if index == 1 { content.len() } else { CLUSTER };
-        bytes[device..device + 4].copy_from_slice(&at.to_be_bytes());
-        bytes[device + 8..device + 16].copy_from_slice(&(length as u64).to_be_bytes());
-    }
-    bytes[12288..12288 + blobs.len()].copy_from_slice(&blobs);
-    // The clusters of both disks, the second one's from its end, as backups write them in any order.
-    let mut clusters: Vec<(u8, u32, Vec<u8>)> = vec![(1, 0, vec![1; CLUSTER])];
-    for (number, part) in content.chunks(CLUSTER).enumerate().rev() {
-        let mut part = part.to_vec();
-        part.resize(CLUSTER, 0);
-        clusters.push((2, number as u32, part));
-    }
-    for group in clusters.chunks(59) {
-        let mut header = vec![0; 512];
-        header[..4].copy_from_slice(b"VMAE");
-        header[8..24].copy_from_slice(&uuid);
-        let mut data = Vec::new();
-        for (index, (device, number, cluster)) in group.iter().enumerate() {
-            let mut mask = 0_u16;
-            for (bit, block) in cluster.chunks(4096).enumerate() {
-                if block.iter().any(|&byte| byte != 0) {
-                    mask |= 1 << bit;
-                    data.extend_from_slice(block);
-                }
-            }
-            let at = 40 + index * 8;
-            header[at..at + 2].copy_from_slice(&mask.to_be_bytes());
-            header[at + 3] = *device;
-            header[at + 4..at + 8].copy_from_slice(&number.to_be_bytes());
-        }
-        header[6..8].copy_from_slice(&((data.len() / 4096) as u16).to_be_bytes());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&data);
-    }
-    bytes
+    let first = vec![1; 64 << 10];
+    make_vma::vma(&[("drive-scsi0", &first[..]), ("drive-scsi1", content)], "memory: 512\n")
 }
 
 #[test]
@@ -265,6 +213,22 @@ fn a_disk_of_a_vma_is_read_by_its_name() {
     let disk = disk::open(&path, &named("drive-scsi0")).unwrap();
     assert_disk_holds(&*disk, &[1; 64 << 10], "the other disk");
     assert!(disk::open(&path, &named("drive-scsi2")).is_err());
+    // As a folder, whether gzip has compressed it or not, with what describes the VM.
+    let packed = workshop.path("backup.vma.gz");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    Write::write_all(&mut encoder, &std::fs::read(&path).unwrap()).unwrap();
+    std::fs::write(&packed, encoder.finish().unwrap()).unwrap();
+    for archive in [&path, &packed] {
+        let (disk, infos) = disk::open_chain(archive.join("drive-scsi1"), &read_only()).unwrap();
+        assert_eq!(infos[0].path, archive.join("drive-scsi1"));
+        assert_disk_holds(&*disk, &workshop.content, "VMA");
+        assert!(disk::open(archive.join("drive-scsi2"), &read_only()).is_err());
+    }
+    let source = disk::FileSource::open(&path, true).unwrap();
+    let contents = disk::vma_contents(&source).unwrap().unwrap();
+    assert_eq!(contents.disks, ["drive-scsi0", "drive-scsi1"]);
+    let wanted = ("qemu-server.conf".to_owned(), b"memory: 512\n".to_vec());
+    assert_eq!(contents.configurations, [wanted]);
     // A backup that broke off.
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 4096]).unwrap();

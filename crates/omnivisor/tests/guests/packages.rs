@@ -8,6 +8,8 @@ use crate::harness::{PROMPT, Workshop, path, sums, text};
 
 #[path = "../../../disk/tests/formats/link_vhdx.rs"]
 mod link_vhdx;
+#[path = "../../../disk/tests/formats/make_vma.rs"]
+mod make_vma;
 #[path = "../../../spec/src/foreign/xen/maker.rs"]
 mod xenapi;
 
@@ -31,7 +33,7 @@ pub struct Packed {
 }
 
 /// All of them.
-pub const PACKAGES: [Package; 13] = [
+pub const PACKAGES: [Package; 15] = [
     Package { name: "an_ova_with_a_stream_optimized_vmdk", pack: ova },
     Package { name: "a_vmx_with_a_sparse_vmdk", pack: |workshop| vmx(workshop, "vmdk") },
     Package {
@@ -44,6 +46,8 @@ pub const PACKAGES: [Package; 13] = [
     Package { name: "a_configuration_of_xl_with_a_raw_disk", pack: xl },
     Package { name: "an_export_of_xenserver", pack: xenserver },
     Package { name: "a_domain_of_libvirt_with_a_chain_of_qcow2", pack: libvirt },
+    Package { name: "a_configuration_of_proxmox_with_a_qcow2", pack: proxmox },
+    Package { name: "a_backup_of_proxmox", pack: vzdump },
     Package { name: "a_box_of_vagrant_for_virtualbox", pack: box_of_virtualbox },
     Package { name: "a_box_of_vagrant_for_vmware", pack: box_of_vmware },
     Package { name: "a_box_of_vagrant_for_hyper_v", pack: box_of_hyper_v },
@@ -242,6 +246,26 @@ fn libvirt(workshop: &Workshop) -> Option<Packed> {
         ),
     );
     Some(Packed { arguments: without_network(&xml), says: "this is start 2;" })
+}
+
+/// What Proxmox VE writes of a VM with one disk.
+const PROXMOX: &str = "boot: order=scsi0;net0\ncores: 1\nide2: none,media=cdrom\nmemory: 512\nmeta: creation-qemu=9.2.0,ctime=1720234045\n\
+                       name: web\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1\nnuma: 0\nostype: l26\n\
+                       scsi0: local:100/vm-100-disk-0.qcow2,iothread=1,size=1G\nscsihw: virtio-scsi-single\nsockets: 1\n\
+                       smbios1: uuid=03f72037-6d9e-46cd-8ea9-01f8cc736134\nvmgenid: d8364c27-171a-4f63-a31a-439a3374ff41\n";
+
+fn proxmox(workshop: &Workshop) -> Option<Packed> {
+    workshop.convert("vm-100-disk-0.qcow2", "qcow2");
+    fresh(&workshop.write("100.conf", PROXMOX))
+}
+
+fn vzdump(workshop: &Workshop) -> Option<Packed> {
+    let disk = fs::read(&workshop.raw).unwrap();
+    let map = "#qmdump#map:scsi0:drive-scsi0:local:qcow2:\n";
+    let bytes = make_vma::vma(&[("drive-scsi0", &disk)], &format!("{PROXMOX}{map}"));
+    let path = workshop.vm().join("vzdump-qemu-100-2024_07_06-02_47_25.vma");
+    fs::write(&path, bytes).unwrap();
+    fresh(&path)
 }
 
 /// VirtualBox itself makes the machine and its snapshots (`tests/labs/vbox-lab`).

@@ -59,6 +59,16 @@ fn a_domain_of_libvirt_with_a_chain_of_qcow2() {
 }
 
 #[test]
+fn a_configuration_of_proxmox_with_a_qcow2() {
+    boots("a_configuration_of_proxmox_with_a_qcow2");
+}
+
+#[test]
+fn a_backup_of_proxmox() {
+    boots("a_backup_of_proxmox");
+}
+
+#[test]
 fn a_box_of_vagrant_for_virtualbox() {
     boots("a_box_of_vagrant_for_virtualbox");
 }

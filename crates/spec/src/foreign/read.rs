@@ -36,6 +36,7 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     }
     let vms = match Kind::detect(&text::read_head(path)?, path) {
         Some(Kind::Archive) => archive(path, options),
+        Some(Kind::Backup) => one(proxmox::read_backup(path, options.cache.as_deref())),
         Some(kind) => kind.read(&text::read_file(path)?, path, options),
         None => Err(text::error(path, unknown(path))),
     }?;
@@ -72,6 +73,12 @@ fn unknown(path: &Path) -> String {
 /// What is in a file of this name. XML and `.cfg` may be anything.
 fn expected(path: &Path) -> Option<&'static str> {
     let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    let is_backup = path.file_stem()?.to_str()?.to_ascii_lowercase().ends_with(".vma");
+    if is_backup && matches!(ending.as_str(), "zst" | "lzo") {
+        return Some(
+            "an archive of vzdump that is not compressed, or by gzip (unpack it with zstd -d, lzop -d)",
+        );
+    }
     Some(match ending.as_str() {
         "vmx" | "vmtx" => "lines of `key = \"value\"`",
         "ovf" => "XML with an <Envelope>",
@@ -80,6 +87,7 @@ fn expected(path: &Path) -> Option<&'static str> {
         "vbox" => "XML with <VirtualBox>",
         "pvs" => "XML with <ParallelsVirtualMachine>",
         "vmcx" => "HyperVStorage",
+        "vma" => "an archive of Proxmox VE's vzdump",
         "xva" => "a tar archive that begins with ova.xml",
         _ => return None,
     })
@@ -97,7 +105,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Description>> {
 pub(crate) fn parse_within(bytes: &[u8], path: &Path, folder: &Folder) -> Result<Vec<Description>> {
     let head = &bytes[..bytes.len().min(text::HEAD)];
     match Kind::detect(head, path) {
-        Some(kind) if kind != Kind::Archive => {
+        Some(kind) if !matches!(kind, Kind::Archive | Kind::Backup) => {
             kind.parse(bytes, path, folder, &ReadOptions::default())
         }
         _ => Err(text::error(path, unknown(path))),
@@ -108,6 +116,8 @@ pub(crate) fn parse_within(bytes: &[u8], path: &Path, folder: &Folder) -> Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Archive,
+    /// Of Proxmox VE.
+    Backup,
     Vmx,
     Vbox,
     Libvirt,
@@ -128,6 +138,9 @@ impl Kind {
     fn detect(head: &[u8], path: &Path) -> Option<Self> {
         if tar::is_tar(head) || tar::is_gzip(head) && vagrant::is_box(path) {
             return Some(Self::Archive);
+        }
+        if proxmox::is_backup(head, path) {
+            return Some(Self::Backup);
         }
         if hyperv::is_storage(head) {
             return Some(Self::Vmcx);
@@ -216,7 +229,9 @@ impl Kind {
                 Ok(vec![Description::from_spec(spec, path, folder)])
             }
             Self::Vagrant => one(vagrant::parse(bytes, path)),
-            Self::Archive => Err(text::error(path, "Expected a description and not an archive")),
+            Self::Archive | Self::Backup => {
+                Err(text::error(path, "Expected a description and not an archive"))
+            }
         }
     }
 }

@@ -61,6 +61,7 @@ pub(super) fn drive(
 ) -> Result<Drive> {
     let (bus, controller, unit) = place(entry.word(), index).unwrap_or_default();
     let mut drive = Drive::new(DriveKind::Disk, bus, controller, unit);
+    drive.target = Some(entry.key.clone());
     for (key, value) in entry.options("file").iter() {
         match key {
             "file" | "volume" if value == "none" => {}

@@ -2,6 +2,7 @@
 //!
 //! Sources: qm.conf(5); "Storage" in the administration guide of Proxmox VE.
 
+mod backup;
 mod devices;
 mod storage;
 mod syntax;
@@ -19,10 +20,15 @@ use crate::Result;
 use storage::Volumes;
 use syntax::{Entry, Section, Text};
 
+pub(crate) use backup::{is_backup, read_backup};
 pub(crate) use syntax::looks_right;
 
 /// The state to which the VM is changed when it is started the next time.
 const PENDING: &str = "PENDING";
+/// Where the first cards of a machine `pc` are, by which guests name them: `ens18` (`PCI.pm` of qemu-server). Those of a `q35` are
+/// behind a bridge.
+const FIRST_SLOT: u32 = 18;
+const CARDS_WITH_SLOT: u32 = 6;
 /// More snapshots are not listed.
 const MOST_SNAPSHOTS: usize = 1000;
 
@@ -169,6 +175,10 @@ fn of_text(text: &str, path: &Path, locate: &dyn Fn(&str) -> FileRef) -> Result<
     if scsi.is_some() && vm.drives.iter().any(|drive| drive.bus == Bus::Scsi) {
         vm.controller(Bus::Scsi, 0, scsi);
     }
+    let is_pc = vm.machine.as_ref().is_none_or(|machine| !machine.contains("q35"));
+    for card in vm.nics.iter_mut().filter(|card| is_pc && card.index < CARDS_WITH_SLOT) {
+        card.slot = Some(FIRST_SLOT + card.index);
+    }
     for (place, name) in (1..).zip(&order) {
         start_from(name, place, &mut vm);
     }
@@ -185,7 +195,7 @@ fn mebibytes(entry: &Entry, text: &str) -> Result<u64> {
 /// Without a word there is one socket with one core.
 fn processors(sockets: Option<u32>, said: &Processors) -> Processors {
     let (sockets, cores) = (sockets.unwrap_or(1), said.cores.unwrap_or(1));
-    let all = sockets.checked_mul(cores).unwrap_or(u32::MAX);
+    let all = sockets.saturating_mul(cores);
     let count = said.count.unwrap_or(all);
     Processors {
         count: Some(count),

@@ -87,6 +87,10 @@ impl Text {
                 return Err(wrong("There are too many lines"));
             }
             let section = found.sections.last_mut().unwrap_or(&mut found.main);
+            // What `vzdump` notes about the disks in an archive.
+            if line.starts_with("#qmdump#") {
+                continue;
+            }
             if let Some(comment) = line.strip_prefix('#') {
                 let known = section.comment.get_or_insert_default();
                 let separator = if known.is_empty() { "" } else { "\n" };

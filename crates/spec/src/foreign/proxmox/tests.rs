@@ -71,7 +71,7 @@ fn a_vm_is_read() {
         (Some("virtio"), Some("vmbr0"))
     );
     assert_eq!(vm.nics[0].mac.unwrap().to_string(), "bc:24:11:dd:d7:d2");
-    assert_eq!((vm.nics[1].connected, vm.nics[1].mtu), (false, None));
+    assert_eq!((vm.nics[1].connected, vm.nics[1].mtu, vm.nics[1].slot), (false, None, None));
     assert_eq!(vm.devices.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["pci"]);
     let unread: Vec<_> = vm.unread.iter().map(|one| (one.line, one.key.as_str())).collect();
     assert_eq!(unread, [(Some(4), "args"), (Some(17), "net0.tag")]);
@@ -84,13 +84,14 @@ fn a_vm_is_read() {
 
 #[test]
 fn an_old_boot_order_and_a_few_words_are_enough() {
-    let vm = parsed("boot: cdn\nbootdisk: virtio1\nmemory: 512\nvirtio0: a:b\nvirtio1: a:c\nide0: none,media=cdrom\n").unwrap();
+    let vm = parsed("boot: cdn\nbootdisk: virtio1\nmemory: 512\nvirtio0: a:b\nvirtio1: a:c\nide0: none,media=cdrom\nnet1: rtl8139=BC:24:11:DD:D7:D3\n").unwrap();
     assert_eq!((vm.name.as_deref(), vm.cpus.count), (Some("VM 100"), Some(1)));
     assert_eq!(
         vm.drives.iter().map(|drive| drive.boot_order).collect::<Vec<_>>(),
         [None, Some(1), None]
     );
     assert!(vm.drives[2].file.is_none());
+    assert_eq!((vm.nics[0].slot, vm.nics[0].connection.as_deref()), (Some(19), Some("user")));
     let container =
         parsed("arch: amd64\ncores: 2\nmemory: 512\nrootfs: local-lvm:vm-101-disk-0,size=8G\n")
             .unwrap();
