@@ -46,6 +46,7 @@ pub(crate) fn expand(input: &[u8]) -> Option<Vec<u8>> {
 pub(crate) fn read_all(format: Format, bytes: &[u8]) {
     let source = Arc::new(MemorySource::read_only(bytes.to_vec()));
     let _ = Format::detect(&*source);
+    let _ = crate::vma_contents(&*source);
     let Some(image) = open(format, source, true) else { return };
     let _ = image.layer.cut();
     let mut buffer = vec![0; 4096];
