@@ -142,6 +142,14 @@ pub enum Error {
         /// What it lacks, after its name.
         what: String,
     },
+    /// A tar archive is damaged, or was cut off.
+    #[error("{what} (at offset {offset})")]
+    Tar {
+        /// Where in the archive.
+        offset: u64,
+        /// What is wrong there: a sentence.
+        what: String,
+    },
     /// A chain of parents that leads back to itself, or is longer than any real one.
     #[error("The image's chain of parents {0}")]
     Chain(&'static str),

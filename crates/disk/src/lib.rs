@@ -61,7 +61,7 @@ mod vmdk;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-pub use archive::{Member, members, open_source};
+pub use archive::{Member, MemberKind, Members, is_tar, open_source};
 pub use check::{Checkup, check};
 pub use commit::{Committed, commit};
 pub use compare::{Comparison, compare, read_all};

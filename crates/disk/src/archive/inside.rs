@@ -27,7 +27,7 @@ pub(super) struct Inside {
 impl Contents {
     /// The bytes of the file with this name.
     pub fn part(&self, name: &str) -> Option<PartSource> {
-        let found = self.members.iter().find(|member| member.name == name)?;
+        let found = self.members.iter().find(|member| *member.name == *name)?;
         let range = found.offset..found.offset + found.length;
         Some(PartSource::new(Arc::clone(&self.source), range))
     }

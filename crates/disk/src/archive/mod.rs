@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use inside::{Contents, Inside};
-pub use tar::{Member, members};
+pub use tar::{Member, MemberKind, Members, is_tar};
 
 use crate::layer::{Image, Layer, Place, Run};
 use crate::open::{Neighbours, Parsed, parse};
-use crate::source::{GzipSource, PartSource, RemoteSource, Source, gzip};
+use crate::source::{GzipSource, PartSource, RemoteSource, Source, gzip, read_vec};
 use crate::{Disk, Error, Format, ImageInfo, ImageOptions, MemorySource, Result, SECTOR_SIZE};
 
 /// Opens the image that a source holds, for reading; other files that it names are not found. The format is found out by
@@ -74,6 +74,26 @@ pub(crate) fn read_image(
     Ok((parsed, info))
 }
 
+/// Most files of an archive: those of an XVA are blocks of 1 MiB.
+const MAX_MEMBERS: usize = 8 << 20;
+
+/// The files of a tar archive; nothing if the source is none.
+fn members(source: &dyn Source) -> Result<Option<Vec<Member>>> {
+    if !is_tar(&read_vec(source, 0, source.len().min(512) as usize)?) {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for member in Members::of(source) {
+        let member = member?;
+        if files.len() == MAX_MEMBERS {
+            let what = "The archive has too many members".to_owned();
+            return Err(Error::Tar { offset: member.header(), what });
+        }
+        files.extend((member.kind == MemberKind::File).then_some(member));
+    }
+    Ok(Some(files))
+}
+
 /// Where an archive is.
 #[derive(Clone, Copy)]
 pub(crate) enum Archive<'a> {
@@ -118,9 +138,7 @@ pub(crate) fn is_archive(path: &Path) -> bool {
     path.is_file()
         && std::fs::File::open(path)
             .and_then(|file| file.take(512).read_to_end(&mut header))
-            .is_ok_and(|_| {
-                header.len() == 512 && tar::is_header(&header) || header.starts_with(gzip::MAGIC)
-            })
+            .is_ok_and(|_| is_tar(&header) || header.starts_with(gzip::MAGIC))
 }
 
 /// The name of what gzip has compressed into a file of this name.
@@ -141,7 +159,8 @@ pub(crate) fn open_member(
     let unpack = |packed| GzipSource::open(packed, options.cache.as_deref());
     let is_packed = GzipSource::is_gzip(&*source)?;
     let source: Arc<dyn Source> = if is_packed { Arc::new(unpack(source)?) } else { source };
-    let Some(members) = members(&*source)? else {
+    let broken = |source| Error::Image { path: archive.path(), source: Box::new(source) };
+    let Some(members) = members(&*source).map_err(broken)? else {
         if let Some(name) = &name
             && Format::detect(&*source)? == Format::Vma
         {
@@ -251,7 +270,7 @@ fn disks(source: &Arc<dyn Source>, members: &[Member]) -> Result<Vec<String>> {
             Format::Raw
         };
         if format != Format::Raw {
-            names.push(member.name.clone());
+            names.push(member.name.to_string());
         }
     }
     names.dedup();

@@ -1,106 +1,174 @@
-//! Where a tar archive's members lie: POSIX.1-1988 ustar, with the longer names and sizes of pax (POSIX.1-2001) and GNU.
+//! Where a tar archive's members lie: ustar (POSIX.1-1988) and what was before it, with the longer names and sizes of
+//! pax (POSIX.1-2001) and GNU. Nothing is unpacked to anywhere.
 
 use crate::source::{Source, read_vec};
-use crate::{Error, Format, Result};
+use crate::{Error, Result};
 
 const BLOCK: u64 = 512;
-/// Most members of an archive: those of an XVA are blocks of 1 MiB.
-const MAX_MEMBERS: usize = 8 << 20;
-/// Longest record of names that belong to the next member.
-const MAX_RECORD: u64 = 64 << 10;
+/// The longest header that says more about the next member.
+const LONGEST_EXTENSION: u64 = 1 << 20;
 
-/// A file in an archive.
+/// A member of a tar archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its name, with folders.
-    pub name: String,
+    /// Its name with folders, without a `./` before it; it may lead anywhere.
+    pub name: Box<str>,
     /// Where its bytes begin in the archive.
     pub offset: u64,
     /// How many bytes it has.
     pub length: u64,
+    /// What it is.
+    pub kind: MemberKind,
 }
 
-/// The files in a tar archive, in their order; nothing if the source is none.
-pub fn members(source: &dyn Source) -> Result<Option<Vec<Member>>> {
-    let mut members = Vec::new();
-    let mut at = 0;
-    let (mut name, mut size) = (None, None);
-    // An archive that was cut off ends with its last whole header.
-    while source.len().saturating_sub(at) >= BLOCK {
-        let header = read_vec(source, at, BLOCK as usize)?;
-        if at == 0 && !is_header(&header) {
-            return Ok(None);
-        }
-        if header.iter().all(|&byte| byte == 0) {
-            break;
-        }
-        if !is_header(&header) {
-            return Err(damaged(format!("what should be a header at {at} is none")));
-        }
-        let stated = number(&header[124..136]).ok_or_else(|| damaged("a size is no number"))?;
-        let kind = header[156];
-        let length = match kind {
-            b'0' | 0 | b'7' => size.take().unwrap_or(stated),
-            _ => stated,
-        };
-        let start = at + BLOCK;
-        let end = start.checked_add(length).filter(|&end| end <= source.len());
-        let end = end.ok_or_else(|| damaged("a member passes the end of the file"))?;
-        match kind {
-            b'L' | b'x' if length > MAX_RECORD => return Err(damaged("a name is too long")),
-            b'L' => {
-                let bytes = read_vec(source, start, length as usize)?;
-                name = Some(text(&bytes));
+/// What a member of an archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A file.
+    File,
+    /// A folder, which has no bytes of its own.
+    Folder,
+    /// A link, a device, or what only one program knows.
+    Other,
+}
+
+/// The members of a tar archive, in their order, until one is damaged: [`Error::Tar`] is the last then.
+#[derive(Debug)]
+pub struct Members<'a> {
+    source: &'a dyn Source,
+    /// Where the next header is; nothing past the last one.
+    at: Option<u64>,
+}
+
+impl Member {
+    /// Where its header is in the archive.
+    pub fn header(&self) -> u64 {
+        self.offset - BLOCK
+    }
+}
+
+impl<'a> Members<'a> {
+    /// Those of an archive that is not compressed.
+    pub fn of(source: &'a dyn Source) -> Self {
+        Self { source, at: Some(0) }
+    }
+
+    /// The next member, and where the header behind it is.
+    fn read(&self, mut at: u64) -> Result<Option<(Member, u64)>> {
+        let length = self.source.len();
+        // What extensions say about the next member.
+        let (mut next_name, mut next_size) = (None::<String>, None);
+        loop {
+            let wrong = |what: &str| Error::Tar { offset: at, what: what.to_owned() };
+            // Some writers leave out the blocks of zeros at the end.
+            if at == length && at != 0 {
+                return Ok(None);
             }
-            b'x' => {
-                let record = read_vec(source, start, length as usize)?;
-                let (path, length) = pax(&record);
-                name = path.or(name);
-                size = length;
+            if length - at < BLOCK {
+                return Err(wrong("The archive ends within a header"));
             }
-            b'0' | 0 | b'7' => {
-                let short = || {
-                    let name = text(&header[..100]);
-                    let prefix = text(&header[345..500]);
-                    // GNU's archives have other things where ustar has a prefix.
-                    let is_gnu = &header[257..265] == b"ustar  \0";
-                    if prefix.is_empty() || is_gnu { name } else { format!("{prefix}/{name}") }
-                };
-                let name = name.take().unwrap_or_else(short);
-                let name = name.strip_prefix("./").map(str::to_owned).unwrap_or(name);
-                members.push(Member { name, offset: start, length });
-                if members.len() > MAX_MEMBERS {
-                    return Err(damaged("it has too many members"));
+            let mut header = [0; BLOCK as usize];
+            self.source.read_at(&mut header, at)?;
+            if header == [0; BLOCK as usize] {
+                return Ok(None);
+            }
+            if !is_tar(&header) {
+                return Err(wrong("Expected the header of a member: its checksum is wrong"));
+            }
+            let kind = header[156];
+            let is_extension = matches!(kind, b'x' | b'g' | b'L' | b'K');
+            let name = if is_extension { None } else { next_name.take() };
+            let name = name.unwrap_or_else(|| name_of(&header));
+            let size = match kind {
+                // The sizes of links and folders are not those of something behind their headers.
+                b'1'..=b'6' => Some(0),
+                _ => next_size.filter(|_| !is_extension).or_else(|| number(&header[124..136])),
+            };
+            let size = size.ok_or_else(|| wrong("The size of a member is no number"))?;
+            let offset = at + BLOCK;
+            let end = offset.checked_add(size).filter(|&end| end <= length).ok_or_else(|| {
+                let what = format!(
+                    "The archive ends at byte {length}, within the {size} bytes of its member `{name:.80}`"
+                );
+                Error::Tar { offset, what }
+            })?;
+            let next = end.checked_next_multiple_of(BLOCK).map_or(length, |next| next.min(length));
+            match kind {
+                b'x' | b'L' if size > LONGEST_EXTENSION => {
+                    return Err(wrong("A header about a member is too long"));
+                }
+                b'L' => next_name = Some(text(&read_vec(self.source, offset, size as usize)?)),
+                b'x' => {
+                    for (key, value) in pax(&read_vec(self.source, offset, size as usize)?) {
+                        match key {
+                            "path" => next_name = Some(value.to_owned()),
+                            "size" => next_size = value.parse().ok(),
+                            _ => {}
+                        }
+                    }
+                }
+                b'g' | b'K' => {}
+                _ => {
+                    let kind = match kind {
+                        b'0' | 0 | b'7' => MemberKind::File,
+                        b'5' => MemberKind::Folder,
+                        _ => MemberKind::Other,
+                    };
+                    let name = name.trim_start_matches("./").into();
+                    return Ok(Some((Member { name, offset, length: size, kind }, next)));
                 }
             }
-            b'g' => {}
-            _ => (name, size) = (None, None),
+            at = next;
         }
-        at = end.next_multiple_of(BLOCK);
     }
-    Ok((at != 0).then_some(members))
 }
 
-/// Whether 512 bytes describe a member.
-pub(super) fn is_header(header: &[u8]) -> bool {
-    let sum: u64 = header
-        .iter()
-        .enumerate()
-        .map(|(index, &byte)| if (148..156).contains(&index) { 32 } else { u64::from(byte) })
-        .sum();
-    &header[257..262] == b"ustar" && number(&header[148..156]) == Some(sum)
+impl Iterator for Members<'_> {
+    type Item = Result<Member>;
+
+    fn next(&mut self) -> Option<Result<Member>> {
+        let at = self.at.take()?;
+        let read = self.read(at).transpose()?;
+        Some(read.map(|(member, next)| {
+            self.at = Some(next);
+            member
+        }))
+    }
 }
 
-/// Octal digits, or GNU's big-endian binary after a set first bit.
+/// Whether these are the first bytes of a tar archive, 512 at least: the header of a member.
+pub fn is_tar(head: &[u8]) -> bool {
+    let Some(header) = head.get(..BLOCK as usize) else { return false };
+    let field = &header[148..156];
+    let sum = |of: fn(u8) -> i64| -> i64 {
+        let all: i64 = header.iter().map(|&byte| of(byte)).sum();
+        // It counts as spaces.
+        all - field.iter().map(|&byte| of(byte)).sum::<i64>() + 8 * 32
+    };
+    let is_sum = |said: i64| {
+        // Some old writers counted signed bytes.
+        said != 0 && (said == sum(i64::from) || said == sum(|byte| i64::from(byte.cast_signed())))
+    };
+    (header[257..262] == *b"ustar" || header[0] != 0)
+        && number(field).and_then(|said| said.try_into().ok()).is_some_and(is_sum)
+}
+
+fn name_of(header: &[u8; BLOCK as usize]) -> String {
+    let name = text(&header[..100]);
+    // GNU's old form has other things where ustar has a prefix.
+    if header[257..263] != *b"ustar\0" || header[345] == 0 {
+        return name;
+    }
+    format!("{}/{name}", text(&header[345..500]))
+}
+
+/// Octal digits, or big-endian binary after a set first bit.
 fn number(field: &[u8]) -> Option<u64> {
-    if let Some((first, rest)) = field.split_first()
-        && first & 0x80 != 0
-    {
-        let (high, low) = rest.split_at(rest.len().saturating_sub(8));
-        if first & 0x7f != 0 || high.iter().any(|&byte| byte != 0) {
-            return None;
-        }
-        return Some(low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)));
+    if field[0] & 0x80 != 0 {
+        let first = u64::from(field[0] & 0x7f);
+        return field[1..]
+            .iter()
+            .try_fold(first, |value, &byte| Some(value.checked_mul(256)? | u64::from(byte)));
     }
     let digits = field.trim_ascii_start();
     let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
@@ -115,26 +183,19 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Path and size of a pax record: lines of "LENGTH KEY=VALUE".
-fn pax(mut record: &[u8]) -> (Option<String>, Option<u64>) {
-    let (mut path, mut size) = (None, None);
-    while let Some(space) = record.iter().position(|&byte| byte == b' ') {
-        let length = std::str::from_utf8(&record[..space]).ok().and_then(|text| text.parse().ok());
-        let Some(length) = length.filter(|&length| length > space + 1 && length <= record.len())
+/// Lines of `LENGTH KEY=VALUE`, where the length counts all of it.
+fn pax(mut bytes: &[u8]) -> Vec<(&str, &str)> {
+    let mut records = Vec::new();
+    while let Some(space) = bytes.iter().position(|&byte| byte == b' ') {
+        let length = std::str::from_utf8(&bytes[..space]).ok().and_then(|text| text.parse().ok());
+        let Some(length) = length.filter(|length| (space + 1..=bytes.len()).contains(length))
         else {
             break;
         };
-        let line = record[space + 1..length].strip_suffix(b"\n").unwrap_or_default();
-        if let Some(value) = line.strip_prefix(b"path=") {
-            path = Some(text(value));
-        } else if let Some(value) = line.strip_prefix(b"size=") {
-            size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-        }
-        record = &record[length..];
+        let (record, rest) = bytes.split_at(length);
+        let line = std::str::from_utf8(&record[space + 1..]).unwrap_or_default();
+        records.extend(line.strip_suffix('\n').unwrap_or(line).split_once('='));
+        bytes = rest;
     }
-    (path, size)
-}
-
-fn damaged(what: impl Into<String>) -> Error {
-    Error::Damaged { format: Format::Raw, what: format!("as a tar archive, {}", what.into()) }
+    records
 }

@@ -120,6 +120,61 @@ fn the_blocks_of_an_xva_are_one_disk() {
 
 const BLOCK_LENGTH: usize = blocks::BLOCK as usize;
 
+fn header(name: &str, kind: u8, size: usize, magic: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+    header[156] = kind;
+    header[257..257 + magic.len()].copy_from_slice(magic);
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
+}
+
+#[test]
+fn what_extensions_say_is_of_the_next_member_and_links_and_folders_have_no_bytes() {
+    let ustar = |name, kind, size| header(name, kind, size, b"ustar\0");
+    let block = |text: &[u8]| [text, &vec![0; 512 - text.len()]].concat();
+    let bytes = [
+        header("of 1979", 0, 3, b""),
+        block(b"abc"),
+        ustar("./folder", b'5', 4096),
+        ustar("link", b'1', 3),
+        ustar("long", b'L', 5),
+        block(b"name\0"),
+        ustar("pax", b'x', 11),
+        block(b"11 size=512"),
+        ustar("all", b'g', 12),
+        block(b"12 size=9999"),
+        ustar("n", b'0', 0),
+        vec![7; 512],
+        ustar("./last", b'7', 1),
+        block(b"x"),
+    ]
+    .concat();
+    let found: Vec<_> = Members::of(&MemorySource::read_only(bytes.clone()))
+        .map(|member| member.map(|one| (one.name.to_string(), one.header(), one.length, one.kind)))
+        .collect::<Result<_>>()
+        .unwrap();
+    let member = |name: &str, header, length, kind| (name.to_owned(), header, length, kind);
+    let expected = [
+        member("of 1979", 0, 3, MemberKind::File),
+        member("folder", 1024, 0, MemberKind::Folder),
+        member("link", 1536, 0, MemberKind::Other),
+        member("name", 5120, 512, MemberKind::File),
+        member("last", 6144, 1, MemberKind::File),
+    ];
+    assert_eq!(found, expected);
+    for (length, wrong) in [
+        (514, "The archive ends at byte 514, within the 3 bytes"),
+        (1100, "The archive ends within a header (at offset 1024)"),
+    ] {
+        let error = members(&MemorySource::read_only(bytes[..length].to_vec())).unwrap_err();
+        assert!(error.to_string().starts_with(wrong), "{error}");
+    }
+}
+
 #[test]
 fn archives_that_are_cut_off_or_lie_are_refused_or_end_early() {
     let (folder, _) = folder();

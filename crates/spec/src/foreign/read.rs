@@ -241,7 +241,7 @@ impl Kind {
 fn archive(path: &Path, options: &ReadOptions) -> Result<Vec<Description>> {
     if !vagrant::is_box(path) {
         let (name, bytes) = tar::first_member(path)?;
-        if name == "ova.xml" {
+        if &*name == "ova.xml" {
             let root = xml::parse(&bytes, &format!("{}/{name}", path.display()))?;
             return one(xen::read_export(&root, path));
         }

@@ -77,7 +77,7 @@ pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Description> {
 
 /// Reads a box as it is.
 pub(crate) fn read_box(
-    mut archive: Archive,
+    archive: Archive,
     path: &Path,
     options: &ReadOptions,
 ) -> Result<Vec<Description>> {
@@ -105,7 +105,7 @@ pub(crate) fn read_box(
 }
 
 /// Reads the description in a box whose name has one of these endings; what comes first counts.
-fn read_member(mut archive: Archive, path: &Path, endings: &[&str]) -> Result<Vec<Description>> {
+fn read_member(archive: Archive, path: &Path, endings: &[&str]) -> Result<Vec<Description>> {
     let is_described = |name: &&str, ending: &&str| {
         let name = Path::new(name);
         name.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending))

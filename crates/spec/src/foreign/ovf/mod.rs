@@ -28,7 +28,7 @@ pub(crate) fn read(
     folder: &Folder,
     options: &ReadOptions,
 ) -> Result<Vec<Description>> {
-    let mut package = Package::Folder(folder);
+    let package = Package::Folder(folder);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let notes = package.check(&name, options.verify)?;
     let mut vms = envelope(root, path, "ovf", &package, options)?;
@@ -38,7 +38,7 @@ pub(crate) fn read(
 
 /// Reads an `.ova`, or what has the form of one.
 pub(crate) fn read_archive(
-    mut archive: Archive,
+    archive: Archive,
     path: &Path,
     form: &str,
     options: &ReadOptions,
@@ -57,7 +57,7 @@ pub(crate) fn read_archive(
     };
     let bytes = archive.read(descriptor)?;
     let root = xml::parse(&bytes, &format!("{}/{descriptor}", path.display()))?;
-    let mut package = Package::Archive(archive);
+    let package = Package::Archive(archive);
     let notes = package.check(descriptor, options.verify)?;
     let mut vms = envelope(&root, path, form, &package, options)?;
     vms.iter_mut().for_each(|vm| vm.notes.splice(0..0, notes.clone()).for_each(drop));

@@ -64,7 +64,7 @@ impl Package<'_> {
     ///
     /// # Errors
     /// A digest is wrong.
-    pub fn check(&mut self, descriptor: &str, all: bool) -> Result<Vec<Note>> {
+    pub fn check(&self, descriptor: &str, all: bool) -> Result<Vec<Note>> {
         let stem = descriptor.strip_suffix(".ovf").unwrap_or(descriptor);
         let mut notes = Vec::new();
         let mut note = |level, message: String| notes.push(Note { level, message });
@@ -123,7 +123,7 @@ impl Package<'_> {
         Ok(notes)
     }
 
-    fn read_if_there(&mut self, name: &str) -> Result<Option<Vec<u8>>> {
+    fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let file = self.locate(name);
         if !file.is_usable() {
             return Ok(None);
@@ -136,11 +136,11 @@ impl Package<'_> {
         }
     }
 
-    fn digest(&mut self, file: &FileRef, algorithm: Algorithm) -> Result<String> {
+    fn digest(&self, file: &FileRef, algorithm: Algorithm) -> Result<String> {
         match self {
             Self::Archive(archive) => {
                 let path = archive.path().to_owned();
-                digest(archive.stream(&file.written)?, algorithm)
+                digest(archive.stream(&file.written), algorithm)
                     .map_err(|source| Error::Read { path, source })
             }
             Self::Folder(_) => {
