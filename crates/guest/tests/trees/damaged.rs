@@ -11,6 +11,7 @@ use guest::volume::{Volume, Whole};
 
 use crate::files::{bytes, fill};
 use crate::harness::{Image, MIB, run};
+use crate::ntfs_3g::Ntfs3g;
 use crate::replay::{Synced, change};
 
 /// A volume some of whose bytes were changed.
@@ -81,6 +82,25 @@ fn damaged_file_systems_are_errors_at_worst() {
         }
         damage(&copy.path(), 60);
     }
+}
+
+#[test]
+fn damaged_ntfs_is_an_error_at_worst() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    fs::File::create(&image).unwrap().set_len(16 * MIB).unwrap();
+    let (path, root) = (image.to_str().unwrap(), folder.path().join("mounted"));
+    let Some(server) =
+        run("mkntfs", &["-q", "-F", path]).then(|| Ntfs3g::mount(path, &root)).flatten()
+    else {
+        return eprintln!("skipped: ntfs-3g does not run here");
+    };
+    fs::create_dir(root.join("folder")).unwrap();
+    for index in 0..200 {
+        fs::write(root.join(format!("folder/file {index}")), bytes(index * 300, 3)).unwrap();
+    }
+    server.unmount();
+    damage(&image, 100);
 }
 
 #[test]

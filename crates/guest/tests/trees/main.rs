@@ -6,6 +6,8 @@ mod damaged;
 mod ext;
 mod files;
 mod harness;
+#[path = "../common/ntfs_3g.rs"]
+mod ntfs_3g;
 mod packed;
 mod plain;
 mod replay;

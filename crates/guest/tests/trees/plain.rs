@@ -6,6 +6,7 @@ use guest::Tree;
 
 use crate::files::{Listing, bytes, fill_plainly, of_guest, of_host};
 use crate::harness::{Image, MIB, run};
+use crate::ntfs_3g::Ntfs3g;
 
 #[test]
 fn vfat_is_read_as_it_was_written() {
@@ -47,26 +48,42 @@ fn vfat_is_read_as_it_was_written() {
 
 #[test]
 fn ntfs_is_read_as_it_was_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    fs::File::create(&path).unwrap().set_len(64 * MIB).unwrap();
-    if !run("mkntfs", &["-q", "-F", "-L", "Windows", path.to_str().unwrap()]) {
-        eprintln!("skipped: mkntfs does not run here");
-        return;
+    // Blocks of folders have 4 KiB: several clusters, one, or a small part of one.
+    for cluster in ["512", "4096", "65536"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::File::create(&path).unwrap().set_len(128 * MIB).unwrap();
+        let image = path.to_str().unwrap();
+        let Some(server) = run("mkntfs", &["-q", "-F", "-L", "Windows", "-c", cluster, image])
+            .then(|| Ntfs3g::mount(image, &folder.path().join("mounted")))
+            .flatten()
+        else {
+            return eprintln!("skipped: ntfs-3g does not run here");
+        };
+        let root = folder.path().join("mounted");
+        fs::create_dir_all(root.join("folder/Below it")).unwrap();
+        fs::write(root.join("small"), bytes(300, 5)).unwrap();
+        fs::write(root.join("empty"), b"").unwrap();
+        fs::write(root.join("folder/Below it/\u{fc}ml\u{e4}ut"), bytes(700_000, 5)).unwrap();
+        for index in 0..2000 {
+            let name = format!("folder/A file whose number is {index}");
+            fs::write(root.join(name), index.to_string()).unwrap();
+        }
+        for index in (0..2000).step_by(3) {
+            fs::remove_file(root.join(format!("folder/A file whose number is {index}"))).unwrap();
+        }
+        let plain = |mut listing: Listing| {
+            listing.values_mut().for_each(|file| file.1 = 0);
+            listing
+        };
+        let expected = plain(of_host(&root));
+        server.unmount();
+        let fs = Image { folder }.open();
+        assert_eq!((fs.label().as_deref(), fs.notes().len()), (Some("Windows"), 0));
+        let tree = Tree::new(fs, "/");
+        assert!(plain(of_guest(&tree)) == expected, "{cluster}");
+        let shouted = "/FOLDER/BELOW IT/\u{dc}ML\u{c4}UT";
+        assert!(tree.read(shouted, MIB).unwrap() == bytes(700_000, 5));
+        assert!(tree.read("/none", MIB).is_err() && tree.read("/folder/B", MIB).is_err());
     }
-    let files = [("small", 300), ("a large file with a long name", 700_000), ("empty", 0)];
-    for (name, length) in files {
-        let source = folder.path().join(name);
-        fs::write(&source, bytes(length, 5)).unwrap();
-        let (path, source) = (path.to_str().unwrap(), source.to_str().unwrap());
-        assert!(run("ntfscp", &["-q", path, source, name]));
-    }
-    let fs = Image { folder }.open();
-    assert_eq!(fs.label().as_deref(), Some("Windows"));
-    let tree = Tree::new(fs, "/");
-    for (name, length) in files {
-        assert!(tree.read(&format!("/{}", name.to_uppercase()), MIB).unwrap() == bytes(length, 5));
-        assert!(tree.names("/").contains(&name.to_owned()));
-    }
-    assert!(tree.read("/none", MIB).is_err());
 }

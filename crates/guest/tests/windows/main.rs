@@ -1,6 +1,8 @@
 //! Windows systems that are looked into. Without the programs that make them, or without FUSE, a test says so and does nothing.
 
 mod maker;
+#[path = "../common/ntfs_3g.rs"]
+mod ntfs_3g;
 
 use std::sync::Arc;
 

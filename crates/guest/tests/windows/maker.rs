@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+
+use crate::ntfs_3g::Ntfs3g;
 
 const SOFTWARE: &str = r#"Windows Registry Editor Version 5.00
 
@@ -130,21 +129,6 @@ pub struct State {
     pub dirty_volume: bool,
 }
 
-/// Mounts an NTFS; the process that serves it, or nothing if that ended before.
-fn mount(image: &str, point: &Path) -> Option<Child> {
-    let before = fs::metadata(point).unwrap().dev();
-    let mut command = Command::new("ntfs-3g");
-    command.args(["-o", "compression,no_detach", image]).arg(point).stderr(Stdio::null());
-    let mut server = command.stdin(Stdio::null()).spawn().ok()?;
-    while fs::metadata(point).unwrap().dev() == before {
-        if server.try_wait().unwrap().is_some() {
-            return None;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Some(server)
-}
-
 /// Makes an NTFS with a system on it at `image`; `false` where the programs do not run, which is said.
 pub fn system(folder: &Path, image: &Path, state: State) -> bool {
     if !write_hive(folder, "SOFTWARE", SOFTWARE, 0) || !write_hive(folder, "SYSTEM", SYSTEM, 300) {
@@ -152,11 +136,10 @@ pub fn system(folder: &Path, image: &Path, state: State) -> bool {
         return false;
     }
     let mounted = folder.join("mounted");
-    fs::create_dir_all(&mounted).unwrap();
     fs::File::create(image).unwrap().set_len(64 << 20).unwrap();
-    let (image, point) = (image.to_str().unwrap(), mounted.to_str().unwrap());
-    let server = run("mkntfs", &["-q", "-F", image]).then(|| mount(image, &mounted)).flatten();
-    let Some(mut server) = server else {
+    let image = image.to_str().unwrap();
+    let server = run("mkntfs", &["-q", "-F", image]).then(|| Ntfs3g::mount(image, &mounted));
+    let Some(server) = server.flatten() else {
         eprintln!("skipped: ntfs-3g does not run here");
         return false;
     };
@@ -178,9 +161,7 @@ pub fn system(folder: &Path, image: &Path, state: State) -> bool {
     if state.hibernated {
         fs::write(mounted.join("hiberfil.sys"), [&b"HIBR"[..], &[0; 8192]].concat()).unwrap();
     }
-    assert!(run("umount", &[point]));
-    // It writes what is left, and closes the image, after that.
-    assert!(server.wait().unwrap().success());
+    server.unmount();
     if state.dirty_volume {
         assert!(run("ntfslabel", &["-q", image, "dirty"]));
         set_dirty(Path::new(image));
