@@ -198,7 +198,7 @@ impl Storage {
                 opened = Some(fs);
             }
             Content::Other(other) | Content::Part(other) => {
-                if other.kind == "btrfs" {
+                if matches!(other.kind, "btrfs" | "xfs" | fs::XFS_LOG) {
                     self.spread.push((self.volumes.len(), volume));
                 }
                 report.content = Some(other.kind.to_owned());
@@ -217,10 +217,13 @@ impl Storage {
         let mut joined: Vec<(Option<String>, Rc<dyn FileSystem>)> = Vec::new();
         for (index, part) in std::mem::take(&mut self.spread) {
             let found = &mut self.volumes[index];
-            if found.fs.is_some() || !found.report.notes.is_empty() {
+            let is_log = found.report.content.as_deref() == Some(fs::XFS_LOG);
+            if found.fs.is_some() || is_log || !found.report.notes.is_empty() {
                 continue;
             }
-            let known = joined.iter().find(|(uuid, _)| *uuid == found.report.uuid);
+            // Of btrfs only, every part leads to the whole.
+            let is_known = |fs: &Rc<dyn FileSystem>| fs.kind() == "btrfs";
+            let known = joined.iter().find(|(uuid, fs)| *uuid == found.report.uuid && is_known(fs));
             let fs = match known {
                 Some((_, fs)) => Rc::clone(fs),
                 None => match fs::open_spread(&part, &all) {

@@ -164,7 +164,12 @@ pub fn open(volume: Arc<dyn Volume>) -> Content {
         let (uuid, label) = names_of(kind, &start);
         Recognised { kind, uuid, label, note }
     };
-    if kind == "btrfs" && btrfs::devices_of(&start) > 1 {
+    let is_part = match kind {
+        "btrfs" => btrfs::devices_of(&start) > 1,
+        "xfs" => xfs::has_external_log(&start),
+        _ => false,
+    };
+    if is_part {
         return Content::Part(names(None));
     }
     let opener = OPENERS.iter().find(|(name, _)| *name == kind);
@@ -180,8 +185,14 @@ pub(crate) fn open_spread(
     part: &Arc<dyn Volume>,
     all: &[Arc<dyn Volume>],
 ) -> Result<Rc<dyn FileSystem>> {
-    btrfs::open_spread(part, all)
+    match detect(&read_up_to(&**part, 0, START)?) {
+        Some("xfs") => xfs::open_spread(part, all),
+        _ => btrfs::open_spread(part, all),
+    }
 }
+
+/// The log of a file system on another volume.
+pub(crate) const XFS_LOG: &str = "xfs_external_log";
 
 /// What has this name can only be read with a passphrase or a key.
 pub(crate) fn is_encrypted(kind: &str) -> bool {
@@ -254,6 +265,8 @@ fn detect(start: &[u8]) -> Option<&'static str> {
         "jfs"
     } else if has(32, b"NXSB") {
         "apfs"
+    } else if has(0, &0xfeed_babe_u32.to_be_bytes()) {
+        XFS_LOG
     } else if fat::is_fat(start) {
         "vfat"
     } else {

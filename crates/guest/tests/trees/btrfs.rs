@@ -1,15 +1,13 @@
 //! btrfs.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 
 use disk::{Disk, OpenOptions, RawDisk};
 use guest::{Guest, Tree};
 
 use crate::files::{fill, of_guest, of_host};
-use crate::harness::{Image, MIB, Mounted, check, run};
+use crate::harness::{Device, Image, MIB, Mounted, check, run};
 use crate::replay::{Synced, check_replay};
 
 #[test]
@@ -18,29 +16,6 @@ fn btrfs_is_read_as_linux_reads_it() {
     check(256 * MIB, &mkfs, "", 3000);
     for packing in ["zlib", "lzo", "zstd:3"] {
         check(256 * MIB, &mkfs, &format!(",compress-force={packing}"), 100);
-    }
-}
-
-/// An image behind a loop device.
-struct Device {
-    image: PathBuf,
-    path: String,
-}
-
-impl Device {
-    /// `None` where there are no loop devices.
-    fn new(image: PathBuf, size: u64) -> Option<Self> {
-        fs::File::create(&image).unwrap().set_len(size).unwrap();
-        let output =
-            Command::new("losetup").args(["--find", "--show"]).arg(&image).output().ok()?;
-        let path = String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
-        output.status.success().then_some(Self { image, path })
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
     }
 }
 

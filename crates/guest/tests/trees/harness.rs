@@ -31,6 +31,34 @@ impl Drop for Mounted {
     }
 }
 
+/// An image behind a loop device.
+pub struct Device {
+    pub image: PathBuf,
+    pub path: String,
+}
+
+impl Device {
+    /// A new image of `size`; `None` where there are no loop devices.
+    pub fn new(image: PathBuf, size: u64) -> Option<Self> {
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        Self::of(image)
+    }
+
+    /// One that is there.
+    pub fn of(image: PathBuf) -> Option<Self> {
+        let output =
+            Command::new("losetup").args(["--find", "--show"]).arg(&image).output().ok()?;
+        let path = String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
+        output.status.success().then_some(Self { image, path })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
 pub fn run(program: &str, arguments: &[&str]) -> bool {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     match output {

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use guest::Tree;
+use disk::{Disk, OpenOptions, RawDisk};
+use guest::{Guest, Tree};
 
-use crate::files::{bytes, of_guest, of_host};
-use crate::harness::{Image, MIB, check, run};
-use crate::replay::{Synced, check_replay};
+use crate::files::{bytes, fill, of_guest, of_host};
+use crate::harness::{Device, Image, MIB, Mounted, check, run};
+use crate::replay::{Synced, change, check_replay};
 
 #[test]
 fn xfs_of_version_5_is_read_as_linux_reads_it() {
@@ -64,4 +67,76 @@ fn the_log_of_xfs_is_replayed() {
             Synced::Nothing,
         );
     }
+}
+
+#[test]
+fn the_log_of_xfs_may_be_on_another_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let device = |name, size| Device::new(at(name), size);
+    let Some((data, log)) = device("data", 320 * MIB).zip(device("log", 80 * MIB)) else {
+        return eprintln!("skipped: there are no loop devices here");
+    };
+    let (option, point) = (format!("logdev={}", log.path), at("mounted"));
+    let mount = |data: &str, log: &str| {
+        fs::create_dir_all(&point).unwrap();
+        let option = format!("logdev={log}");
+        run("mount", &["-o", &option, data, point.to_str().unwrap()])
+    };
+    if !run("mkfs.xfs", &["-q", "-f", "-l", &option, &data.path]) || !mount(&data.path, &log.path) {
+        return eprintln!("skipped: XFS does not run here");
+    }
+    let mounted = Mounted(point.clone());
+    fill(&mounted.0, 300);
+    change(&mounted.0, 5, 400, Synced::All);
+    fs::File::open(mounted.0.join("small")).unwrap().sync_all().unwrap();
+    // As a machine leaves it whose power is lost.
+    for name in ["data", "log"] {
+        let (from, to) = (at(name), at(&format!("{name} later")));
+        assert!(run("cp", &["--sparse=always", from.to_str().unwrap(), to.to_str().unwrap()]));
+    }
+    assert!(run("umount", &[point.to_str().unwrap()]));
+    let open = |names: &[&str]| {
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let disk =
+            |name: &&str| -> Arc<dyn Disk> { Arc::new(RawDisk::open(at(name), &options).unwrap()) };
+        Guest::open(&names.iter().map(disk).collect::<Vec<_>>())
+    };
+    let listed = |guest: &Guest| of_guest(guest.tree().unwrap());
+    let expected = |data: PathBuf, log: PathBuf| {
+        let (data, log) = (Device::of(data).unwrap(), Device::of(log).unwrap());
+        assert!(mount(&data.path, &log.path));
+        of_host(&Mounted(point.clone()).0)
+    };
+    let clean = open(&["log", "data"]);
+    let later = open(&["data later", "log later"]);
+    for (guest, name) in [(&clean, "vdb"), (&later, "vda")] {
+        let report = guest.report();
+        assert_eq!(report.root.as_deref(), Some(name));
+        assert!(report.volumes.iter().all(|volume| volume.notes.is_empty()), "{report:?}");
+    }
+    let (clean, later) = (listed(&clean), listed(&later));
+    assert!(clean == expected(at("data"), at("log")));
+    assert!(later == expected(at("data later"), at("log later")));
+
+    let alone = open(&["data"]);
+    let note = &alone.report().volumes[0].notes[0];
+    assert!(note.starts_with("its log is on another device, which is not here"), "{note}");
+    assert!(listed(&alone) == clean);
+}
+
+#[test]
+fn a_realtime_device_is_told() {
+    let image = Image { folder: tempfile::tempdir().unwrap() };
+    let (path, realtime) = (image.path(), image.folder.path().join("realtime"));
+    for path in [&path, &realtime] {
+        fs::File::create(path).unwrap().set_len(320 * MIB).unwrap();
+    }
+    let option = format!("rtdev={}", realtime.display());
+    if !run("mkfs.xfs", &["-q", "-f", "-r", &option, path.to_str().unwrap()]) {
+        return eprintln!("skipped: mkfs.xfs does not run here");
+    }
+    let fs = image.open();
+    assert_eq!(fs.notes(), ["files on its realtime device are not read here"]);
+    assert_eq!(fs.read_dir("/").unwrap(), []);
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::damaged;
 use crate::Result;
 use crate::checksum::crc32c;
-use crate::volume::{Volume, at, read};
+use crate::volume::{Volume, at, read, read_up_to};
 
 const SECTOR: u64 = 512;
 const MAGIC: u32 = 0xfeed_babe;
@@ -57,6 +57,14 @@ struct Transaction {
 }
 
 const TRANSACTION_HEADER: usize = 16;
+
+/// The log of the file system with this UUID lies on a volume of its own, of which a record tells.
+pub fn is_log_of(volume: &dyn Volume, uuid: &[u8]) -> bool {
+    const UUID: std::ops::Range<usize> = 304..320;
+    let start = read_up_to(volume, 0, MAX_RECORD as usize).unwrap_or_default();
+    let mut sectors = start.chunks_exact(SECTOR as usize);
+    sectors.any(|sector| at::be32(sector, 0) == Some(MAGIC) && sector[UUID] == *uuid)
+}
 
 impl<'a> Log<'a> {
     /// The log at `start`; `None` if it was closed by an unmount or never written.

@@ -22,6 +22,9 @@ const INCOMPAT_KNOWN: u32 = 0x1ff;
 const INCOMPAT_ZONED: u32 = 0x200;
 const INODE_MAGIC: u16 = 0x494e;
 const SYMLINK_HEADER: usize = 56;
+/// In the superblock: what it is known by, and the log's first block, which is 0 on another device.
+const UUID: std::ops::Range<usize> = 32..48;
+const LOG_START: usize = 48;
 /// Metadata of realtime devices and the like is not read.
 const FLAG_REALTIME: u16 = 1;
 
@@ -54,10 +57,25 @@ struct Inode {
     fork: Vec<u8>,
 }
 
-/// Opens the file system on `volume`.
+/// Opens the file system on `volume`, which is all of it.
 pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
-    let sector = read(&*volume, 0, 512)?;
-    let mut fs = superblock(&sector, volume).ok_or_else(|| damaged("its superblock"))?;
+    open_spread(&volume, &[])
+}
+
+/// The file system that begins with these bytes has its log on another device.
+pub fn has_external_log(start: &[u8]) -> bool {
+    at::be64(start, LOG_START) == Some(0)
+}
+
+/// Opens the file system on `volume`, whose log may be among `all`.
+pub fn open_spread(
+    volume: &Arc<dyn Volume>,
+    all: &[Arc<dyn Volume>],
+) -> Result<Rc<dyn FileSystem>> {
+    const REALTIME_BLOCKS: usize = 16;
+    let sector = read(&**volume, 0, 512)?;
+    let mut fs =
+        superblock(&sector, Arc::clone(volume)).ok_or_else(|| damaged("its superblock"))?;
     if fs.is_v5 {
         let features = at::be32(&sector, 216).unwrap_or(0);
         if features & INCOMPAT_ZONED != 0 {
@@ -68,36 +86,47 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
             return Err(Error::unsupported("XFS file system", why));
         }
     }
-    let log_blocks = at::be32(&sector, 96).unwrap_or(0);
-    match at::be64(&sector, 48) {
-        Some(0) => fs.notes.push("its log is on another device and is not replayed here".into()),
-        Some(start) => match replayed(&fs, start, log_blocks) {
-            Ok(Some(volume)) => {
-                // The superblock may have changed as well.
-                let sector = read(&*volume, 0, 512)?;
-                fs = superblock(&sector, volume).ok_or_else(|| damaged("its superblock"))?;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let why = super::error_text(&error);
-                fs.notes.push(format!(
-                    "it was not unmounted, and its log could not be replayed: {why}"
-                ));
-            }
-        },
-        None => {}
+    let mut notes = Vec::new();
+    if at::be64(&sector, REALTIME_BLOCKS).is_some_and(|blocks| blocks > 0) {
+        notes.push("files on its realtime device are not read here".to_owned());
     }
+    let log = if has_external_log(&sector) {
+        all.iter().find(|other| log::is_log_of(&***other, &sector[UUID]))
+    } else {
+        Some(volume)
+    };
+    match log.map(|log| replayed(&fs, &sector, log)) {
+        Some(Ok(Some(volume))) => {
+            // The superblock may have changed as well.
+            let sector = read(&*volume, 0, 512)?;
+            fs = superblock(&sector, volume).ok_or_else(|| damaged("its superblock"))?;
+        }
+        Some(Ok(None)) => {}
+        Some(Err(error)) => {
+            let why = super::error_text(&error);
+            notes.push(format!("it was not unmounted, and its log could not be replayed: {why}"));
+        }
+        None => notes.push(
+            "its log is on another device, which is not here: its last changes may be missing"
+                .into(),
+        ),
+    }
+    fs.notes = notes;
     Ok(Rc::new(Walk::new(fs)))
 }
 
-/// The volume as the log leaves it; `None` if that says nothing new.
-fn replayed(fs: &Xfs, start: u64, blocks: u32) -> Result<Option<Arc<dyn Volume>>> {
-    let start = fs.offset(start).ok_or_else(|| damaged("its log"))?;
-    let length = u64::from(blocks) * fs.block;
-    if start.checked_add(length).is_none_or(|end| end > fs.volume.len()) {
-        return Err(damaged("its log"));
+/// The volume as the log on `log` leaves it; `None` if that says nothing new.
+fn replayed(fs: &Xfs, sector: &[u8], log: &Arc<dyn Volume>) -> Result<Option<Arc<dyn Volume>>> {
+    let bad = || damaged("its log");
+    let start = match at::be64(sector, LOG_START).ok_or_else(bad)? {
+        0 => 0,
+        start => fs.offset(start).ok_or_else(bad)?,
+    };
+    let length = u64::from(at::be32(sector, 96).unwrap_or(0)) * fs.block;
+    if start.checked_add(length).is_none_or(|end| end > log.len()) {
+        return Err(bad());
     }
-    replay::replay(fs, start, length)
+    replay::replay(fs, &**log, start, length)
 }
 
 fn superblock(sector: &[u8], volume: Arc<dyn Volume>) -> Option<Xfs> {
@@ -139,7 +168,7 @@ fn superblock(sector: &[u8], volume: Arc<dyn Volume>) -> Option<Xfs> {
         is_v5,
         has_ftype,
         root: at::be64(sector, 56)?,
-        uuid: uuid_of(sector[32..].first_chunk()?),
+        uuid: uuid_of(sector[UUID].first_chunk()?),
         label: text_of(&sector[108..120]),
         notes: Vec::new(),
         volume,

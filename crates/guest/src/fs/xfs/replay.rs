@@ -22,9 +22,14 @@ const OF_QUOTAS: u16 = 0x1c;
 const CHUNK: usize = 128;
 const SECTOR: u64 = 512;
 
-/// The volume with the log's changes; `None` if there are none.
-pub fn replay(fs: &Xfs, start: u64, length: u64) -> Result<Option<Arc<dyn Volume>>> {
-    let Some(mut log) = Log::open(&*fs.volume, start, length)? else { return Ok(None) };
+/// The volume with the changes of the log that lies on `volume`; `None` if there are none.
+pub fn replay(
+    fs: &Xfs,
+    volume: &dyn Volume,
+    start: u64,
+    length: u64,
+) -> Result<Option<Arc<dyn Volume>>> {
+    let Some(mut log) = Log::open(volume, start, length)? else { return Ok(None) };
     // How often a buffer is freed: until the last time, what was written to it before does not count.
     let mut cancelled: HashMap<u64, u32> = HashMap::new();
     log.each_transaction(&mut |items| {
