@@ -8,7 +8,7 @@ use disk::Disk;
 use serde::Serialize;
 
 use crate::fs::{self, Content, FileSystem};
-use crate::layers::{lvm, md};
+use crate::layers::{firmware, lvm, md};
 use crate::loader::Device;
 use crate::partition::{self, TableKind};
 use crate::tree::Tree;
@@ -101,7 +101,8 @@ impl Storage {
         Self::of_volumes(volumes.collect())
     }
 
-    fn of_volumes(disks: Vec<Arc<dyn Volume>>) -> Self {
+    /// Looks into volumes as if they were disks.
+    pub fn of_volumes(disks: Vec<Arc<dyn Volume>>) -> Self {
         let mut storage = Self::default();
         let mut pending = VecDeque::new();
         for (index, disk) in disks.into_iter().enumerate() {
@@ -129,6 +130,17 @@ impl Storage {
         let name = format!("vd{}", letters(index));
         let grub = format!("hd{index}");
         let mut report = DiskReport { length: disk.len(), table: None, notes: Vec::new() };
+        if let Some(member) = firmware::member(&*disk) {
+            self.disks.push(report);
+            let report = VolumeReport {
+                name,
+                length: disk.len(),
+                content: Some(member.kind.to_owned()),
+                notes: member.note.into_iter().collect(),
+                ..VolumeReport::default()
+            };
+            return self.volumes.push(Found { report, grub, fs: None });
+        }
         let table = match partition::read(&*disk) {
             Ok(table) => table,
             Err(error) => {
@@ -333,54 +345,6 @@ fn letters(mut index: usize) -> String {
             Some(next) => index = next,
             None => return text,
         }
-    }
-}
-
-/// Looks into a disk that repeats these bytes and reads what it finds; must return whatever they are.
-pub fn fuzz_storage(bytes: &[u8]) {
-    if bytes.is_empty() {
-        return;
-    }
-    let storage = Storage::of_volumes(vec![Arc::new(Cyclic(bytes.to_vec()))]);
-    for fs in storage.volumes.iter().filter_map(|found| found.fs.as_ref()) {
-        read_some(fs);
-    }
-    // Partition tables and signatures lie far apart: each kind is tried on its own as well.
-    for fs in fs::open_as_any(&(Arc::new(Cyclic(bytes.to_vec())) as Arc<dyn Volume>)) {
-        read_some(&fs);
-    }
-}
-
-fn read_some(fs: &Rc<dyn FileSystem>) {
-    let tree = Tree::new(Rc::clone(fs), "/");
-    for folder in ["/".to_owned(), fs.default_folder()] {
-        for entry in tree.read_dir(&folder).unwrap_or_default().into_iter().take(16) {
-            let path = format!("{folder}/{}", entry.name);
-            let _ = tree.metadata(&path);
-            let _ = tree.read(&path, 1 << 20);
-            let _ = tree.read_link(&path);
-            let _ = tree.read_dir(&path);
-        }
-    }
-}
-
-/// A disk on which every address leads to bytes that were given.
-struct Cyclic(Vec<u8>);
-
-impl Volume for Cyclic {
-    fn len(&self) -> u64 {
-        16 << 20
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> crate::Result<()> {
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.len()) {
-            return Err(crate::Error::damaged("volume", "something leads behind its end"));
-        }
-        let start = (offset % self.0.len() as u64) as usize;
-        let bytes = self.0[start..].iter().chain(self.0.iter().cycle());
-        buffer.iter_mut().zip(bytes).for_each(|(target, byte)| *target = *byte);
-        Ok(())
     }
 }
 

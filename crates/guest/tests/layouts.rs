@@ -217,6 +217,25 @@ fn a_mirror_is_not_read_from_the_half_that_is_being_rebuilt() {
 }
 
 #[test]
+fn arrays_of_firmware_are_named_and_not_taken_for_what_they_begin_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(path) = divided(folder.path(), GPT) else { return };
+    let file = File::options().write(true).open(&path).unwrap();
+    let last = |sectors| SIZE - sectors * SECTOR;
+    for (place, magic, kind, format) in [
+        (last(1), &[0xde, 0x11, 0xde, 0x11][..], "ddf_raid_member", "DDF"),
+        (last(2), b"Intel Raid ISM Cfg Sig. ", "isw_raid_member", "Intel Matrix Storage"),
+    ] {
+        file.write_all_at(magic, place).unwrap();
+        let found = report(&path);
+        assert_eq!((found.disks[0].table, found.volumes.len()), (None, 1));
+        assert_eq!(found.volumes[0].content.as_deref(), Some(kind));
+        let note = format!("it belongs to an array of the format {format}, which is not read here");
+        assert_eq!(found.volumes[0].notes, [note]);
+    }
+}
+
+#[test]
 fn raid_and_caches_of_lvm_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let disks = samples(folder.path(), &["raids-a", "raids-b", "raids-c"]);

@@ -1,5 +1,6 @@
 //! Volumes that are made of others: logical volumes and RAID arrays.
 
+pub mod firmware;
 pub mod lvm;
 pub mod md;
 mod raid;
