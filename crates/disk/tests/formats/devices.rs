@@ -34,7 +34,7 @@ fn vmdk_over_a_device_is_read_and_written_where_it_may_be_named() {
         return eprintln!("skipped: loop devices need root");
     };
     // A copy of the part before the first partition lies in a file; one partition is not to be seen.
-    let raw = std::fs::read(workshop.path("disk.raw")).unwrap();
+    let mut raw = std::fs::read(workshop.path("disk.raw")).unwrap();
     std::fs::write(workshop.path("disk-pt.vmdk"), &raw[..1 << 20]).unwrap();
     let name = &device.0;
     let kinds = [
@@ -65,14 +65,15 @@ fn vmdk_over_a_device_is_read_and_written_where_it_may_be_named() {
         let trusted = ImageOptions { files: FilePolicy::Anywhere, ..ImageOptions::default() };
         let disk = disk::open(&image, &trusted).unwrap();
         assert_disk_holds(&*disk, &expected, kind);
-        // What is written reaches the device, and is taken back for the next kind.
+        // There is no place for what is written to the partition that is not there.
         let place = (3 << 20) + 700;
-        disk.write_at(b"new", place as u64).unwrap();
+        let written = disk.write_at(b"new", place as u64);
+        assert_eq!(written.is_ok(), kind == "fullDevice", "{kind}: {written:?}");
         disk.flush().unwrap();
         drop(disk);
-        assert_eq!(std::fs::read(name).unwrap()[place..place + 3], *b"new", "{kind}");
-        let disk = disk::RawDisk::open(name, &disk::OpenOptions::default()).unwrap();
-        disk.write_at(&raw[place..place + 3], place as u64).unwrap();
-        disk.flush().unwrap();
+        if kind == "fullDevice" {
+            raw[place..place + 3].copy_from_slice(b"new");
+        }
+        assert!(std::fs::read(name).unwrap() == raw, "{kind}");
     }
 }
