@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use disk::{Disk, Error, FilePolicy, ImageOptions};
+use disk::{Error, FilePolicy, ImageOptions};
 
 use crate::common::{Workshop, assert_disk_holds, chain, read_only};
 
