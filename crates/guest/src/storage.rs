@@ -295,7 +295,9 @@ impl Layers {
                 let doubled = |name: &str| name.replace('-', "--");
                 let full = format!("{}-{}", doubled(&logical.group), doubled(&logical.name));
                 let grub = format!("lvm/{full}");
-                add(format!("mapper/{full}"), grub, logical.volume, pending, storage);
+                let (name, notes) = (format!("mapper/{full}"), logical.notes);
+                let report = VolumeReport { name, notes, ..VolumeReport::default() };
+                add(report, grub, logical.volume, pending, storage);
             }
             return !pending.is_empty();
         }
@@ -307,7 +309,8 @@ impl Layers {
             let name = &these[0].name;
             let is_number = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
             let linux = if is_number { format!("md{name}") } else { format!("md/{name}") };
-            add(linux, format!("md/{name}"), md::assemble(&these), pending, storage);
+            let report = VolumeReport { name: linux, ..VolumeReport::default() };
+            add(report, format!("md/{name}"), md::assemble(&these), pending, storage);
         }
         true
     }
@@ -315,13 +318,12 @@ impl Layers {
 
 /// A volume that was put together, or one that could not be.
 fn add(
-    name: String,
+    mut report: VolumeReport,
     grub: String,
     volume: Result<Arc<dyn Volume>, String>,
     pending: &mut VecDeque<Pending>,
     storage: &mut Storage,
 ) {
-    let mut report = VolumeReport { name, ..VolumeReport::default() };
     match volume {
         Ok(volume) => {
             report.length = volume.len();

@@ -254,6 +254,34 @@ fn raid_and_caches_of_lvm_are_read() {
 }
 
 #[test]
+fn a_mirror_of_lvm_is_not_read_from_images_that_are_not_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = samples(folder.path(), &["twins-a", "twins-b"]);
+    let notes = |guest: &Guest| -> Vec<String> {
+        let volumes = guest.report().volumes;
+        volumes.into_iter().find(|volume| volume.name == "mapper/twins-mirror").unwrap().notes
+    };
+    let stale =
+        |number| format!("its part mirror_rimage_{number} is not up to date and is not read");
+    // The first disk was away while the file was written.
+    let guest = Guest::open(&disks);
+    assert!(file_on(&guest, "mapper/twins-mirror") == Some(lines()));
+    assert_eq!(notes(&guest), [stale(0)]);
+
+    // The superblock of the second image: `disk_recovery_offset`, then `array_resync_offset`.
+    const SUPERBLOCK: u64 = 1 << 20;
+    let file = File::options().write(true).open(folder.path().join("twins-b")).unwrap();
+    file.write_all_at(&[0; 8], SUPERBLOCK + 32).unwrap();
+    let guest = Guest::open(&disks);
+    assert_eq!(file_on(&guest, "mapper/twins-mirror"), None);
+    let none = "no part that is there is up to date".to_owned();
+    assert_eq!(notes(&guest), [stale(0), stale(1), none]);
+    file.write_all_at(&[0xff; 8], SUPERBLOCK + 32).unwrap();
+    file.write_all_at(&[0; 8], SUPERBLOCK + 40).unwrap();
+    assert_eq!(notes(&Guest::open(&disks)), ["it was not synchronised yet".to_owned(), stale(0)]);
+}
+
+#[test]
 fn stripes_pieces_and_snapshots_of_lvm_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let disks = samples(folder.path(), &["group-a", "group-b"]);

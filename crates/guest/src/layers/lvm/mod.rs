@@ -1,13 +1,14 @@
 //! LVM2: linear, striped, mirrored, thin and cached volumes, RAID and snapshots.
 
+mod raid;
 mod text;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::raid::{first_of, layout_of};
 use self::text::{Section, Value};
-use super::raid::{Layout, Raid};
 use super::snapshot::Snapshot;
 use super::thin::Thin;
 use super::{Piece, Pieces, Place};
@@ -20,8 +21,6 @@ const SECTOR: u64 = 512;
 const MAX_TEXT: u64 = 16 << 20;
 /// Most segments of a group, those of volumes that others are made of each time.
 const MAX_SEGMENTS: u64 = 1 << 18;
-/// Most images of a volume.
-const MAX_IMAGES: usize = 1024;
 const AREA_MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
 
 /// A physical volume with its copy of the metadata.
@@ -38,6 +37,8 @@ pub struct Logical {
     pub name: String,
     /// It, or why it cannot be read.
     pub volume: Opened,
+    /// What should be known about its state.
+    pub notes: Vec<String>,
 }
 
 /// A volume, or why it cannot be read.
@@ -102,7 +103,8 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
     }
     let mut found = Vec::new();
     for ((name, _), group) in groups {
-        let reader = Group { group, physical, left: Cell::new(MAX_SEGMENTS) };
+        let left = Cell::new(MAX_SEGMENTS);
+        let reader = Group { group, physical, left, notes: RefCell::default() };
         let Some(volumes) = group.sections.get("logical_volumes") else { continue };
         for (volume, section) in &volumes.sections {
             // Parts of others, such as the halves of a mirror, are not visible.
@@ -122,6 +124,7 @@ pub fn logical(physical: &[Physical]) -> Vec<Logical> {
                     group: name.to_owned(),
                     name: shown.unwrap_or(volume).to_owned(),
                     volume: volume_of,
+                    notes: reader.notes.take(),
                 });
             }
         }
@@ -134,6 +137,8 @@ struct Group<'a> {
     physical: &'a [Physical],
     /// Segments that may still be looked at: volumes may be made of each other, each many times.
     left: Cell<u64>,
+    /// What should be known about the volume that is being put together.
+    notes: RefCell<Vec<String>>,
 }
 
 impl Group<'_> {
@@ -174,28 +179,23 @@ impl Group<'_> {
                     let images = images.collect::<std::result::Result<Vec<_>, String>>()?;
                     (images, stripe.filter(|&stripe| stripe > 0).ok_or_else(bad)?)
                 }
+                "raid1" if depth > 0 => {
+                    (vec![(self.mirror(volumes, segment, depth - 1)?, 0)], length.max(1))
+                }
                 // Any half of a mirror is as good as the other.
-                "raid1" | "mirror" if depth > 0 => {
-                    let list = if kind == "raid1" { "raids" } else { "mirrors" };
-                    let images = segment.texts(list).filter(|name| !name.contains("_rmeta_"));
-                    let mut why = "none of its mirrors is there".to_owned();
-                    let mut whole = None;
-                    for image in images {
-                        match self.named(volumes, image, depth - 1) {
-                            Ok(volume) => {
-                                whole = Some(volume);
-                                break;
-                            }
-                            Err(error) => why = error,
-                        }
-                    }
-                    (vec![(whole.ok_or(why)?, 0)], length.max(1))
+                "mirror" if depth > 0 => {
+                    let images = segment.texts("mirrors");
+                    let images = images.map(|name| self.named(volumes, name, depth - 1));
+                    (vec![(first_of(images)?, 0)], length.max(1))
                 }
                 "cache" | "cache+CACHE_USES_CACHEVOL" if depth > 0 => {
                     (vec![(self.cached(volumes, segment, depth - 1)?, 0)], length.max(1))
                 }
-                other if layout_of(other).is_some() && depth > 0 => {
-                    (vec![(self.raid(volumes, segment, other, depth - 1)?, 0)], length.max(1))
+                other
+                    if let Some(layout) = layout_of(other)
+                        && depth > 0 =>
+                {
+                    (vec![(self.raid(volumes, segment, layout, depth - 1)?, 0)], length.max(1))
                 }
                 other => return Err(format!("volumes of the type {other:?} are not read")),
             };
@@ -235,21 +235,6 @@ impl Group<'_> {
         Ok(Arc::new(snapshot.map_err(|error| error_text(&error))?))
     }
 
-    /// A volume with parity or copies in stripes. A missing image may do no harm.
-    fn raid(&self, volumes: &Section, segment: &Section, kind: &str, depth: u32) -> Opened {
-        let bad = || "its metadata is damaged".to_owned();
-        if segment.number("reshape_count").is_some_and(|count| count > 0) {
-            return Err("it is being given another shape".into());
-        }
-        let images = segment.texts("raids").filter(|name| !name.contains("_rmeta_"));
-        let images: Vec<_> =
-            images.map(|name| self.named(volumes, name, depth).ok()).take(MAX_IMAGES).collect();
-        let size = images.iter().flatten().map(|image| image.len()).min().unwrap_or(0);
-        let stripe = segment.number("stripe_size").and_then(|size| size.checked_mul(SECTOR));
-        let layout = layout_of(kind).ok_or_else(bad)?;
-        Ok(Arc::new(Raid::new(images, layout, stripe.ok_or_else(bad)?, size)?))
-    }
-
     /// A volume that has a cache: as it is without, if whatever is written goes through that.
     fn cached(&self, volumes: &Section, segment: &Section, depth: u32) -> Opened {
         let pool = segment.texts("cache_pool").next().and_then(|name| volumes.sections.get(name));
@@ -287,29 +272,4 @@ impl Group<'_> {
 
 fn damaged(why: &str) -> Error {
     Error::damaged("LVM physical volume", why)
-}
-
-/// How a type of segments lays data out (drivers/md/dm-raid.c, `raid_types`).
-fn layout_of(kind: &str) -> Option<Layout> {
-    const NEAR_2: u32 = 0x102;
-    let (level, layout) = match kind {
-        // Unlike that of arrays, it has its parity first.
-        "raid4" => (5, 4),
-        "raid5_la" => (5, 0),
-        "raid5_ra" => (5, 1),
-        "raid5" | "raid5_ls" => (5, 2),
-        "raid5_rs" => (5, 3),
-        "raid5_n" => (5, 5),
-        "raid6" | "raid6_zr" => (6, 8),
-        "raid6_nr" => (6, 9),
-        "raid6_nc" => (6, 10),
-        "raid6_n_6" => (6, 5),
-        "raid6_la_6" => (6, 16),
-        "raid6_ra_6" => (6, 17),
-        "raid6_ls_6" => (6, 18),
-        "raid6_rs_6" => (6, 19),
-        "raid10" | "raid10_near" => (10, NEAR_2),
-        _ => return None,
-    };
-    Layout::of_number(level, layout)
 }
