@@ -106,7 +106,12 @@ impl Guest {
 
     /// A processor in its reset state.
     pub fn cpu(&self, index: u32) -> Result<Box<dyn Vcpu>, Failure> {
-        let config = VcpuConfig { index, cpuid: cpuid_of(&self.cpuid, index) };
+        self.cpu_with_id(index, index)
+    }
+
+    /// The same, with this APIC ID.
+    pub fn cpu_with_id(&self, index: u32, apic_id: u32) -> Result<Box<dyn Vcpu>, Failure> {
+        let config = VcpuConfig { index, apic_id, cpuid: cpuid_of(&self.cpuid, apic_id) };
         let cpu = self.vm.create_vcpu(&config)?;
         self.board.stop_when_done(cpu.kicker());
         Ok(cpu)
@@ -268,16 +273,16 @@ pub fn region(address: u64, length: u64) -> Result<Arc<GuestRegion>, Failure> {
 
 /// `table` for the processor with this number: its APIC ID stands in several leaves. The bits that show
 /// what the guest has enabled are off, as after a reset.
-pub fn cpuid_of(table: &CpuidTable, index: u32) -> CpuidTable {
+pub fn cpuid_of(table: &CpuidTable, apic_id: u32) -> CpuidTable {
     const OSXSAVE: u32 = 1 << 27;
     let mut table = table.clone();
     for leaf in &mut table.0 {
         match leaf.function {
             1 => {
-                leaf.ebx = leaf.ebx & 0x00ff_ffff | index << 24;
+                leaf.ebx = leaf.ebx & 0x00ff_ffff | apic_id << 24;
                 leaf.ecx &= !OSXSAVE;
             }
-            0xb | 0x1f => leaf.edx = index,
+            0xb | 0x1f => leaf.edx = apic_id,
             _ => {}
         }
     }

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "INIT and a start-up IPI start a second processor", body: startup },
     Test { name: "Two processors add to one counter without losing any", body: atomic_add },
     Test { name: "An interprocessor interrupt wakes the processor it names", body: wake_other },
+    Test { name: "A processor is named by its APIC ID and not by its number", body: wake_by_id },
     Test { name: "An x2APIC tells its identity through a register", body: x2apic_identity },
     Test { name: "Interrupts reach an APIC ID that does not fit in 8 bits", body: large_identity },
 ];
@@ -133,6 +134,14 @@ fn run_in_long_mode(guest: &Guest, cpu: &mut dyn Vcpu, code: &Asm) -> Outcome {
 }
 
 fn wake_other(engine: &dyn Engine) -> Outcome {
+    wake(engine, 1)
+}
+
+fn wake_by_id(engine: &dyn Engine) -> Outcome {
+    wake(engine, 6)
+}
+
+fn wake(engine: &dyn Engine, apic_id: u32) -> Outcome {
     let guest = Guest::with_vcpus(engine, 2)?;
     guest.handle(VECTOR, &counting_handler(place::HANDLER_2, place::RESULTS))?;
     let mut other = Asm::at(place::HANDLER);
@@ -140,13 +149,13 @@ fn wake_other(engine: &dyn Engine) -> Outcome {
     let sleep = other.here();
     other.hlt().jmp(sleep);
     let mut code = with_apic();
-    code.wait(place::RESULTS + 8, 1).store32(ICR_HIGH, 1 << 24);
+    code.wait(place::RESULTS + 8, 1).store32(ICR_HIGH, apic_id << 24);
     for time in 1..=3 {
         code.store32(ICR_LOW, VECTOR.into()).wait(place::RESULTS, time);
     }
     code.done();
     let mut first = guest.start(&code)?;
-    let mut second = guest.cpu(1)?;
+    let mut second = guest.cpu_with_id(1, apic_id)?;
     run_in_long_mode(&guest, &mut *second, &other)?;
     run_both(&guest, &mut *first, &mut *second)?;
     equal("interrupts", guest.result(0)?, 3)

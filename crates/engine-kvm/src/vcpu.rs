@@ -41,7 +41,7 @@ impl KvmVcpu {
     pub fn new(shared: Arc<VmShared>, config: &VcpuConfig, run_size: usize) -> Result<Self> {
         let mut fd = shared
             .fd
-            .create_vcpu(config.index.into())
+            .create_vcpu(config.apic_id.into())
             .map_err(Error::backend("create a virtual processor"))?;
         let cpuid = CpuId::from_entries(&convert::cpuid_to_kvm(&config.cpuid))
             .map_err(|_| Error::Invalid("The CPUID table is too long".into()))?;

@@ -48,11 +48,11 @@ pub struct CpuShared {
 }
 
 impl CpuShared {
-    fn new(index: u32) -> Self {
+    fn new(index: u32, apic_id: u32) -> Self {
         Self {
             index,
             attention: AtomicU32::new(0),
-            apic: Mutex::new(Lapic::new(index)),
+            apic: Mutex::new(Lapic::new(apic_id)),
             startup: AtomicU32::new(0),
             sleeping: AtomicBool::new(false),
             sleep: Mutex::new(()),
@@ -497,7 +497,7 @@ impl Vm for SoftVm {
                 config.index, self.shared.vcpus
             )));
         }
-        let cpu = Arc::new(CpuShared::new(config.index));
+        let cpu = Arc::new(CpuShared::new(config.index, config.apic_id));
         {
             let mut cpus = self.shared.cpus.write().unwrap_or_else(PoisonError::into_inner);
             if cpus.iter().any(|other| other.index == config.index) {

@@ -9,6 +9,8 @@ const XSTATE: u32 = 0xd;
 const OF_ANY_MACHINE_ECX: u32 = 1 << 24 | 1 << 27 | 1 << 31;
 /// Leaf 1 EDX: several processors.
 const OF_ANY_MACHINE_EDX: u32 = 1 << 28;
+/// Leaf 0x80000001 ECX: topology extensions.
+const OF_ANY_MACHINE_EXTENDED_ECX: u32 = 1 << 22;
 /// Bytes of the legacy region and the header of an XSAVE area (SDM volume 1, section 13.4).
 const XSAVE_SMALLEST: u32 = 576;
 
@@ -40,6 +42,9 @@ impl Capabilities {
             if wanted.function == 1 {
                 wanted.ecx &= !OF_ANY_MACHINE_ECX;
                 wanted.edx &= !OF_ANY_MACHINE_EDX;
+            }
+            if wanted.function == 0x8000_0001 {
+                wanted.ecx &= !OF_ANY_MACHINE_EXTENDED_ECX;
             }
             features(&wanted).into_iter().zip(REGISTERS).all(|(is_feature, register)| {
                 !is_feature || *register(&mut wanted) & !*register(&mut own) == 0

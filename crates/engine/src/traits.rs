@@ -48,9 +48,10 @@ pub struct VmConfig {
 /// What must be known when a processor is created.
 #[derive(Clone, Debug)]
 pub struct VcpuConfig {
-    /// Number of the processor and its initial APIC ID; processor 0 is the bootstrap processor and the
-    /// others wait for its start-up IPI.
+    /// Its number; processor 0 is the bootstrap processor and the others wait for its start-up IPI.
     pub index: u32,
+    /// Its initial APIC ID; that of processor 0 is 0.
+    pub apic_id: u32,
     /// What its CPUID instruction answers.
     pub cpuid: CpuidTable,
 }

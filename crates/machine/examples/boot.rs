@@ -3,7 +3,7 @@
 use machine::boot::BootPlan;
 use machine::memory::MemoryConfig;
 use machine::{Config, Machine};
-use spec::Smbios;
+use spec::{Smbios, Topology};
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -12,7 +12,7 @@ fn main() {
     let cmdline = args.next().unwrap_or_else(|| "console=ttyS0".into());
     let engine = engine_kvm::KvmEngine::new().expect("KVM");
     let config = Config {
-        cpus: std::env::var("CPUS").ok().and_then(|v| v.parse().ok()).unwrap_or(1),
+        cpus: Topology::cores(std::env::var("CPUS").ok().and_then(|v| v.parse().ok()).unwrap_or(1)),
         memory: MemoryConfig { size: 128 << 20, hugepages: false, prealloc: false, shared: false },
         smbios: Smbios::default(),
         boot: BootPlan { kernel, kernel_is_immutable: false, initrd, cmdline },

@@ -1,5 +1,5 @@
 //! Boots Linux and moves it from engine to engine while it works:
-//! `move KERNEL INITRD CMDLINE FOLDER CPUS ENGINE...`, where an engine is `kvm` or `soft`.
+//! `move KERNEL INITRD CMDLINE FOLDER CPUS ENGINE...`, where an engine is `kvm` or `soft`, and CPUS is as after `--cpus`.
 //!
 //! The guest, which must have a shell on its serial console, counts and writes a disk. After each few lines it is
 //! suspended, written into FOLDER, and goes on from there on the next engine. In the end no line may be
@@ -17,7 +17,7 @@ use machine::boot::BootPlan;
 use machine::disks::{self, State};
 use machine::memory::MemoryConfig;
 use machine::{Board, Config, Control, Finished, Machine, Outcome, Saved};
-use spec::VmSpec;
+use spec::{Cpus, VmSpec};
 
 /// For each way on a computer that is busy with much else.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -76,7 +76,8 @@ fn main() {
         initrd: Some(initrd.into()),
         cmdline: cmdline.clone(),
     };
-    let cpus = cpus.parse().expect("a number of processors");
+    let cpus: Cpus = cpus.parse().expect("processors");
+    let cpus = cpus.topology().expect("a division that fits");
     let config =
         Config { cpus, memory, smbios: spec::Smbios::default(), boot, offered: Some(offered) };
 

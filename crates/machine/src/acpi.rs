@@ -16,6 +16,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink, aml_as_bytes};
 use devices::power;
 use engine::GuestMemory;
+use spec::Topology;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
@@ -23,7 +24,7 @@ use zerocopy::{Immutable, IntoBytes};
 use crate::layout::{
     ACPI_TABLES, ACPI_TABLES_END, ECAM, IO_APIC, LOCAL_APIC, PCI_WINDOW, PCI_WINDOW_SIZE,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, topology};
 
 const OEM: [u8; 6] = *b"OMNIVR";
 const TABLE: [u8; 8] = *b"MICRO   ";
@@ -32,8 +33,8 @@ const REVISION: u32 = 1;
 /// What the tables describe.
 #[derive(Clone, Copy, Debug)]
 pub struct AcpiConfig {
-    /// Number of processors.
-    pub cpus: u32,
+    /// Processors.
+    pub cpus: Topology,
     /// First port of the power management block.
     pub power_ports: u16,
     /// Interrupt of power management events.
@@ -163,9 +164,10 @@ const NO_ASPM: u16 = 1 << 4;
 fn madt(config: &AcpiConfig) -> MADT {
     let mut madt =
         MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LOCAL_APIC as u32));
-    for cpu in 0..config.cpus {
+    for cpu in 0..config.cpus.count() {
         // At most 64 processors, so that the 8-bit form does for all.
-        madt.add_structure(ProcessorLocalApic::new(cpu as u8, cpu as u8, EnabledStatus::Enabled));
+        let id = topology::apic_id(config.cpus, cpu) as u8;
+        madt.add_structure(ProcessorLocalApic::new(cpu as u8, id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, IO_APIC as u32, 0));
     madt.add_structure(InterruptOverride {
@@ -237,7 +239,9 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_adds_up() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let rsdp = write(&memory, &AcpiConfig { cpus: 64, power_ports: 0x600, sci: 9 }).unwrap();
+        let rsdp =
+            write(&memory, &AcpiConfig { cpus: Topology::cores(64), power_ports: 0x600, sci: 9 })
+                .unwrap();
         let root = read(&memory, rsdp, 36);
         assert_eq!(&root[..8], b"RSD PTR ");
         assert_eq!((sum(&root), sum(&root[..20])), (0, 0));

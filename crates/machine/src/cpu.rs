@@ -3,58 +3,28 @@
 use engine::cpuid::{CpuidLeaf, CpuidTable};
 use engine::state::{DescriptorTable, Segment, VcpuState};
 use engine::{Capabilities, GuestMemory};
+use spec::Topology;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::Result;
 use crate::boot::Entry;
 use crate::layout::{BOOT_GDT, PAGE_TABLES, START_INFO, ZERO_PAGE};
+use crate::{Result, topology};
 
 /// Leaf 1 ECX: the guest runs on a hypervisor.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 ECX: the local APIC's timer has the TSC-deadline mode.
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1 EDX: several logical processors in the package.
-const HTT: u32 = 1 << 28;
 /// Highest function of the hypervisor's own leaves.
 const HYPERVISOR_LAST: u32 = 0x4000_0010;
 
-/// The CPUID table of processor `index` of `count`, chosen from what the engine offers.
-pub(crate) fn cpuid(capabilities: &Capabilities, index: u32, count: u32) -> CpuidTable {
+/// The CPUID table of processor `index`, chosen from what the engine offers.
+pub(crate) fn cpuid(capabilities: &Capabilities, topology: Topology, index: u32) -> CpuidTable {
     let mut table = capabilities.cpuid.clone();
-    // Topology is the guest's, not the host's: one package with one thread in each core.
-    table.remove(|leaf| matches!(leaf.function, 0xb | 0x1f | 0x8000_001e | 0x8000_0026));
     if let Some(leaf) = table.get_mut(1, 0) {
-        leaf.ebx = leaf.ebx & 0x0000_ff00 | count.next_power_of_two().min(255) << 16 | index << 24;
         leaf.ecx |= HYPERVISOR | TSC_DEADLINE;
-        leaf.edx = if count > 1 { leaf.edx | HTT } else { leaf.edx & !HTT };
     }
-    let cores = count - 1;
-    for leaf in table.0.iter_mut().filter(|leaf| leaf.function == 4 && leaf.eax & 0x1f != 0) {
-        // Caches below the third level belong to one core.
-        let sharing = if leaf.eax >> 5 & 7 >= 3 { cores } else { 0 };
-        leaf.eax = leaf.eax & 0x3fff
-            | sharing << 14
-            | cores.next_power_of_two().saturating_sub(1).min(63) << 26;
-    }
-    if let Some(leaf) = table.get_mut(0x8000_0008, 0) {
-        leaf.ecx =
-            leaf.ecx & !0xf0ff | cores & 0xff | count.next_power_of_two().trailing_zeros() << 12;
-    }
-    let shift = count.next_power_of_two().trailing_zeros();
-    let thread =
-        CpuidLeaf { function: 0xb, index: Some(0), eax: 0, ebx: 1, ecx: 1 << 8, edx: index };
-    let core = CpuidLeaf {
-        function: 0xb,
-        index: Some(1),
-        eax: shift,
-        ebx: count,
-        ecx: 1 | 2 << 8,
-        edx: index,
-    };
-    if table.get(0, 0).is_some_and(|leaf| leaf.eax >= 0xb) {
-        table.set(thread);
-        table.set(core);
-    }
+    // The guest's, not the host's.
+    topology::describe(&mut table, topology, index);
     hypervisor_leaves(&mut table, capabilities.tsc_khz);
     table
 }
@@ -147,33 +117,16 @@ mod tests {
 
     fn offered() -> Capabilities {
         let leaf = |function, index| CpuidLeaf { function, index, ..CpuidLeaf::default() };
-        let mut table = CpuidTable(vec![
-            CpuidLeaf { eax: 0xd, ..leaf(0, None) },
-            CpuidLeaf { edx: HTT, ebx: 0x0702_0800, ..leaf(1, None) },
-            CpuidLeaf { edx: 99, ..leaf(0xb, Some(0)) },
+        let table = CpuidTable(vec![
+            leaf(1, None),
             CpuidLeaf { eax: 0x4000_0001, ..leaf(0x4000_0000, None) },
         ]);
-        table.set(leaf(0x8000_0008, None));
         Capabilities { cpuid: table, tsc_khz: Some(2_500_000), ..Capabilities::default() }
     }
 
     #[test]
-    fn each_processor_has_its_own_number_and_the_same_neighbours() {
-        let table = cpuid(&offered(), 2, 3);
-        assert_eq!(table.get(1, 0).unwrap().ebx, 0x0204_0800);
-        assert_eq!(table.get(0xb, 0).unwrap().edx, 2);
-        assert_eq!(table.get(0xb, 1).unwrap().eax, 2);
-        assert_eq!(table.get(0x8000_0008, 0).unwrap().ecx, 2 | 2 << 12);
-    }
-
-    #[test]
-    fn a_lone_processor_has_no_neighbours() {
-        assert_eq!(cpuid(&offered(), 0, 1).get(1, 0).unwrap().edx & HTT, 0);
-    }
-
-    #[test]
     fn the_frequency_of_the_tsc_is_told() {
-        let table = cpuid(&offered(), 0, 1);
+        let table = cpuid(&offered(), Topology::cores(1), 0);
         assert_eq!(table.get(0x4000_0000, 0).unwrap().eax, 0x4000_0010);
         assert_eq!(table.get(0x4000_0010, 0).unwrap().eax, 2_500_000);
     }

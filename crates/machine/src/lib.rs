@@ -16,6 +16,7 @@ pub mod memory;
 mod plug;
 mod saved;
 mod smbios;
+mod topology;
 
 pub use board::Board;
 pub use error::{Error, Result, chain};

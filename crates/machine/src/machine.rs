@@ -11,7 +11,7 @@ use engine::cpuid::CpuidTable;
 use engine::{
     Capabilities, Engine, Exit, GuestMemory, Kicker, Statistics, Vcpu, VcpuConfig, Vm, VmConfig,
 };
-use spec::Smbios;
+use spec::{Smbios, Topology};
 
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, POWER_PORTS, SCI};
@@ -19,7 +19,7 @@ use crate::boot::{self, BootPlan};
 use crate::bus::AddressSpaces;
 use crate::memory::{self, MemoryConfig};
 use crate::saved::Saved;
-use crate::{Error, Result, chain, cpu, smbios};
+use crate::{Error, Result, chain, cpu, smbios, topology};
 
 /// Most processors: 8-bit APIC IDs with room to spare.
 pub const MAX_CPUS: u32 = 64;
@@ -28,7 +28,7 @@ pub const MAX_CPUS: u32 = 64;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Processors.
-    pub cpus: u32,
+    pub cpus: Topology,
     /// Memory.
     pub memory: MemoryConfig,
     /// What it tells the guest about itself.
@@ -106,13 +106,14 @@ impl Machine {
         plug: impl FnOnce(&mut Board) -> Result<()>,
     ) -> Result<Self> {
         let capabilities = config.offered.as_ref().unwrap_or_else(|| engine.capabilities());
-        check_processors(config.cpus, capabilities)?;
+        check_processors(config.cpus.count(), capabilities)?;
         let memory = memory::allocate(&config.memory)?;
         let acpi = AcpiConfig { cpus: config.cpus, power_ports: POWER_PORTS, sci: SCI };
         let rsdp = acpi::write(&memory, &acpi)?;
         smbios::write(&memory, &config.smbios)?;
         let entry = boot::load(&memory, &config.boot, rsdp)?;
-        let cpuid = (0..config.cpus).map(|n| cpu::cpuid(capabilities, n, config.cpus)).collect();
+        let indices = 0..config.cpus.count();
+        let cpuid = indices.map(|index| cpu::cpuid(capabilities, config.cpus, index)).collect();
         let mut machine = Self::build(engine, memory, cpuid, plug)?;
         let mut state = machine.vcpus[0].state()?;
         cpu::enter(&mut state, &machine.memory, entry)?;
@@ -169,7 +170,10 @@ impl Machine {
         memory::map(&memory, &*vm)?;
         let vcpus = (0..)
             .zip(&cpuid)
-            .map(|(index, cpuid)| vm.create_vcpu(&VcpuConfig { index, cpuid: cpuid.clone() }))
+            .map(|(index, cpuid)| {
+                let apic_id = topology::apic_id_in(cpuid).unwrap_or(index);
+                vm.create_vcpu(&VcpuConfig { index, apic_id, cpuid: cpuid.clone() })
+            })
             .collect::<engine::Result<Vec<_>>>()?;
 
         let events = EventLoop::new()?;

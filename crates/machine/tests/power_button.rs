@@ -79,6 +79,12 @@ fn machine(code: &[u8]) -> (tempfile::NamedTempFile, Machine) {
         cmdline: String::new(),
     };
     let memory = MemoryConfig { size: 32 << 20, hugepages: false, prealloc: false, shared: false };
-    let config = Config { cpus: 1, memory, smbios: spec::Smbios::default(), boot, offered: None };
+    let config = Config {
+        cpus: spec::Topology::cores(1),
+        memory,
+        smbios: spec::Smbios::default(),
+        boot,
+        offered: None,
+    };
     (kernel, Machine::new(&SoftEngine::new(), &config, |_| Ok(())).unwrap())
 }

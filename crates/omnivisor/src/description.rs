@@ -265,7 +265,10 @@ fn hardware(description: &Description) -> String {
     let count = cpus.count.unwrap_or(1);
     let topology = match (cpus.sockets, cpus.cores) {
         (Some(sockets), Some(cores)) => {
-            format!(" ({} of {})", counted(sockets, "socket"), counted(cores, "core"))
+            let threads = cpus.threads.filter(|threads| *threads > 1);
+            let threads = threads.map(|threads| format!(" of {}", counted(threads, "thread")));
+            let (sockets, cores) = (counted(sockets, "socket"), counted(cores, "core"));
+            format!(" ({sockets} of {cores}{})", threads.unwrap_or_default())
         }
         _ => String::new(),
     };

@@ -123,6 +123,9 @@ impl Check {
         self.require((1..=MAX_CPUS).contains(&count), "cpus.count", || {
             format!("A VM has 1 to {MAX_CPUS} processors, not {count}")
         });
+        self.require(spec.cpus.topology().is_some(), "cpus", || {
+            format!("{count} processors cannot be {}", spec.cpus.division())
+        });
         let size = spec.memory.size();
         let key = "memory.size";
         self.require(size >= LEAST_MEMORY, key, || {
@@ -374,6 +377,14 @@ mod tests {
     fn what_cannot_be_is_said_in_sentences() {
         let cases = [
             ("cpus = 0", "A VM has 1 to 64 processors, not 0 (`cpus.count`)"),
+            (
+                "cpus = { count = 8, sockets = 3, cores = 2 }",
+                "8 processors cannot be 3 sockets of 2 cores (`cpus`)",
+            ),
+            (
+                "cpus = \"6,threads=4\"",
+                "6 processors cannot be sockets of cores of 4 threads (`cpus`)",
+            ),
             ("cpus = 65", "A VM has 1 to 64 processors, not 65 (`cpus.count`)"),
             ("memory = \"8M\"", "8M is too little memory, the least is 16M (`memory.size`)"),
             (

@@ -11,6 +11,7 @@
 
 mod check;
 pub mod cloud_init;
+mod cpus;
 mod devices;
 mod error;
 mod file;
@@ -26,12 +27,13 @@ mod vm;
 pub mod option;
 
 pub use check::Problem;
+pub use cpus::{Cpus, MAX_CPUS, Topology};
 pub use devices::{Disk, Nic, NicKind, Rate, Share, Vsock};
 pub use error::{Error, Place, Result};
 pub use network::{Forward, ForwardError, MacAddress, MacAddressError, Protocol};
 pub use size::{Size, SizeError};
 pub use smbios::{Smbios, Uuid, UuidError};
-pub use vm::{Boot, Console, Cpus, HOST_KERNEL, MAX_CPUS, Memory, VmSpec};
+pub use vm::{Boot, Console, HOST_KERNEL, Memory, VmSpec};
 
 /// The JSON Schema of [`VmSpec`].
 pub fn schema() -> serde_json::Value {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Disk, Error, Nic, Result, Share, Size, Smbios, Vsock, option, shorthand};
+use crate::{Cpus, Disk, Error, Nic, Result, Share, Size, Smbios, Vsock, option, shorthand};
 
 /// The neutral description of one VM.
 ///
@@ -63,16 +63,6 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
 }
 
-/// Processors. As a text: `4`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cpus {
-    /// How many, 1 to 64; one if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 64))]
-    pub count: Option<u32>,
-}
-
 /// Memory. As a text: `2G,hugepages`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -119,8 +109,6 @@ pub enum Console {
 
 /// What [`Boot::kernel`] says for the kernel that the host runs; a file of that name is `./host`.
 pub const HOST_KERNEL: &str = "host";
-/// The most processors a VM has.
-pub const MAX_CPUS: u32 = 64;
 
 impl VmSpec {
     /// This description with `over` laid over it: what `over` says counts, key by key. A list is one key: all
@@ -181,18 +169,6 @@ impl VmSpec {
     }
 }
 
-impl Cpus {
-    /// How many, by default one.
-    pub fn count(&self) -> u32 {
-        self.count.unwrap_or(1)
-    }
-
-    fn merge(self, over: Self) -> Self {
-        let Self { count } = over;
-        Self { count: count.or(self.count) }
-    }
-}
-
 impl Memory {
     /// What a VM has that does not say.
     pub const DEFAULT_SIZE: Size = Size::mebibytes(512);
@@ -241,14 +217,6 @@ impl Boot {
             initrd: initrd.or(self.initrd),
             cmdline: cmdline.or(self.cmdline),
         }
-    }
-}
-
-impl FromStr for Cpus {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        option::parse(text, "count")
     }
 }
 

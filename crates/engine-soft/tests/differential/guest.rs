@@ -78,7 +78,8 @@ impl Guest {
         vm.map(MemoryRegion { slot: 0, region: Arc::clone(&memory), read_only: false })
             .expect("mapped memory");
         let cpuid = engine.capabilities().cpuid.clone();
-        let mut cpu = vm.create_vcpu(&VcpuConfig { index: 0, cpuid }).expect("a processor");
+        let mut cpu =
+            vm.create_vcpu(&VcpuConfig { index: 0, apic_id: 0, cpuid }).expect("a processor");
         let board = Board { kicker: cpu.kicker(), port: 0.into() };
         let mut start = cpu.state().expect("a state");
         prepare(&mut start);

@@ -96,7 +96,7 @@ pub fn run(engine: &SoftEngine, mode: u8, code: &[u8]) {
     put(TABLES + 0x1000, 0x87);
     memory.write_slice(code, MemoryRegionAddress(INPUT)).expect("within memory");
     let cpuid = engine.capabilities().cpuid.clone();
-    let mut cpu = vm.create_vcpu(&VcpuConfig { index: 0, cpuid }).expect("a processor");
+    let mut cpu = vm.create_vcpu(&VcpuConfig { index: 0, apic_id: 0, cpuid }).expect("a processor");
     let state = start(engine, &mut *cpu, mode);
     cpu.set_state(&state).expect("a possible state");
     watch(Some(cpu.kicker()));

@@ -51,7 +51,7 @@ pub fn run(args: RunArgs, verbose: bool) -> Result<ExitCode, Failure> {
     let mut prepared = plan.look_into(&disks)?;
     let announcement = plan.is_script.then(|| {
         let memory = plan.spec.memory.size();
-        format!("{} CPU, {memory} of memory, engine {}", plan.config.cpus, engine.name())
+        format!("{} CPU, {memory} of memory, engine {}", plan.config.cpus.count(), engine.name())
     });
     let listen = |agent| Command::listen(agent, &plan.command, announcement);
     let command = plan.agent.as_ref().map(listen).transpose()?;

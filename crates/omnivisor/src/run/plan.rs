@@ -10,7 +10,7 @@ use machine::Config;
 use machine::boot::BootPlan;
 use machine::disks::OpenDisk;
 use machine::memory::MemoryConfig;
-use spec::{Console, Nic, NicKind, Share, VmSpec, Vsock};
+use spec::{Console, Nic, NicKind, Share, Topology, VmSpec, Vsock};
 
 use crate::cli::RunArgs;
 use crate::disk::print;
@@ -210,7 +210,8 @@ pub fn config(spec: &VmSpec, boot: BootPlan) -> Config {
         prealloc: spec.memory.prealloc(),
         shared: spec.memory.shared(),
     };
-    Config { cpus: spec.cpus.count(), memory, smbios: spec.smbios.clone(), boot, offered: None }
+    let cpus = spec.cpus.topology().unwrap_or(Topology::cores(spec.cpus.count()));
+    Config { cpus, memory, smbios: spec.smbios.clone(), boot, offered: None }
 }
 
 fn image_of(spec: &VmSpec) -> Result<Option<ImageRef>, Failure> {

@@ -112,7 +112,7 @@ fn passt_carries_data_both_ways_and_ends_with_the_machine() {
 
 #[test]
 fn a_suspended_linux_goes_on_where_it_is_taken() {
-    moving::moving().run(&Lab { cpus: 2, ..lab(1500) });
+    moving::moving("2").run(&Lab { cpus: 2, ..lab(1500) });
 }
 
 #[test]

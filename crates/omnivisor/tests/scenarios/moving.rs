@@ -2,17 +2,19 @@
 
 use super::harness::Scenarios;
 
-/// Linux on two processors moves to the software processor and back, by way of a folder. The processor that QEMU 7.2
+/// Linux on these processors moves to the software processor and back, by way of a folder. The processor that QEMU 7.2
 /// emulates in the lab keeps from KVM what its guest writes to XCR0, so that SSE would be lost with XSAVE.
-pub fn moving() -> Scenarios {
-    Scenarios::default()
-        .prepare(&["--net", "none", "--disk", "/dev/null", "debian"])
-        .scenario(
-            "a guest that writes its disk loses nothing and does nothing twice",
-            r#"description --disk /dev/null debian >vm.toml
-               value() { sed -n "s/^$1 = \"\(.*\)\"$/\1/p" vm.toml; }
-               "${OMNIVISOR%/*}/examples/move" "$(value kernel)" "$(value initrd)" "$(value cmdline) noxsave" . 2 \
-                   $ENGINE soft $ENGINE >output 2>log || fail "$(cat log)"
-               cat output"#,
-        )
+pub fn moving(cpus: &str) -> Scenarios {
+    Scenarios::default().prepare(&["--net", "none", "--disk", "/dev/null", "debian"]).scenario(
+        "a guest that writes its disk loses nothing and does nothing twice",
+        format!("cpus={cpus}\n{MOVE}"),
+    )
 }
+
+const MOVE: &str = r#"
+description --disk /dev/null debian >vm.toml
+value() { sed -n "s/^$1 = \"\(.*\)\"$/\1/p" vm.toml; }
+"${OMNIVISOR%/*}/examples/move" "$(value kernel)" "$(value initrd)" "$(value cmdline) noxsave" . $cpus \
+    $ENGINE soft $ENGINE >output 2>log || fail "$(cat log)"
+cat output
+"#;

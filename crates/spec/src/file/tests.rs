@@ -66,7 +66,7 @@ fn a_file_with_everything() {
         console: Some(Console::Virtio),
         balloon: Some(false),
         rng: Some(true),
-        cpus: Cpus { count: Some(2) },
+        cpus: Cpus { count: Some(2), ..Cpus::default() },
         memory: Memory { size: Some(Size(2 << 30)), hugepages: Some(true), ..Memory::default() },
         smbios: Smbios {
             serial: Some("A-1".into()),
@@ -233,7 +233,7 @@ prop_compose! {
         (name, image) in (prop::option::of(text()), prop::option::of(text())),
         console in prop::option::of(prop_oneof![Just(Console::Serial), Just(Console::Virtio)]),
         (balloon, rng) in any::<(Option<bool>, Option<bool>)>(),
-        count: Option<u32>,
+        [count, sockets, cores, threads]: [Option<u32>; 4],
         (size, hugepages, prealloc, shared) in any::<(Option<u64>, Option<bool>, Option<bool>, Option<bool>)>(),
         (kernel, initrd, cmdline) in (prop::option::of(text()), prop::option::of(text()), prop::option::of(text())),
         (uuid, serial, oem_strings) in (any::<Option<u128>>(), prop::option::of(text()), prop::collection::vec(text(), 0..3)),
@@ -244,7 +244,7 @@ prop_compose! {
     ) -> VmSpec {
         VmSpec {
             name, image, console, balloon, rng,
-            cpus: Cpus { count },
+            cpus: Cpus { count, sockets, cores, threads },
             memory: Memory { size: size.map(Size), hugepages, prealloc, shared },
             smbios: Smbios { uuid: uuid.map(|number| Uuid(number.to_be_bytes())), serial, oem_strings },
             boot: Boot { kernel: kernel.map(Into::into), initrd: initrd.map(Into::into), cmdline },

@@ -9,7 +9,7 @@ use super::description::{
 };
 use super::folder::Folder;
 use crate::{
-    Boot, Cpus, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Share, Size, VmSpec,
+    Boot, Disk, Error, MAX_CPUS, Memory, Nic, NicKind, Place, Result, Share, Size, VmSpec,
 };
 
 impl Description {
@@ -19,7 +19,7 @@ impl Description {
         // Our own files may name what they want: they are written by whoever runs them.
         let file = |path: &Path| folder.trusted(path);
         vm.name = spec.name;
-        vm.cpus.count = spec.cpus.count;
+        vm.cpus = spec.cpus.into();
         vm.uuid = spec.smbios.uuid.map(String::from);
         vm.smbios = spec.smbios;
         vm.memory.size = spec.memory.size.map(|size| size.0);
@@ -76,7 +76,7 @@ impl Description {
         let mut problems: Vec<String> = obstacles.map(|note| note.message).collect();
         let mut spec = VmSpec {
             name: self.name.as_deref().map(usable_name),
-            cpus: Cpus { count: self.cpus.count.map(|count| count.min(MAX_CPUS)) },
+            cpus: self.cpus.to_cpus(),
             memory: Memory {
                 size: self.memory.size.map(Size),
                 hugepages: self.memory.hugepages.then_some(true),
@@ -217,16 +217,14 @@ impl Description {
         if self.cpus.count.is_some_and(|count| count > MAX_CPUS) {
             note(Level::Warning, format!("It gets {MAX_CPUS} processors, the most there are"));
         }
-        if let (Some(count), Some(sockets @ 2..)) = (self.cpus.count, self.cpus.sockets)
-            && sockets < count
-        {
-            note(
-                Level::Info,
-                format!("Its {count} processors are cores of one socket instead of {sockets}"),
+        let wanted = self.cpus.divided(self.cpus.count.unwrap_or(1).min(MAX_CPUS));
+        if wanted.topology().is_none() {
+            let message = format!(
+                "Its {} processors are cores of one socket: they cannot be {}",
+                wanted.count(),
+                wanted.division()
             );
-        }
-        if self.cpus.threads.is_some_and(|threads| threads > 1) {
-            note(Level::Info, "Its processors are cores of their own, not threads of cores".into());
+            note(Level::Info, message);
         }
         if let Some(most) = self.memory.maximum.filter(|most| Some(*most) > self.memory.size) {
             note(Level::Info, format!("Its memory does not grow to {} while it runs", Size(most)));

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::FileRef;
+use crate::{Cpus, MAX_CPUS, Topology};
 
 /// The processor that a guest was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,48 @@ pub struct Processors {
     pub model: Option<String>,
     /// Whether the guest can be a hypervisor itself.
     pub nested: Option<bool>,
+}
+
+impl From<Cpus> for Processors {
+    fn from(cpus: Cpus) -> Self {
+        let is_said = cpus.sockets.or(cpus.cores).or(cpus.threads).is_some();
+        // All of it, so that other programs need not conclude anything.
+        let cpus = cpus.topology().filter(|_| is_said).map_or(cpus, Cpus::from);
+        let Cpus { count, sockets, cores, threads } = cpus;
+        Self { count, sockets, cores, threads, ..Self::default() }
+    }
+}
+
+impl Processors {
+    /// Whether anything is said of how they are divided.
+    pub(crate) fn is_divided(&self) -> bool {
+        self.sockets.or(self.cores).or(self.threads).is_some()
+    }
+
+    /// So many of them as they are divided.
+    pub(crate) fn divided(&self, count: u32) -> Cpus {
+        Cpus {
+            count: Some(count),
+            // Those that can be added while it runs are the last ones.
+            sockets: self.sockets.filter(|_| self.maximum.is_none_or(|most| most <= count)),
+            cores: self.cores,
+            threads: self.threads,
+        }
+    }
+
+    /// As they are run here: cores of one socket if they cannot be what was said.
+    pub(crate) fn to_cpus(&self) -> Cpus {
+        let count = self.count.map(|count| count.min(MAX_CPUS));
+        match self.divided(count.unwrap_or(1)).topology() {
+            Some(topology) if topology != Topology::cores(topology.count()) => topology.into(),
+            _ => Cpus { count, ..Cpus::default() },
+        }
+    }
+
+    /// Threads of each socket: its cores for those who know no threads.
+    pub(crate) fn threads_of_socket(&self) -> Option<u32> {
+        Some(self.cores?.saturating_mul(self.threads.unwrap_or(1)))
+    }
 }
 
 /// Memory, in bytes.

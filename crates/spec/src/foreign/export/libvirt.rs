@@ -9,7 +9,7 @@ use super::super::description::{
 };
 use super::places::{Place, Room, places};
 use super::{Export, boot_devices, has_boot_places, most_memory, name, nic_word, path, uuid, xml};
-use crate::Smbios;
+use crate::{Smbios, Topology};
 
 /// More controllers than any platform has.
 const MOST_CONTROLLERS: u32 = 16;
@@ -40,19 +40,13 @@ pub(super) fn write(vm: &Description) -> Export {
     os(vm, chipset, &mut line);
     sysinfo(&vm.smbios, &mut line);
     line("<features><acpi/><apic/></features>".into());
-    let threads = vm.cpus.threads.unwrap_or(1);
     // Whatever the host has, which is the only way to its virtualization whoever made its processor.
     let mode = if vm.cpus.nested == Some(true) { "host-passthrough" } else { "host-model" };
-    match (vm.cpus.sockets, vm.cpus.cores) {
-        // libvirt refuses a topology that does not give the number of processors.
-        (Some(sockets), Some(cores))
-            if sockets.checked_mul(cores).and_then(|all| all.checked_mul(threads))
-                == Some(vm.cpus.maximum.unwrap_or(count)) =>
-        {
-            line(format!(
-                "<cpu mode='{mode}'><topology sockets='{sockets}' cores='{cores}' threads='{threads}'/></cpu>"
-            ));
-        }
+    // libvirt refuses a topology that does not give the number of processors.
+    match vm.cpus.divided(vm.cpus.maximum.unwrap_or(count)).topology() {
+        Some(Topology { sockets, cores, threads }) if vm.cpus.is_divided() => line(format!(
+            "<cpu mode='{mode}'><topology sockets='{sockets}' cores='{cores}' threads='{threads}'/></cpu>"
+        )),
         _ => line(format!("<cpu mode='{mode}'/>")),
     }
     line("<devices>".into());

@@ -110,6 +110,15 @@ pub fn export(vm: &Description, form: Form) -> Result<Export> {
                 .lost
                 .push(format!("The package's properties ({}) are left out", keys.join(", ")));
         }
+        match form {
+            Form::Xl if vm.cpus.is_divided() => {
+                export.lost.push("How its processors are divided is left out".into());
+            }
+            Form::Ovf | Form::Vmx if vm.cpus.threads.is_some_and(|threads| threads > 1) => {
+                export.lost.push("The threads of its cores are left out: each is a core".into());
+            }
+            _ => {}
+        }
         if vm.saved_state.is_some() {
             export.lost.push("It is suspended: what its memory holds is left out".into());
         }

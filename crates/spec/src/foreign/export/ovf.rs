@@ -40,7 +40,7 @@ pub(super) fn write(vm: &Description) -> Export {
     let mut items = Items::default();
     let count = vm.cpus.count.unwrap_or(1);
     let title = |text: String| ("ElementName", text);
-    let cores = vm.cpus.cores.map_or(String::new(), |cores| {
+    let cores = vm.cpus.threads_of_socket().map_or(String::new(), |cores| {
         format!("        <vmw:CoresPerSocket ovf:required=\"false\">{cores}</vmw:CoresPerSocket>\n")
     });
     items.add(

@@ -6,7 +6,7 @@ use super::super::description::{
     Bus, Controller, DriveKind, Firmware, FirmwareKind, NetworkCard, Platform, Virtualization,
 };
 use super::*;
-use crate::Smbios;
+use crate::{Smbios, Topology};
 
 fn sample(words: &str) -> Description {
     let disk = |bus, unit, name: &str, format: &str| Drive {
@@ -62,6 +62,32 @@ fn again(export: &Export, name: &str) -> Description {
     super::super::parse(export.text.as_bytes(), Path::new(name))
         .unwrap_or_else(|error| panic!("{error}\n{}", export.text))
         .remove(0)
+}
+
+#[test]
+fn the_division_of_processors_is_written_as_far_as_a_form_has_words_for_it() {
+    let mut vm = sample("plain");
+    (vm.cpus.count, vm.cpus.threads) = (Some(8), Some(2));
+    for (form, name, threads) in
+        [(Form::Libvirt, "x.xml", 2), (Form::Ovf, "x.ovf", 1), (Form::Vmx, "x.vmx", 1)]
+    {
+        let export = export(&vm, form).unwrap();
+        let expected = Topology { sockets: 2, cores: 4 / threads, threads };
+        assert_eq!(again(&export, name).cpus.to_cpus(), expected.into(), "{form}");
+        let told = export.lost.iter().any(|lost| lost.contains("threads"));
+        assert_eq!(told, threads == 1, "{form}: {:?}", export.lost);
+    }
+    // Without what can be added while it runs, and as it is run here if it cannot be divided so.
+    vm.cpus.maximum = Some(8);
+    for (count, expected) in [(4, (1, 2, 2)), (3, (1, 3, 1))] {
+        vm.cpus.count = Some(count);
+        let found = vm.cpus.to_cpus().topology().unwrap();
+        assert_eq!((found.sockets, found.cores, found.threads), expected);
+    }
+    let notes: Vec<_> = vm.differences().into_iter().map(|note| note.message).collect();
+    let note =
+        "Its 3 processors are cores of one socket: they cannot be sockets of 2 cores of 2 threads";
+    assert!(notes.iter().any(|found| found == note), "{notes:?}");
 }
 
 #[test]

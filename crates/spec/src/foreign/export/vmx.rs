@@ -34,7 +34,7 @@ pub(super) fn write(vm: &Description) -> Export {
         set("uuid.bios", &uuid);
     }
     set("numvcpus", &vm.cpus.count.unwrap_or(1).to_string());
-    if let Some(cores) = vm.cpus.cores {
+    if let Some(cores) = vm.cpus.threads_of_socket() {
         set("cpuid.coresPerSocket", &cores.to_string());
     }
     if vm.cpus.nested == Some(true) {

@@ -167,14 +167,15 @@ fn what_runs_another_way_is_told_and_what_runs_the_same_is_not() {
     let machine = "memsize = \"256\"\nnumvcpus = \"4\"\nethernet0.present = \"TRUE\"\nserial0.present = \"TRUE\"\n";
     let plain = "cpuid.coresPerSocket = \"4\"\nethernet0.connectionType = \"nat\"\n";
     assert_eq!(told(&format!("{machine}{plain}")), Vec::<String>::new());
-    let other = "cpuid.coresPerSocket = \"2\"\nethernet0.networkName = \"VM Network\"\nserial1.present = \"TRUE\"\n\
+    let other = "cpuid.coresPerSocket = \"3\"\nethernet0.networkName = \"VM Network\"\nserial1.present = \"TRUE\"\n\
                  ethernet0.startConnected = \"FALSE\"\nethernet1.present = \"TRUE\"\nethernet1.connectionType = \"bridged\"\n";
     let own =
         "Network cards are on a network of their own with DHCP, behind this computer's address";
     assert_eq!(
         told(&format!("{machine}{other}")),
         [
-            "Its 4 processors are cores of one socket instead of 2".to_owned(),
+            "Its 4 processors are cores of one socket: they cannot be 2 sockets of 3 cores"
+                .to_owned(),
             format!("{own}, instead of bridged"),
             "The network card 0 is not connected, and not there".to_owned(),
             "Not there: COM2".to_owned(),
