@@ -419,7 +419,7 @@ mod tests {
     fn a_page_tells_disks_cards_and_what_is_unknown() {
         let folder = tempfile::tempdir().unwrap();
         let text = "displayName = \"web\\u001b\"\nmemsize = \"512\"\nnumvcpus = \"2\"\n\
-                    cpuid.coresPerSocket = \"2\"\nsched.mem.min = \"256\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\n\
+                    cpuid.coresPerSocket = \"2\"\nscsi0.present = \"TRUE\"\nscsi0.virtualDev = \"pvscsi\"\n\
                     scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"gone.vmdk\"\nscsi0:1.present = \"TRUE\"\n\
                     scsi0:1.fileName = \"/etc/passwd\"\nstrange.key = \"1\"\n";
         let path = folder.path().join("web.vmx");
@@ -428,7 +428,7 @@ mod tests {
         let page = page(&vms[0]);
         for part in [
             "VM        web",
-            "machine   2 processors (1 socket of 2 cores), 512 MiB of memory (at least 256 MiB), BIOS",
+            "machine   2 processors (1 socket of 2 cores), 512 MiB of memory, BIOS",
             "disk      scsi0:0 (pvscsi), gone.vmdk (missing), vmdk",
             "          scsi0:1 (pvscsi), /etc/passwd (outside of the VM's folder: --allow-outside), vmdk",
             "unknown   strange.key",
