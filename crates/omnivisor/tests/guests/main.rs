@@ -2,6 +2,8 @@
 
 mod harness;
 mod importing;
+#[path = "../../../guest/tests/common/ntfs_3g.rs"]
+mod ntfs_3g;
 mod packages;
 mod platforms;
 mod systems;
