@@ -12,6 +12,7 @@ use guest::volume::{Volume, Whole};
 use crate::files::{bytes, fill};
 use crate::harness::{Image, MIB, run};
 use crate::ntfs_3g::Ntfs3g;
+use crate::packed::pack;
 use crate::replay::{Synced, change};
 
 /// A volume some of whose bytes were changed.
@@ -106,17 +107,13 @@ fn damaged_ntfs_is_an_error_at_worst() {
 #[test]
 fn damaged_erofs_is_an_error_at_worst() {
     for way in [&["-zlz4", "-Eztailpacking"][..], &["-zlz4hc", "-C16384", "-Efragments"]] {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("source");
-        fs::create_dir(&source).unwrap();
-        fill(&source, 100);
-        let image = folder.path().join("image");
-        let (path, source) = (image.to_str().unwrap(), source.to_str().unwrap());
-        if !run("mkfs.erofs", &[&["--quiet"], way, &[path, source]].concat()) {
-            eprintln!("skipped: mkfs.erofs does not run here");
-            return;
-        }
-        damage(&image, 40);
+        let packed = pack(
+            "mkfs.erofs",
+            |source| fill(source, 100),
+            |path, source| [&["--quiet"], way, &[path, source]].concat(),
+        );
+        let Some((image, _)) = packed else { return };
+        damage(&image.path(), 40);
     }
 }
 

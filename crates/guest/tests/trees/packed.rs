@@ -9,22 +9,40 @@ use guest::Tree;
 use crate::files::{Listing, fill, fill_plainly, of_guest, of_host};
 use crate::harness::{Image, run};
 
+/// What a program packs of a folder that `fill` makes and fills, and what is in that; `arguments` get the image's path and
+/// the folder's. `None` where the program does not run.
+///
+/// What was packed is compared, for Linux may not know all ways of packing.
+pub fn pack(
+    program: &str,
+    fill: impl FnOnce(&Path),
+    arguments: impl for<'a> FnOnce(&'a str, &'a str) -> Vec<&'a str>,
+) -> Option<(Image, Listing)> {
+    let image = Image { folder: tempfile::tempdir().unwrap() };
+    let (path, source) = (image.path(), image.folder.path().join("source"));
+    fs::create_dir(&source).unwrap();
+    fill(&source);
+    if !run(program, &arguments(path.to_str().unwrap(), source.to_str().unwrap())) {
+        eprintln!("skipped: {program} does not run here, or not so");
+        return None;
+    }
+    Some((image, of_host(&source)))
+}
+
 #[test]
-fn squashfs_is_read_as_linux_reads_it() {
+fn squashfs_is_read_as_it_was_packed() {
     for packing in ["gzip", "xz", "lzo", "lz4", "zstd"] {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("source");
-        fs::create_dir(&source).unwrap();
-        fill(&source, 1500);
-        let image = Image { folder };
-        let (path, source) = (image.path(), source.to_str().unwrap().to_owned());
-        let options = ["-quiet", "-no-progress", "-comp", packing, "-b", "65536"];
-        if !run("mksquashfs", &[&[&*source, path.to_str().unwrap()], &options[..]].concat()) {
-            eprintln!("skipped: mksquashfs does not run here or has no {packing}");
-            continue;
+        let packed = pack(
+            "mksquashfs",
+            |source| fill(source, 1500),
+            |path, source| {
+                let options = ["-quiet", "-no-progress", "-comp", packing, "-b", "65536"];
+                [&[source, path], &options[..]].concat()
+            },
+        );
+        if let Some((image, expected)) = packed {
+            assert_eq!(of_guest(&Tree::new(image.open(), "/")), expected, "{packing}");
         }
-        // By what was packed: Linux may not know all ways of packing.
-        assert_eq!(of_guest(&Tree::new(image.open(), "/")), of_host(Path::new(&source)));
     }
 }
 
@@ -43,22 +61,16 @@ fn erofs_is_read_as_it_was_packed() {
     ];
     let mut made = 0;
     for way in ways {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("source");
-        fs::create_dir(&source).unwrap();
-        fill(&source, 1500);
-        let image = Image { folder };
-        let (path, source) = (image.path(), source.to_str().unwrap().to_owned());
-        let options = [&["--quiet"], way, &[path.to_str().unwrap(), &source]].concat();
-        if !run("mkfs.erofs", &options) {
-            eprintln!("skipped: mkfs.erofs does not run here or has no {way:?}");
-            continue;
-        }
+        let packed = pack(
+            "mkfs.erofs",
+            |source| fill(source, 1500),
+            |path, source| [&["--quiet"], way, &[path, source]].concat(),
+        );
+        let Some((image, expected)) = packed else { continue };
         made += 1;
         let fs = image.open();
         assert_eq!(fs.kind(), "erofs");
-        // By what was packed: Linux may not know all ways of packing.
-        assert_eq!(of_guest(&Tree::new(fs, "/")), of_host(Path::new(&source)), "{way:?}");
+        assert_eq!(of_guest(&Tree::new(fs, "/")), expected, "{way:?}");
     }
     assert!(made == 0 || made >= 3, "mkfs.erofs made {made} images only");
 }
@@ -66,14 +78,12 @@ fn erofs_is_read_as_it_was_packed() {
 #[test]
 fn iso9660_is_read_as_it_was_written() {
     for (program, names) in [("genisoimage", "-R"), ("xorriso", "-R"), ("genisoimage", "-J")] {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("source");
         let is_joliet = names == "-J";
-        if is_joliet {
-            fill_plainly(&source);
-        } else {
-            fs::create_dir(&source).unwrap();
-            fill(&source, 500);
+        let fill = |source: &Path| {
+            if is_joliet {
+                return fill_plainly(source);
+            }
+            fill(source, 500);
             // Rock Ridge knows parts of a target, not slashes, and genisoimage cuts long ones off.
             fs::remove_file(source.join("long link")).unwrap();
             symlink(format!("/../{}./end", "part/".repeat(40)), source.join("long")).unwrap();
@@ -81,18 +91,12 @@ fn iso9660_is_read_as_it_was_written() {
             fs::write(source.join("a/b/c/d/e/f/g/h/i/j/k/deep"), b"deep").unwrap();
             // As files would be that are read from a medium.
             assert!(run("chmod", &["-R", "u+rwX", source.to_str().unwrap()]));
-        }
-        let image = Image { folder };
-        let (path, source) = (image.path(), source.to_str().unwrap().to_owned());
-        let mut options =
-            vec!["-quiet", names, "-V", "LABEL", "-o", path.to_str().unwrap(), &*source];
-        if program == "xorriso" {
-            options.splice(0..0, ["-as", "mkisofs"]);
-        }
-        if !run(program, &options) {
-            eprintln!("skipped: {program} does not run here");
-            continue;
-        }
+        };
+        let packed = pack(program, fill, |path, source| {
+            let begin: &[&str] = if program == "xorriso" { &["-as", "mkisofs"] } else { &[] };
+            [begin, &["-quiet", names, "-V", "LABEL", "-o", path, source]].concat()
+        });
+        let Some((image, theirs)) = packed else { continue };
         let fs = image.open();
         assert_eq!((fs.label().as_deref(), fs.kind()), (Some("LABEL"), "iso9660"));
         let plain = |mut listing: Listing| {
@@ -101,8 +105,7 @@ fn iso9660_is_read_as_it_was_written() {
             listing.values_mut().filter(|_| is_joliet).for_each(|file| file.1 = 0);
             listing
         };
-        let (ours, theirs) =
-            (plain(of_guest(&Tree::new(fs, "/"))), plain(of_host(Path::new(&source))));
+        let (ours, theirs) = (plain(of_guest(&Tree::new(fs, "/"))), plain(theirs));
         for (path, theirs) in &theirs {
             assert_eq!(ours.get(path), Some(theirs), "{path} {program} {names}");
         }
