@@ -13,12 +13,16 @@ pub fn fuzz_storage(bytes: &[u8]) {
     if bytes.is_empty() {
         return;
     }
-    let storage = Storage::of_volumes(vec![Arc::new(Cyclic(bytes.to_vec()))]);
+    let volume: Arc<dyn Volume> = Arc::new(Cyclic(bytes.to_vec()));
+    let storage = Storage::of_volumes(vec![Arc::clone(&volume)]);
     for fs in storage.volumes.iter().filter_map(|found| found.fs.as_ref()) {
         read_some(fs);
     }
     // Partition tables and signatures lie far apart: each kind is tried on its own as well.
-    for fs in fs::open_as_any(&(Arc::new(Cyclic(bytes.to_vec())) as Arc<dyn Volume>)) {
+    for fs in fs::open_as_any(&volume) {
+        read_some(&fs);
+    }
+    if let Ok(fs) = fs::ext::open_with_fast_commits(volume, bytes) {
         read_some(&fs);
     }
 }

@@ -2,7 +2,7 @@
 
 mod btrfs;
 mod erofs;
-mod ext;
+pub(crate) mod ext;
 mod fat;
 mod folder;
 mod iso9660;

@@ -46,6 +46,13 @@ pub fn open(volume: Arc<dyn Volume>) -> Result<Rc<dyn FileSystem>> {
     Ok(Rc::new(Walk::new(fs)))
 }
 
+/// For fuzzing: the file system on `volume` with `bytes` as its fast commits.
+pub fn open_with_fast_commits(volume: Arc<dyn Volume>, bytes: &[u8]) -> Result<Rc<dyn FileSystem>> {
+    let mut fs = Ext::new(volume)?;
+    fs.changes = fast_commit::replay(&fs, fast_commit::unchecked(bytes))?;
+    Ok(Rc::new(Walk::new(fs)))
+}
+
 impl Ext {
     fn new(volume: Arc<dyn Volume>) -> Result<Self> {
         let superblock = Superblock::of(&read(&*volume, 1024, 1024)?)?;
