@@ -2,6 +2,7 @@
 
 mod chunk;
 mod data;
+mod dir;
 mod replay;
 mod tree;
 
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use self::chunk::{Chunks, DeviceId, Run};
+use self::dir::DirItem;
 use self::replay::Changes;
 use self::tree::{Key, Root};
 use super::walk::{Nodes, Walk};
@@ -209,21 +211,6 @@ impl Btrfs {
         Ok(root)
     }
 
-    /// What an entry leads to: a subvolume only from the folder that it was made in, not from snapshots of that.
-    fn target_of(&self, tree: u64, item: &DirItem<'_>) -> Result<Id> {
-        const ROOT_REF: u8 = 156;
-        if !item.is_subvolume {
-            return Ok(item.id);
-        }
-        let wanted = Key::new(tree, ROOT_REF, item.id.0);
-        let mut is_there = false;
-        self.each_item(self.root_tree, wanted, &mut |key, _| {
-            is_there = *key == wanted;
-            Ok(false)
-        })?;
-        Ok(if is_there { item.id } else { (tree, EMPTY_FOLDER) })
-    }
-
     fn inode(&self, (tree, inode): Id) -> Result<(u32, u64)> {
         let mode_and_size = |item: &[u8]| at::le32(item, 52).zip(at::le64(item, 16));
         let logged = self.changes.get(&tree).and_then(|changes| changes.inodes.get(&inode));
@@ -238,36 +225,6 @@ impl Btrfs {
             })?;
         }
         found.ok_or_else(|| damaged("an inode"))
-    }
-
-    /// The entries of a folder that the log has changed.
-    fn logged_entries(&self, (tree, inode): Id) -> Option<impl Iterator<Item = DirItem<'_>>> {
-        let entries = self.changes.get(&tree)?.folders.get(&inode)?;
-        Some(entries.values().filter_map(move |item| Some(DirItem::of(item, tree)?.0)))
-    }
-
-    /// The entries of a folder from `from` on, as long as their keys have this kind and `visit` wants more.
-    fn each_entry(
-        &self,
-        (tree, inode): Id,
-        from: Key,
-        visit: &mut dyn FnMut(&Key, DirItem<'_>) -> Result<bool>,
-    ) -> Result<()> {
-        let root = self.subvolume(tree)?;
-        self.each_item(root, from, &mut |key, item| {
-            if (key.object, key.kind) != (inode, from.kind) {
-                return Ok(false);
-            }
-            let mut rest = item;
-            while !rest.is_empty() {
-                let (item, after) = DirItem::of(rest, tree).ok_or_else(|| damaged("a folder"))?;
-                if !visit(key, item)? {
-                    return Ok(false);
-                }
-                rest = after;
-            }
-            Ok(true)
-        })
     }
 
     /// The path of a subvolume from the top level.
@@ -335,32 +292,6 @@ impl Btrfs {
             },
         )?;
         Ok(found)
-    }
-}
-
-/// An entry of a folder.
-struct DirItem<'a> {
-    name: &'a [u8],
-    id: Id,
-    is_subvolume: bool,
-    kind: Kind,
-}
-
-impl<'a> DirItem<'a> {
-    /// The first one in `bytes`, whose entries lead into `tree` unless they are subvolumes, and the rest.
-    fn of(bytes: &'a [u8], tree: u64) -> Option<(Self, &'a [u8])> {
-        let object = at::le64(bytes, 0)?;
-        let is_subvolume = at::u8(bytes, 8)? == ROOT_ITEM;
-        let (data, length) = (usize::from(at::le16(bytes, 25)?), usize::from(at::le16(bytes, 27)?));
-        let kind = match at::u8(bytes, 29)? {
-            1 => Kind::File,
-            2 => Kind::Folder,
-            7 => Kind::Link,
-            _ => Kind::Other,
-        };
-        let name = bytes.get(30..)?.get(..length)?;
-        let id = if is_subvolume { (object, FIRST_INODE) } else { (tree, object) };
-        Some((Self { name, id, is_subvolume, kind }, bytes.get(30 + length + data..)?))
     }
 }
 

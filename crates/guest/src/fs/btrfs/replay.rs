@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::dir::{DirItem, dir_item};
 use super::tree::{Key, Root};
-use super::{Btrfs, DIR_INDEX, DirItem, INODE_ITEM, INODE_REF, MAX_ENTRIES, ROOT_ITEM, damaged};
+use super::{Btrfs, DIR_INDEX, INODE_ITEM, INODE_REF, MAX_ENTRIES, ROOT_ITEM, damaged};
 use crate::Result;
 use crate::fs::Kind;
 use crate::volume::at;
@@ -354,22 +355,6 @@ fn references_of<'a>(key: &Key, mut bytes: &'a [u8]) -> Result<Vec<Reference<'a>
     Ok(found)
 }
 
-/// An entry of a folder as it is in a tree.
-fn dir_item(inode: u64, kind: Kind, name: &[u8]) -> Vec<u8> {
-    let mut item = inode.to_le_bytes().to_vec();
-    item.push(INODE_ITEM);
-    item.extend([0; 18]);
-    item.extend((name.len() as u16).to_le_bytes());
-    item.push(match kind {
-        Kind::File => 1,
-        Kind::Folder => 2,
-        Kind::Link => 7,
-        Kind::Other => 5,
-    });
-    item.extend(name);
-    item
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,14 +367,6 @@ mod tests {
         item[37..45].copy_from_slice(&skip.to_le_bytes());
         item[45..].copy_from_slice(&length.to_le_bytes());
         item
-    }
-
-    #[test]
-    fn an_entry_is_read_as_it_was_made() {
-        let item = dir_item(300, Kind::Link, b"name");
-        let (entry, rest) = DirItem::of(&item, 7).unwrap();
-        assert_eq!((entry.name, entry.id, entry.is_subvolume), (&b"name"[..], (7, 300), false));
-        assert!(entry.kind == Kind::Link && rest.is_empty());
     }
 
     proptest! {

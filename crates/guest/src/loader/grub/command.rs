@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use super::entries::{Action, Item};
 use super::script::{Block, Word};
-use super::{Action, BYTES_A_STEP, Item, Leave, MAX_ENTRIES, Machine, RELATIVE, environment};
+use super::{BYTES_A_STEP, Leave, MAX_ENTRIES, Machine, RELATIVE, environment};
 use crate::fs::Kind;
 use crate::loader::{Device, FileRef, bls};
 
