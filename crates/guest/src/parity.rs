@@ -28,55 +28,51 @@ pub struct Share<'a> {
 /// Fills `buffer` with data that is missing or cannot be read: that with this power of 2 in its row.
 pub fn restore(buffer: &mut [u8], wanted: usize, row: &[Share<'_>]) -> Result<()> {
     let missing = || Error::unsupported("array", "too many of its members are missing");
-    let of = |role| row.iter().find(|share| share.role == role).and_then(|share| share.at);
+    let has = |role| row.iter().any(|share| share.role == role && share.at.is_some());
     let mut others = row.iter().filter_map(|share| match share.role {
         Role::Data(power) if power != wanted && share.at.is_none() => Some(power),
         _ => None,
     });
     let (other, more) = (others.next(), others.next());
-    if more.is_some() {
+    let is_q_needed = other.is_some() || !has(Role::P);
+    let enough = more.is_none() && (has(Role::Q) || !is_q_needed);
+    if !enough || other.is_some() && !has(Role::P) {
         return Err(missing());
     }
-    let sum = |buffer: &mut [u8], (volume, place), power| -> Result<()> {
-        let bytes = read(volume, place, buffer.len())?;
-        add(buffer, &bytes, power_of_2(power));
-        Ok(())
-    };
-    // One of the sums, and of it what the data that is there does not make up.
-    let rest = |buffer: &mut [u8], role| -> Result<()> {
-        buffer.fill(0);
-        sum(buffer, of(role).ok_or_else(missing)?, 0)?;
-        for share in row {
-            if let (Role::Data(power), Some(at)) = (share.role, share.at)
-                && power != wanted
-            {
-                sum(buffer, at, if role == Role::Q { power } else { 0 })?;
-            }
+    // What of each sum the data that is there does not make up.
+    let (mut q, p) = (vec![0; buffer.len()], buffer);
+    p.fill(0);
+    for share in row {
+        let Some((volume, place)) = share.at else { continue };
+        let (in_p, in_q) = match share.role {
+            Role::Data(power) if power == wanted => continue,
+            Role::Data(power) => (1, power_of_2(power)),
+            Role::P => (1, 0),
+            Role::Q if !is_q_needed => continue,
+            Role::Q => (0, 1),
+        };
+        let bytes = read(volume, place, p.len())?;
+        add(p, &bytes, in_p);
+        if is_q_needed {
+            add(&mut q, &bytes, in_q);
         }
-        Ok(())
-    };
+    }
+    let a = power_of_2(wanted);
     match other {
-        None if of(Role::P).is_some() => rest(buffer, Role::P),
-        None => {
-            rest(buffer, Role::Q)?;
-            scale(buffer, inverse(power_of_2(wanted)));
-            Ok(())
-        }
+        None if is_q_needed => scale(&mut q, inverse(a)),
+        None => return Ok(()),
+        // With x and y what is wanted and the other: P is x + y, and Q is ax + by.
         Some(other) => {
-            // With a and b the powers of what is wanted and of the other: P is x + y, and Q is ax + by.
-            let (a, b) = (power_of_2(wanted), power_of_2(other));
+            let b = power_of_2(other);
             if a == b {
                 return Err(missing());
             }
-            rest(buffer, Role::P)?;
-            let mut q = vec![0; buffer.len()];
-            rest(&mut q, Role::Q)?;
-            add(&mut q, buffer, b);
+            add(&mut q, p, b);
             scale(&mut q, inverse(a ^ b));
-            buffer.copy_from_slice(&q);
-            Ok(())
         }
     }
+    p.copy_from_slice(&q);
+    Ok(())
 }
 
 /// Adds `bytes` times `factor`.
