@@ -110,7 +110,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineChoice,
 
-    /// Number of processors, as cores of one socket; then ,sockets=N ,cores=N of each ,threads=N of each core [default: 1]
+    /// Number of processors; then ,sockets=N ,cores=N of each socket ,threads=N of each core [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<spec::Cpus>,
 
