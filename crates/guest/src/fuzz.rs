@@ -13,7 +13,7 @@ pub fn fuzz_storage(bytes: &[u8]) {
     if bytes.is_empty() {
         return;
     }
-    let volume: Arc<dyn Volume> = Arc::new(Cyclic(bytes.to_vec()));
+    let volume = disk_of(bytes);
     let storage = Storage::of_volumes(vec![Arc::clone(&volume)]);
     for fs in storage.volumes.iter().filter_map(|found| found.fs.as_ref()) {
         read_some(fs);
@@ -38,6 +38,11 @@ fn read_some(fs: &Rc<dyn FileSystem>) {
             let _ = tree.read_dir(&path);
         }
     }
+}
+
+/// A disk that repeats these bytes, which are not none.
+pub fn disk_of(bytes: &[u8]) -> Arc<dyn Volume> {
+    Arc::new(Cyclic(bytes.to_vec()))
 }
 
 /// A disk on which every address leads to bytes that were given.

@@ -16,6 +16,8 @@ use crate::volume::{Numbered, Volume};
 
 /// Most volumes that are looked at, all disks together.
 const MAX_VOLUMES: usize = 1024;
+/// Most that a read of a volume may cost.
+const MAX_COST: u64 = 1 << 14;
 
 /// What is on the disks.
 #[derive(Default)]
@@ -89,6 +91,8 @@ struct Pending {
     volume: Arc<dyn Volume>,
     report: VolumeReport,
     grub: String,
+    /// What a read of it costs at most: the places that it leads to, doubled by each layer.
+    cost: u64,
 }
 
 impl Storage {
@@ -168,6 +172,7 @@ impl Storage {
                 },
                 grub: grub.clone(),
                 volume: Arc::clone(&disk),
+                cost: 1,
             });
         }
         for partition in partitions {
@@ -183,6 +188,7 @@ impl Storage {
                 },
                 grub: format!("{grub},{kind}{}", partition.number),
                 volume,
+                cost: 1,
             });
         }
         self.disks.push(report);
@@ -190,7 +196,7 @@ impl Storage {
 
     /// Opens what is on a volume, unless that is a part of an array, which may begin with anything.
     fn look_at(&mut self, pending: Pending, is_part: bool) {
-        let Pending { volume, mut report, grub } = pending;
+        let Pending { volume, mut report, grub, .. } = pending;
         let mut opened = None;
         let content = if is_part {
             report.content = Some("linux_raid_member".into());
@@ -272,18 +278,24 @@ impl Storage {
 #[derive(Default)]
 struct Layers {
     physical: Vec<lvm::Physical>,
-    members: Vec<md::Member>,
+    /// What reads of all these cost together.
+    physical_cost: u64,
+    /// With what reads of them cost.
+    members: Vec<(md::Member, u64)>,
 }
 
 impl Layers {
     /// Remembers a volume that is part of another one; whether there is nothing to be seen on it alone.
     fn add(&mut self, pending: &Pending) -> bool {
         let Some(member) = md::member(&pending.volume) else {
-            self.physical.extend(lvm::physical(&pending.volume).ok());
+            if let Ok(physical) = lvm::physical(&pending.volume) {
+                self.physical.push(physical);
+                self.physical_cost += pending.cost;
+            }
             return false;
         };
         let is_part = !member.is_alike();
-        self.members.push(member);
+        self.members.push((member, pending.cost));
         is_part
     }
 
@@ -291,43 +303,53 @@ impl Layers {
     fn assemble(&mut self, pending: &mut VecDeque<Pending>, storage: &mut Storage) -> bool {
         let mut members = std::mem::take(&mut self.members);
         if members.is_empty() {
+            let cost = std::mem::take(&mut self.physical_cost);
             for logical in lvm::logical(&std::mem::take(&mut self.physical)) {
                 let doubled = |name: &str| name.replace('-', "--");
                 let full = format!("{}-{}", doubled(&logical.group), doubled(&logical.name));
                 let grub = format!("lvm/{full}");
                 let (name, notes) = (format!("mapper/{full}"), logical.notes);
                 let report = VolumeReport { name, notes, ..VolumeReport::default() };
-                add(report, grub, logical.volume, pending, storage);
+                add(report, grub, logical.volume, cost, pending, storage);
             }
             return !pending.is_empty();
         }
-        while let Some(first) = members.first() {
+        while let Some((first, _)) = members.first() {
             let array = first.array.clone();
-            let (these, others) = members.into_iter().partition(|member| member.array == array);
+            let (these, others): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|(member, _)| member.array == array);
             members = others;
-            let these: Vec<md::Member> = these;
+            let (these, costs): (Vec<_>, Vec<u64>) = these.into_iter().unzip();
             let name = &these[0].name;
             let is_number = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
             let linux = if is_number { format!("md{name}") } else { format!("md/{name}") };
             let report = VolumeReport { name: linux, ..VolumeReport::default() };
-            add(report, format!("md/{name}"), md::assemble(&these), pending, storage);
+            let (grub, cost) = (format!("md/{name}"), costs.iter().sum());
+            add(report, grub, md::assemble(&these), cost, pending, storage);
         }
         true
     }
 }
 
-/// A volume that was put together, or one that could not be.
+/// A volume that was put together, or one that could not be. `below` is what reads of what it is made of cost together.
 fn add(
     mut report: VolumeReport,
     grub: String,
     volume: Result<Arc<dyn Volume>, String>,
+    below: u64,
     pending: &mut VecDeque<Pending>,
     storage: &mut Storage,
 ) {
+    let cost = below * 2;
+    let volume = volume.and_then(|volume| {
+        // Volumes may be made to lie on each other, again and again.
+        let is_plain = cost <= MAX_COST;
+        is_plain.then_some(volume).ok_or_else(|| "it lies on too many others".to_owned())
+    });
     match volume {
         Ok(volume) => {
             report.length = volume.len();
-            pending.push_back(Pending { volume, report, grub });
+            pending.push_back(Pending { volume, report, grub, cost });
         }
         Err(why) => {
             report.notes.push(why);
@@ -353,6 +375,17 @@ fn letters(mut index: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
+
+    /// A member of RAID 6 with one of three members, whose content begins with the same, and so on.
+    #[test]
+    fn arrays_that_lie_on_each_other_have_an_end() {
+        let disk = fuzz::disk_of(include_bytes!("../../../fuzz/seeds/guest_storage/md-raid6"));
+        let storage = Storage::of_volumes(vec![disk]);
+        let last = &storage.volumes.last().unwrap().report;
+        assert_eq!(last.notes, ["it lies on too many others"]);
+        assert!(storage.volumes.len() < 20);
+    }
 
     #[test]
     fn disks_have_linuxs_letters() {
