@@ -159,7 +159,8 @@ const OPENERS: [(&str, Opener); 8] = [
 /// Finds out what is on `volume` and opens it.
 pub fn open(volume: Arc<dyn Volume>) -> Content {
     let start = read_up_to(&*volume, 0, START).unwrap_or_default();
-    let Some(kind) = detect(&start) else { return Content::Unknown };
+    let log = || xfs::is_log(&*volume, None).then_some(XFS_LOG);
+    let Some(kind) = detect(&start).or_else(log) else { return Content::Unknown };
     let names = |note| {
         let (uuid, label) = names_of(kind, &start);
         Recognised { kind, uuid, label, note }
@@ -265,8 +266,6 @@ fn detect(start: &[u8]) -> Option<&'static str> {
         "jfs"
     } else if has(32, b"NXSB") {
         "apfs"
-    } else if has(0, &0xfeed_babe_u32.to_be_bytes()) {
-        XFS_LOG
     } else if fat::is_fat(start) {
         "vfat"
     } else {

@@ -58,12 +58,17 @@ struct Transaction {
 
 const TRANSACTION_HEADER: usize = 16;
 
-/// The log of the file system with this UUID lies on a volume of its own, of which a record tells.
-pub fn is_log_of(volume: &dyn Volume, uuid: &[u8]) -> bool {
+/// A volume is a log, which begins somewhere in a record; that of the file system with this UUID, if one is given.
+pub fn is_log(volume: &dyn Volume, uuid: Option<&[u8]>) -> bool {
     const UUID: std::ops::Range<usize> = 304..320;
     let start = read_up_to(volume, 0, MAX_RECORD as usize).unwrap_or_default();
     let mut sectors = start.chunks_exact(SECTOR as usize);
-    sectors.any(|sector| at::be32(sector, 0) == Some(MAGIC) && sector[UUID] == *uuid)
+    let is_version = |sector| matches!(at::be32(sector, 8), Some(1 | 2));
+    sectors.any(|sector| {
+        at::be32(sector, 0) == Some(MAGIC)
+            && is_version(sector)
+            && uuid.is_none_or(|uuid| sector[UUID] == *uuid)
+    })
 }
 
 impl<'a> Log<'a> {

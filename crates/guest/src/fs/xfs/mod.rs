@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use self::extents::Extents;
+pub use self::log::is_log;
 use super::walk::{Nodes, Walk};
 use super::{Entry, FileSystem, Kind, Metadata, folder};
 use crate::volume::{Volume, at, read, text_of, uuid_of};
@@ -91,7 +92,7 @@ pub fn open_spread(
         notes.push("files on its realtime device are not read here".to_owned());
     }
     let log = if has_external_log(&sector) {
-        all.iter().find(|other| log::is_log_of(&***other, &sector[UUID]))
+        all.iter().find(|other| is_log(&***other, Some(&sector[UUID])))
     } else {
         Some(volume)
     };
