@@ -133,18 +133,8 @@ impl Storage {
     fn add_disk(&mut self, index: usize, disk: Arc<dyn Volume>, pending: &mut VecDeque<Pending>) {
         let name = format!("vd{}", letters(index));
         let grub = format!("hd{index}");
-        let mut report = DiskReport { length: disk.len(), table: None, notes: Vec::new() };
-        if let Some(member) = firmware::member(&*disk) {
-            self.disks.push(report);
-            let report = VolumeReport {
-                name,
-                length: disk.len(),
-                content: Some(member.kind.to_owned()),
-                notes: member.note.into_iter().collect(),
-                ..VolumeReport::default()
-            };
-            return self.volumes.push(Found { report, grub, fs: None });
-        }
+        let notes = firmware::note(&*disk).into_iter().collect();
+        let mut report = DiskReport { length: disk.len(), table: None, notes };
         let table = match partition::read(&*disk) {
             Ok(table) => table,
             Err(error) => {
