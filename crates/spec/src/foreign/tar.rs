@@ -41,14 +41,20 @@ pub(crate) fn first_member(path: &Path) -> Result<(Box<str>, Vec<u8>)> {
     Ok((first.name, bytes))
 }
 
+/// What is in a file, or in what gzip has compressed into it; `cache` as in [`ReadOptions::cache`](super::ReadOptions::cache).
+pub(crate) fn open_unpacked(path: &Path, cache: Option<&Path>) -> disk::Result<Arc<dyn Source>> {
+    let source: Arc<dyn Source> = Arc::new(FileSource::open(path, true)?);
+    match GzipSource::is_gzip(&*source)? {
+        true => Ok(Arc::new(GzipSource::open(source, cache)?)),
+        false => Ok(source),
+    }
+}
+
 impl Archive {
     /// Reads the headers of all members, which may be `most`; [`ReadOptions::cache`](super::ReadOptions::cache).
     pub fn open(path: &Path, most: usize, cache: Option<&Path>) -> Result<Self> {
         let failed = |error| failed(path, error);
-        let mut source: Arc<dyn Source> = Arc::new(FileSource::open(path, true).map_err(failed)?);
-        if GzipSource::is_gzip(&*source).map_err(failed)? {
-            source = Arc::new(GzipSource::open(source, cache).map_err(failed)?);
-        }
+        let source = open_unpacked(path, cache).map_err(failed)?;
         let members = index(&*source, path, most)?;
         let path = std::fs::canonicalize(path)
             .map_err(|source| Error::Read { path: path.to_owned(), source })?;

@@ -1,12 +1,9 @@
 //! The archives of `vzdump`, `NAME.vma` and `NAME.vma.gz`: the configuration, and the disks under the names that it gives them.
 
 use std::path::Path;
-use std::sync::Arc;
-
-use disk::{FileSource, GzipSource, Source};
 
 use super::super::description::{Description, DriveKind, FileRef, FileState, Level};
-use super::super::text;
+use super::super::{tar, text};
 use super::of_text;
 use crate::Result;
 
@@ -16,7 +13,7 @@ const CONFIGURATION: &str = "qemu-server.conf";
 /// Whether a file of this name, which begins so, is an archive.
 pub(crate) fn is_backup(head: &[u8], path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    head.starts_with(b"VMA\0") || head.starts_with(&[0x1f, 0x8b]) && name.ends_with(".vma.gz")
+    head.starts_with(b"VMA\0") || tar::is_gzip(head) && name.ends_with(".vma.gz")
 }
 
 /// Reads the VM in an archive; `cache` as in [`ReadOptions::cache`](super::super::ReadOptions::cache).
@@ -26,10 +23,7 @@ pub(crate) fn read_backup(path: &Path, cache: Option<&Path>) -> Result<Descripti
         let causes: String = causes.map(|cause| format!(": {cause}")).collect();
         text::error(path, format!("{error}{causes}"))
     };
-    let mut source: Arc<dyn Source> = Arc::new(FileSource::open(path, true).map_err(wrong)?);
-    if GzipSource::is_gzip(&*source).map_err(wrong)? {
-        source = Arc::new(GzipSource::open(source, cache).map_err(wrong)?);
-    }
+    let source = tar::open_unpacked(path, cache).map_err(wrong)?;
     let contents = disk::vma_contents(&*source).map_err(wrong)?.unwrap_or_default();
     let configuration = contents.configurations.iter().find(|(name, _)| name == CONFIGURATION);
     let missing = || text::error(path, format!("There is no {CONFIGURATION} in this archive"));

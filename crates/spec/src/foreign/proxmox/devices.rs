@@ -4,7 +4,6 @@ use super::super::description::{
     Bus, Description, Drive, DriveKind, FileRef, NetworkCard, SerialPort, Unread, mac,
 };
 use super::syntax::{Entry, decoded};
-use crate::Result;
 
 /// How a drive is read, written and backed up there.
 const KNOWN_OF_DRIVES: &[&str] = &[
@@ -58,7 +57,7 @@ pub(super) fn drive(
     index: u32,
     locate: &dyn Fn(&str) -> FileRef,
     unread: &mut Vec<Unread>,
-) -> Result<Drive> {
+) -> Drive {
     let (bus, controller, unit) = place(entry.word(), index).unwrap_or_default();
     let mut drive = Drive::new(DriveKind::Disk, bus, controller, unit);
     drive.target = Some(entry.key.clone());
@@ -85,7 +84,7 @@ pub(super) fn drive(
             }
         }
     }
-    Ok(drive)
+    drive
 }
 
 /// A volume's format: what its name ends in, raw where volumes are devices.

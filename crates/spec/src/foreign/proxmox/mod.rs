@@ -140,7 +140,7 @@ fn of_text(text: &str, path: &Path, locate: &dyn Fn(&str) -> FileRef) -> Result<
             ("scsihw", _) => scsi = Some(value.to_owned()),
             ("boot" | "bootdisk", _) => order.extend(boot_order(entry)),
             ("scsi" | "sata" | "ide" | "virtio", Some(index)) => {
-                let drive = devices::drive(entry, index, locate, &mut vm.unread)?;
+                let drive = devices::drive(entry, index, locate, &mut vm.unread);
                 vm.controller(drive.bus, drive.controller, None);
                 vm.drives.push(drive);
             }
