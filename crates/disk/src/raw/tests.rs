@@ -1,9 +1,13 @@
+#[path = "../../tests/formats/loop_device.rs"]
+mod loop_device;
+
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 
+use self::loop_device::LoopDevice;
 use super::*;
 use crate::{Extents, Holder};
 
@@ -272,36 +276,10 @@ proptest! {
     }
 }
 
-/// A loop device over a file, which ends with the value.
-struct LoopDevice {
-    path: String,
-    file: tempfile::NamedTempFile,
-}
-
-impl LoopDevice {
-    /// `None` where we may not make one.
-    fn new() -> Option<Self> {
-        let file = scratch(LENGTH);
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file.path())
-            .output()
-            .ok()
-            .filter(|output| output.status.success())?;
-        let path = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        Some(Self { path, file })
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
-    }
-}
-
 #[test]
 fn block_devices_are_disks_too() {
-    let Some(device) = LoopDevice::new() else {
+    let backing = scratch(LENGTH);
+    let Some(device) = LoopDevice::new(backing.path()) else {
         eprintln!("skipped: loop devices need root");
         return;
     };
@@ -334,11 +312,12 @@ fn block_devices_are_disks_too() {
 
 #[test]
 fn a_file_that_is_mounted_is_in_use() {
-    let Some(device) = LoopDevice::new() else {
+    let backing = scratch(LENGTH);
+    let Some(device) = LoopDevice::new(backing.path()) else {
         eprintln!("skipped: loop devices need root");
         return;
     };
-    let image = device.file.path();
+    let image = backing.path();
     let options = OpenOptions { read_only: true, direct: false };
     let point = tempfile::tempdir().unwrap();
     let run = |program: &str, arguments: &[&str]| {
@@ -362,7 +341,8 @@ fn a_file_that_is_mounted_is_in_use() {
 #[test]
 fn a_disk_is_converted_onto_a_block_device() {
     use crate::{ConvertOptions, Format};
-    let Some(device) = LoopDevice::new() else {
+    let backing = scratch(LENGTH);
+    let Some(device) = LoopDevice::new(backing.path()) else {
         eprintln!("skipped: loop devices need root");
         return;
     };

@@ -1,31 +1,11 @@
 //! Images that name the host's devices, as VirtualBox and VMware's desktop write them for disks of the host.
 
-use std::path::PathBuf;
-use std::process::Command;
-
 use disk::{Error, FilePolicy, ImageOptions};
 
 use crate::common::{Workshop, assert_disk_holds, chain, read_only};
+use crate::loop_device::LoopDevice;
 
 const LENGTH: usize = 4 << 20;
-
-/// A loop device of a file, which ends with the value.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    /// `None` where we may not make one.
-    fn new(file: &PathBuf) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
-        let path = String::from_utf8(made.stdout).ok()?.trim().to_owned();
-        made.status.success().then_some(Self(path))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
 
 #[test]
 fn vmdk_over_a_device_is_read_and_written_where_it_may_be_named() {
@@ -36,7 +16,7 @@ fn vmdk_over_a_device_is_read_and_written_where_it_may_be_named() {
     // A copy of the part before the first partition lies in a file; one partition is not to be seen.
     let mut raw = std::fs::read(workshop.path("disk.raw")).unwrap();
     std::fs::write(workshop.path("disk-pt.vmdk"), &raw[..1 << 20]).unwrap();
-    let name = &device.0;
+    let name = &device.path;
     let kinds = [
         ("fullDevice", format!("RW 8192 FLAT \"{name}\" 0\n")),
         (

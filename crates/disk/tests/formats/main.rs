@@ -10,6 +10,7 @@ mod cut;
 mod devices;
 mod differencing;
 mod link_vhdx;
+mod loop_device;
 mod make_vma;
 mod oracles;
 mod parallels;
